@@ -1,0 +1,150 @@
+"""The Reranker resource as typed values, read from what the API server returns.
+
+The CRD under ``crds/`` is the source of truth for what is allowed; defaults here are the CRD's own, so that an object
+stored by an older schema reads the same. A test holds the two together. Nothing here decides anything.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+Device = Literal["auto", "cuda", "cpu"]
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
+Backend = Literal["auto", "torch"]
+Activation = Literal["auto", "sigmoid", "identity"]
+LongDocuments = Literal["truncate", "reject"]
+ConditionStatus = Literal["True", "False", "Unknown"]
+
+
+class _Resource(msgspec.Struct, rename="camel", frozen=True, omit_defaults=True):
+    """Camel-case on the wire, snake-case in code; what a newer schema adds is ignored by older code."""
+
+
+class Model(_Resource, frozen=True):
+    """Which weights: ``uri`` (hf://, file:// or pvc://), the pinned ``revision`` and how scores come out."""
+
+    uri: str
+    revision: str | None = None
+    allow_floating_revision: bool = False
+    sha256: dict[str, str] = {}
+    max_length: int | None = None
+    activation: Activation = "auto"
+    temperature: float = 1.0
+    trust_remote_code: bool = False
+
+
+class Runtime(_Resource, frozen=True):
+    """What a worker runs on."""
+
+    device: Device = "auto"
+    precision: Precision = "auto"
+    backend: Backend = "auto"
+    resources: dict[str, dict[str, str | int]] = {}
+    pod_template: dict[str, Any] = {}
+
+
+class Batching(_Resource, frozen=True):
+    """How a worker groups pairs; ``max_delay`` is a duration, the others count tokens."""
+
+    max_delay: str = "5ms"
+    length_bucket: int = 16
+    max_batch_tokens: int | None = None
+
+
+class Requests(_Resource, frozen=True):
+    """What one client request may ask for."""
+
+    max_documents: int = 1000
+    max_body_bytes: str | int = "8Mi"
+    timeout: str = "10s"
+    queue_limit: int = 1000
+    long_documents: LongDocuments = "truncate"
+
+
+class Scaling(_Resource, frozen=True):
+    """Bounds of the replica count."""
+
+    min_replicas: int = 0
+    max_replicas: int = 1000
+
+
+class Rollout(_Resource, frozen=True):
+    """How a new revision takes over."""
+
+    strategy: Literal["Replace"] = "Replace"
+
+
+class RerankerSpec(_Resource, frozen=True):
+    model: Model
+    runtime: Runtime = Runtime()
+    batching: Batching = Batching()
+    requests: Requests = Requests()
+    scaling: Scaling = Scaling()
+    rollout: Rollout = Rollout()
+    replicas: int | None = None
+    suspend: bool = False
+
+
+class Condition(_Resource, frozen=True):
+    """A Kubernetes condition; ``last_transition_time`` is RFC 3339 in UTC."""
+
+    type: str
+    status: ConditionStatus
+    reason: str
+    message: str
+    observed_generation: int
+    last_transition_time: str
+
+
+class TrafficShare(_Resource, frozen=True):
+    """``percent`` of requests that go to the workers of ``revision`` (the value of the revision label)."""
+
+    revision: str
+    percent: int
+
+
+class RejectedRevision(_Resource, frozen=True):
+    """A revision that could not be served and was taken back; it is not tried again until the spec changes."""
+
+    revision: str
+    reason: str
+    message: str
+
+
+class RerankerStatus(_Resource, frozen=True):
+    observed_generation: int = 0
+    replicas: int = 0
+    ready_replicas: int = 0
+    selector: str = ""
+    current_revision: str | None = None
+    """The revision that serves."""
+    updated_revision: str | None = None
+    """The revision that the spec asks for."""
+    rejected_revision: RejectedRevision | None = None
+    traffic: list[TrafficShare] = []
+    conditions: list[Condition] = []
+
+
+class Metadata(_Resource, frozen=True):
+    name: str
+    namespace: str
+    uid: str = ""
+    generation: int = 0
+    resource_version: str = ""
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    deletion_timestamp: str | None = None
+
+
+class Reranker(_Resource, frozen=True):
+    metadata: Metadata
+    spec: RerankerSpec
+    status: RerankerStatus = RerankerStatus()
+
+
+def parse_reranker(body: Any) -> Reranker:
+    """The typed Reranker in ``body``, the mapping that the API server returned.
+
+    Raises msgspec.ValidationError naming the field when the object does not fit (it was stored under another schema).
+    """
+    return msgspec.convert(body, Reranker)

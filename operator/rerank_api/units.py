@@ -1,0 +1,49 @@
+"""Durations and quantities in Kubernetes' own spelling ("150ms", "5m30s", "8Mi") to seconds and bytes.
+
+Only parses and formats; which values a field accepts is the CRD's business.
+"""
+
+import re
+
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s)")
+_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T)?")
+_FACTORS = {
+    None: 1,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in a Go-style duration such as ``"5ms"``, ``"1m30s"`` or ``"0s"``.
+
+    Raises ValueError when the text is not one.
+    """
+    seconds, end = 0.0, 0
+    for part in _DURATION_PART.finditer(text):
+        if part.start() != end:
+            break
+        seconds += float(part[1]) * _SECONDS[part[2]]
+        end = part.end()
+    if end == 0 or end != len(text):
+        raise ValueError(f"{text!r} is not a duration: write numbers with units, such as 5ms, 10s or 1m30s")
+    return seconds
+
+
+def parse_quantity(value: str | int) -> int:
+    """Whole units (bytes, for memory) in a Kubernetes quantity such as ``"8Mi"``, ``"1.5G"`` or ``1048576``.
+
+    Raises ValueError when the value is not one.
+    """
+    match = _QUANTITY.fullmatch(str(value))
+    if match is None:
+        raise ValueError(f"{value!r} is not a quantity: write a number with an optional unit, such as 8Mi or 500k")
+    return int(float(match[1]) * _FACTORS[match[2]])
