@@ -1,0 +1,66 @@
+"""Fixtures of the end-to-end tests: one cluster and one release a session, one namespace a module.
+
+By default the cluster is the local one (``e2e``), left running for the next session. With KUBECONFIG and
+RERANK_E2E_OPERATOR_IMAGE set, the same tests run on that cluster; those that kill processes by pid are skipped there.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness.cluster import STATE, Cluster, local_cluster
+from harness.release import Release, namespace
+
+OPERATOR_IMAGE = os.environ.get("RERANK_E2E_OPERATOR_IMAGE")
+WORKER_IMAGE = os.environ.get("RERANK_E2E_WORKER_IMAGE")
+MODEL_URI = os.environ.get("RERANK_E2E_MODEL_URI")
+OTHER_MODEL_URI = os.environ.get("RERANK_E2E_OTHER_MODEL_URI")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if OPERATOR_IMAGE:
+        skip = pytest.mark.skip(reason="kills or freezes processes by pid: local cluster only")
+        for item in items:
+            if item.get_closest_marker("local_only"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def kube() -> Cluster:
+    """The cluster under test, without the chart."""
+    if OPERATOR_IMAGE:
+        return Cluster(kubeconfig=Path(os.environ["KUBECONFIG"]))
+    return local_cluster("e2e", nodes=2)
+
+
+@pytest.fixture(scope="session")
+def release(kube: Cluster) -> Release:
+    """The chart, installed and available."""
+    values = []
+    if OPERATOR_IMAGE:
+        values = [f"image.repository={OPERATOR_IMAGE}", f"worker.image.repository={WORKER_IMAGE}"]
+    installed = Release(kube)
+    installed.install(*values)
+    return installed
+
+
+@pytest.fixture(scope="module")
+def test_namespace(request: pytest.FixtureRequest, kube: Cluster) -> Iterator[str]:
+    """A fresh namespace that enforces the restricted Pod Security Standard; gone after the module."""
+    name = "t-" + re.sub(r"[^a-z0-9]+", "-", request.module.__name__.rsplit(".", 1)[-1].removeprefix("test_").lower())
+    kube.apply(namespace(name))
+    yield name
+    kube.kubectl("delete", "namespace", name, "--wait=true", "--timeout=90s", timeout=100)
+
+
+@pytest.fixture(scope="session")
+def model_uri() -> str:
+    return MODEL_URI or f"file://{STATE / 'models' / 'demo-reranker'}"
+
+
+@pytest.fixture(scope="session")
+def other_model_uri() -> str:
+    """Another model that loads: the deliberately worse revision of the demo model."""
+    return OTHER_MODEL_URI or f"file://{STATE / 'models' / 'demo-reranker-worse'}"
