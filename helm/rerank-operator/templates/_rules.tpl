@@ -1,0 +1,35 @@
+{{/* What the operator may do where it watches. No Secrets, no writing of Pods, no escalation. */}}
+{{- define "rerank.rules.operator" -}}
+- apiGroups: [rerank.dev]
+  resources: [rerankers]
+  verbs: [get, list, watch]
+- apiGroups: [rerank.dev]
+  resources: [rerankers/status]
+  verbs: [patch]
+# Owner references that block deletion: asked for where OwnerReferencesPermissionEnforcement is on (OpenShift).
+- apiGroups: [rerank.dev]
+  resources: [rerankers/finalizers]
+  verbs: [update]
+- apiGroups: [apps]
+  resources: [deployments, controllerrevisions]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+- apiGroups: ["", events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}
+
+{{/* What the gateway may do where it watches: read. */}}
+{{- define "rerank.rules.gateway" -}}
+- apiGroups: [rerank.dev]
+  resources: [rerankers]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+{{- end -}}
