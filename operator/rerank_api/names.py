@@ -20,6 +20,12 @@ LABEL_INSTANCE = "app.kubernetes.io/instance"
 LABEL_COMPONENT = "app.kubernetes.io/component"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 
+# Annotations of Deployments that the operator writes for itself.
+ANNOTATION_APPLIED = f"{GROUP}/applied"
+"""Digest of the manifest that was applied last: tells a change by others from a change of ours."""
+ANNOTATION_LENT_TO = f"{GROUP}/lent-to"
+"""The newer revision for which one replica of this one has been freed."""
+
 APP_NAME = "rerank"
 COMPONENT_WORKER = "worker"
 MANAGED_BY = "rerank-operator"
