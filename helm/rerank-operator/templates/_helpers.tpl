@@ -4,13 +4,19 @@
 {{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
 {{- else -}}
 {{- $name := default "rerank" .Values.nameOverride -}}
-{{- $release := trimSuffix "-operator" .Release.Name -}}
-{{- if contains $name $release -}}
-{{- $release | trunc 52 | trimSuffix "-" -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" $release $name | trunc 52 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Name of what belongs to one component; no rerank-operator-operator. Takes (list $ component). */}}
+{{- define "rerank.componentName" -}}
+{{- $fullname := include "rerank.fullname" (index . 0) -}}
+{{- $suffix := printf "-%s" (index . 1) -}}
+{{- $fullname | trimSuffix $suffix }}{{ $suffix -}}
 {{- end -}}
 
 {{/* Prefix of cluster-wide objects: two releases of one name may live in two namespaces. */}}
@@ -57,5 +63,5 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- $root := index . 0 -}}
 {{- $component := index . 1 -}}
 {{- $account := (index $root.Values $component).serviceAccount -}}
-{{- default (printf "%s-%s" (include "rerank.fullname" $root) $component) $account.name -}}
+{{- default (include "rerank.componentName" .) $account.name -}}
 {{- end -}}

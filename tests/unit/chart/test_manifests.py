@@ -1,0 +1,355 @@
+"""What the chart creates: labels, selectors, Pod Security, permissions, and each setting's effect."""
+
+from typing import Any
+
+import pytest
+import yaml
+from harness.cluster import ROOT
+from rerank_api import names
+from rerank_api.reranker import Requests
+from rerank_api.units import parse_duration
+
+FULL = {
+    "commonLabels": {"team": "search"},
+    "image": {"registry": "registry.example.com/team", "tag": "1.2.3", "digest": "sha256:" + "a" * 64},
+    "worker": {"image": {"registry": "registry.example.com:5000", "repository": "w", "pullPolicy": "Always"}},
+    "imagePullSecrets": [{"name": "pull"}],
+    "watchNamespaces": ["search", "shop"],
+    "logging": {"format": "text"},
+    "security": {"runAsUser": 1234},
+    "operator": {
+        "replicas": 3,
+        "nodeSelector": {"pool": "system"},
+        "tolerations": [{"key": "system", "operator": "Exists"}],
+        "priorityClassName": "system-cluster-critical",
+        "podAnnotations": {"a": "b"},
+        "podLabels": {"c": "d"},
+        "extraArgs": ["--help"],
+        "extraEnv": [{"name": "E", "value": "1"}],
+        "serviceAccount": {"annotations": {"e": "f"}},
+    },
+    "gateway": {
+        "replicas": 1,
+        "affinity": {"podAntiAffinity": {}},
+        "topologySpreadConstraints": [{"topologyKey": "rack", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}],
+        "serviceAccount": {"create": False, "name": "mine"},
+        "apiKeys": {"existingSecret": "rerank-keys", "key": "list"},
+        "service": {"type": "LoadBalancer", "port": 8000, "annotations": {"g": "h"}},
+        "ingress": {
+            "enabled": True,
+            "className": "nginx",
+            "hosts": ["rerank.example.com"],
+            "tls": [{"secretName": "t"}],
+        },
+    },
+    "networkPolicy": {"enabled": True, "gatewayFrom": [{"podSelector": {}}]},
+    "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+}
+SETS = {
+    "defaults": {},
+    "everything": FULL,
+    "bare": {
+        "crds": {"enabled": False},
+        "rbac": {"aggregateToUserRoles": False},
+        "security": {"runAsUser": None},
+        "operator": {"replicas": 1, "resources": None},
+        "networkPolicy": {"enabled": True},
+    },
+    "own rbac": {"rbac": {"create": False}, "podMonitor": {"enabled": True}},
+}
+CLUSTER_WIDE = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
+NAME = "rerank-operator"
+GATEWAY = "rerank-operator-gateway"
+
+
+@pytest.fixture(params=SETS.values(), ids=SETS.keys())
+def rendered(request: pytest.FixtureRequest, render: Any) -> Any:
+    return render(request.param)
+
+
+def pod_of(deployment: dict[str, Any]) -> dict[str, Any]:
+    return deployment["spec"]["template"]["spec"]
+
+
+def container_of(deployment: dict[str, Any]) -> dict[str, Any]:
+    (container,) = pod_of(deployment)["containers"]
+    return container
+
+
+def test_every_object_is_labelled_named_once_and_in_a_namespace(rendered: Any):
+    seen = set()
+    for manifest in rendered.manifests:
+        metadata = manifest["metadata"]
+        identity = (manifest["kind"], metadata.get("namespace"), metadata["name"])
+        assert identity not in seen
+        seen.add(identity)
+        assert ("namespace" in metadata) is (manifest["kind"] not in CLUSTER_WIDE), identity
+        labels = metadata["labels"]
+        assert labels["app.kubernetes.io/name"] == "rerank-operator", identity
+        assert labels["app.kubernetes.io/instance"] == "rerank-operator", identity
+        assert labels["app.kubernetes.io/managed-by"] == "Helm", identity
+        assert {"helm.sh/chart", "app.kubernetes.io/version", "app.kubernetes.io/part-of"} <= set(labels), identity
+        assert all(isinstance(value, str) and len(value) <= 63 for value in labels.values()), identity
+
+
+def test_selectors_find_their_pods_and_no_other(rendered: Any):
+    pods = {d["metadata"]["name"]: d["spec"]["template"]["metadata"]["labels"] for d in rendered.of("Deployment")}
+    worker = {
+        names.LABEL_NAME: names.APP_NAME,
+        names.LABEL_INSTANCE: "rerank-operator",
+        names.LABEL_COMPONENT: names.COMPONENT_WORKER,
+        names.LABEL_MANAGED_BY: names.MANAGED_BY,
+    }
+    selectors = {
+        (m["kind"], m["metadata"]["name"]): m["spec"]["selector"].get("matchLabels", m["spec"]["selector"])
+        for kind in ("Deployment", "Service", "PodDisruptionBudget", "PodMonitor")
+        for m in rendered.of(kind)
+    }
+    selectors |= {
+        ("NetworkPolicy", m["metadata"]["name"]): m["spec"]["podSelector"]["matchLabels"]
+        for m in rendered.of("NetworkPolicy")
+    }
+    for (kind, name), selector in selectors.items():
+        found = {pod for pod, labels in {**pods, "worker": worker}.items() if selector.items() <= labels.items()}
+        expected = "worker" if name.endswith("-workers") else name
+        assert found == {expected}, (kind, name)
+
+
+def test_every_pod_meets_the_restricted_pod_security_standard(rendered: Any):
+    assert len(rendered.of("Deployment")) == 2
+    for deployment in rendered.of("Deployment"):
+        pod, container = pod_of(deployment), container_of(deployment)
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"].get("runAsUser") != 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        assert all("hostPort" not in port for port in container["ports"])
+        assert all(set(volume) - {"name"} <= {"secret", "emptyDir"} for volume in pod.get("volumes", []))
+        assert all(mount["mountPath"].startswith("/run/") for mount in container.get("volumeMounts", []))
+
+
+def test_permissions_are_no_more_than_needed(rendered: Any):
+    writable = {"deployments", "controllerrevisions", "poddisruptionbudgets", "events", "leases"}
+    for role in rendered.of("ClusterRole") + rendered.of("Role"):
+        name = role["metadata"]["name"]
+        for rule in role["rules"]:
+            assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"], name
+            assert not {"secrets", "configmaps", "nodes", "pods/exec", "serviceaccounts"} & set(rule["resources"]), name
+            assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"]), name
+            if name.endswith(("-view", "-edit")):
+                assert rule["apiGroups"] == [names.GROUP]
+            elif name.endswith("-gateway"):
+                assert set(rule["verbs"]) <= {"get", "list", "watch"}
+            elif set(rule["verbs"]) - {"get", "list", "watch"}:
+                own = {"rerankers/status", "rerankers/finalizers"}
+                assert set(rule["resources"]) <= writable | own, (name, rule)
+
+
+def test_every_role_is_bound_to_an_account_that_pods_use(rendered: Any):
+    accounts = {pod_of(d)["serviceAccountName"] for d in rendered.of("Deployment")}
+    for kind in ("Role", "ClusterRole"):
+        roles = {(r["metadata"].get("namespace"), r["metadata"]["name"]) for r in rendered.of(kind)}
+        bindings = rendered.of(f"{kind}Binding")
+        bound = {(b["metadata"].get("namespace"), b["roleRef"]["name"]) for b in bindings}
+        assert bound == {r for r in roles if not r[1].endswith(("-view", "-edit"))}
+        for binding in bindings:
+            (subject,) = binding["subjects"]
+            assert subject["name"] in accounts
+            assert subject["namespace"] == "rerank-system"
+
+
+def test_the_crd_is_the_source_and_is_kept(render: Any):
+    source = yaml.safe_load((ROOT / "crds" / "rerankers.yaml").read_text())
+    for keep in (True, False):
+        (crd,) = render({"crds": {"keep": keep}}).of("CustomResourceDefinition")
+        assert crd["spec"] == source["spec"]
+        assert crd["metadata"]["name"] == source["metadata"]["name"]
+        kept = crd["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == "keep"
+        assert kept is keep
+    assert render({"crds": {"enabled": False}}).of("CustomResourceDefinition") == []
+
+
+@pytest.mark.parametrize(
+    ("release", "values", "operator", "gateway"),
+    [
+        ("rerank-operator", {}, "rerank-operator", "rerank-operator-gateway"),
+        ("rerank", {}, "rerank-operator", "rerank-gateway"),
+        ("prod", {}, "prod-rerank-operator", "prod-rerank-gateway"),
+        ("prod", {"nameOverride": "rr"}, "prod-rr-operator", "prod-rr-gateway"),
+        ("prod", {"fullnameOverride": "rr"}, "rr-operator", "rr-gateway"),
+        ("r" * 53, {}, "r" * 52 + "-operator", "r" * 52 + "-gateway"),
+    ],
+)
+def test_names(render: Any, release: str, values: dict[str, Any], operator: str, gateway: str):
+    found = render(values, release=release)
+    assert {d["metadata"]["name"] for d in found.of("Deployment")} == {operator, gateway}
+    (service,) = found.of("Service")
+    assert service["metadata"]["name"] == gateway
+
+
+def test_two_namespaces_share_no_cluster_wide_name(render: Any):
+    values = {"crds": {"enabled": False}}
+    one = {m["metadata"]["name"] for m in render(values, namespace="a").manifests if m["kind"] in CLUSTER_WIDE}
+    two = {m["metadata"]["name"] for m in render(values, namespace="b").manifests if m["kind"] in CLUSTER_WIDE}
+    assert one
+    assert not one & two
+
+
+def test_images(render: Any):
+    found = render(FULL)
+    image = "registry.example.com/team/rerank-operator:1.2.3@sha256:" + "a" * 64
+    assert {container_of(d)["image"] for d in found.of("Deployment")} == {image}
+    command = container_of(found.one("Deployment", NAME))["command"]
+    assert "--worker-image=registry.example.com:5000/w:0.1.0" in command
+    assert "--worker-image-pull-policy=Always" in command
+    assert container_of(render().one("Deployment", GATEWAY))["image"] == "rerank-operator:0.1.0"
+
+
+def test_watch_namespaces_gives_roles_instead_of_cluster_roles(render: Any):
+    found = render(FULL)
+    assert {r["metadata"]["name"] for r in found.of("ClusterRole")} == {
+        "rerank-system:rerank-operator-view",
+        "rerank-system:rerank-operator-edit",
+    }
+    assert found.of("ClusterRoleBinding") == []
+    assert {r["metadata"]["namespace"] for r in found.of("Role")} == {"rerank-system", "search", "shop"}
+    for deployment in found.of("Deployment"):
+        assert {"--namespace=search", "--namespace=shop"} <= set(container_of(deployment)["command"])
+    for deployment in render().of("Deployment"):
+        assert not [a for a in container_of(deployment)["command"] if a.startswith("--namespace")]
+
+
+def test_own_rbac(render: Any):
+    found = render({"rbac": {"create": False, "aggregateToUserRoles": False}})
+    assert not [m for m in found.manifests if m["apiVersion"].startswith("rbac.")]
+
+
+def test_user_roles_join_the_clusters_own(render: Any):
+    found = render()
+    view = found.one("ClusterRole", "rerank-system:rerank-operator-view")
+    edit = found.one("ClusterRole", "rerank-system:rerank-operator-edit")
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    assert {f"{prefix}{role}" for role in ("view", "edit", "admin")} <= set(view["metadata"]["labels"])
+    assert f"{prefix}view" not in edit["metadata"]["labels"]
+
+
+def test_lease_of_the_role_is_that_of_the_command(render: Any):
+    for release in ("rerank-operator", "prod"):
+        found = render(release=release)
+        (role,) = found.of("Role")
+        (lease,) = [rule["resourceNames"] for rule in role["rules"] if "resourceNames" in rule]
+        (operator,) = [d for d in found.of("Deployment") if d["metadata"]["name"].endswith("-operator")]
+        assert f"--lease-name={lease[0]}" in container_of(operator)["command"]
+        assert f"--lease-namespace={role['metadata']['namespace']}" in container_of(operator)["command"]
+
+
+def test_probes_and_service_name_ports_that_exist(rendered: Any):
+    for deployment in rendered.of("Deployment"):
+        container = container_of(deployment)
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert container[probe]["httpGet"]["port"] in ports
+        command = container["command"]
+        port_flag = "--metrics-port" if "--metrics-port=9090" in command else "--admin-port"
+        assert f"{port_flag}={ports['metrics']}" in command
+        if "http" in ports:
+            assert f"--port={ports['http']}" in command
+    (service,) = rendered.of("Service")
+    assert service["spec"]["ports"][0]["targetPort"] == "http"
+
+
+def test_disruption_budgets_only_for_two_or_more(render: Any):
+    assert {b["metadata"]["name"] for b in render().of("PodDisruptionBudget")} == {NAME, GATEWAY}
+    assert {b["metadata"]["name"] for b in render(FULL).of("PodDisruptionBudget")} == {NAME}
+
+
+def test_a_gateway_outlives_the_longest_request(render: Any):
+    crd = yaml.safe_load((ROOT / "crds" / "rerankers.yaml").read_text())
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["requests"]
+    assert "10m" in str(schema["properties"]["timeout"]), "the longest timeout changed: look at the grace period again"
+    deployment = render().one("Deployment", GATEWAY)
+    assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    grace = pod_of(deployment)["terminationGracePeriodSeconds"]
+    assert grace > parse_duration("10m") + 5
+    assert parse_duration(Requests().timeout) < parse_duration("10m")
+
+
+def test_api_keys_are_mounted_where_the_gateway_reads_them(render: Any):
+    deployment = render(FULL).one("Deployment", GATEWAY)
+    (volume,) = pod_of(deployment)["volumes"]
+    assert volume["secret"] == {"secretName": "rerank-keys", "items": [{"key": "list", "path": "keys"}]}
+    (mount,) = container_of(deployment)["volumeMounts"]
+    assert f"--api-keys-file={mount['mountPath']}/keys" in container_of(deployment)["command"]
+    assert mount["readOnly"] is True
+    plain = render().one("Deployment", GATEWAY)
+    assert "volumes" not in pod_of(plain)
+    assert not [a for a in container_of(plain)["command"] if a.startswith("--api-keys-file")]
+
+
+def test_settings_reach_the_pods(render: Any):
+    found = render(FULL)
+    operator, gateway = found.one("Deployment", NAME), found.one("Deployment", GATEWAY)
+    pod = pod_of(operator)
+    assert operator["spec"]["replicas"] == 3
+    assert pod["imagePullSecrets"] == [{"name": "pull"}]
+    assert pod["nodeSelector"] == {"pool": "system"}
+    assert pod["tolerations"] == [{"key": "system", "operator": "Exists"}]
+    assert pod["priorityClassName"] == "system-cluster-critical"
+    assert pod["securityContext"]["runAsUser"] == 1234
+    assert {c["whenUnsatisfiable"] for c in pod["topologySpreadConstraints"]} == {"ScheduleAnyway"}
+    assert operator["spec"]["template"]["metadata"]["annotations"] == {"a": "b"}
+    assert {"c": "d", "team": "search"}.items() <= operator["spec"]["template"]["metadata"]["labels"].items()
+    assert {"name": "E", "value": "1"} in container_of(operator)["env"]
+    assert container_of(operator)["command"][-1] == "--help"
+    assert found.one("ServiceAccount", NAME)["metadata"]["annotations"] == {"e": "f"}
+    assert pod_of(gateway)["serviceAccountName"] == "mine"
+    assert [a["metadata"]["name"] for a in found.of("ServiceAccount")] == [NAME]
+    assert pod_of(gateway)["affinity"] == {"podAntiAffinity": {}}
+    assert [c["topologyKey"] for c in pod_of(gateway)["topologySpreadConstraints"]] == ["rack"]
+    bare = render(SETS["bare"]).one("Deployment", NAME)
+    assert "runAsUser" not in pod_of(bare)["securityContext"]
+    assert "resources" not in container_of(bare)
+
+
+def test_service_and_ingress(render: Any):
+    (service,) = render(FULL).of("Service")
+    assert service["spec"]["type"] == "LoadBalancer"
+    assert service["spec"]["ports"][0]["port"] == 8000
+    assert service["metadata"]["annotations"] == {"g": "h"}
+    (ingress,) = render(FULL).of("Ingress")
+    assert ingress["spec"]["ingressClassName"] == "nginx"
+    assert ingress["spec"]["tls"] == [{"secretName": "t"}]
+    (rule,) = ingress["spec"]["rules"]
+    assert rule["host"] == "rerank.example.com"
+    backend = rule["http"]["paths"][0]["backend"]["service"]
+    assert backend == {"name": service["metadata"]["name"], "port": {"name": "http"}}
+    assert render().of("Ingress") == []
+
+
+def test_network_policies(render: Any):
+    found = render(FULL)
+    gateway = found.one("NetworkPolicy", GATEWAY)["spec"]["ingress"]
+    assert gateway[0] == {"ports": [{"port": "http"}], "from": [{"podSelector": {}}]}
+    assert gateway[1] == {"ports": [{"port": "metrics"}]}
+    assert found.one("NetworkPolicy", NAME)["spec"]["ingress"] == [{"ports": [{"port": "metrics"}]}]
+    assert render().of("NetworkPolicy") == []
+
+
+def test_pod_monitors_read_the_ports_that_serve_metrics(render: Any):
+    found = render(FULL)
+    monitors = {m["metadata"]["name"]: m for m in found.of("PodMonitor")}
+    assert set(monitors) == {NAME, GATEWAY, "rerank-operator-workers"}
+    for name, monitor in monitors.items():
+        assert monitor["metadata"]["labels"]["release"] == "prometheus"
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        assert endpoint["port"] == (names.WORKER_PORT_NAME if name.endswith("-workers") else "metrics")
+    workers = monitors["rerank-operator-workers"]["spec"]
+    assert workers["namespaceSelector"] == {"matchNames": ["search", "shop"]}
+    assert workers["podTargetLabels"] == [names.LABEL_RERANKER, names.LABEL_REVISION]
+    everywhere = render({"podMonitor": {"enabled": True}}).one("PodMonitor", "rerank-operator-workers")
+    assert everywhere["spec"]["namespaceSelector"] == {"any": True}
