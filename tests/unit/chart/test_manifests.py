@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import yaml
 from harness.cluster import ROOT
+from harness.release import CHART
 from rerank_api import names
 from rerank_api.reranker import Requests
 from rerank_api.units import parse_duration
@@ -62,7 +63,7 @@ NAME = "rerank-operator"
 GATEWAY = "rerank-operator-gateway"
 
 
-@pytest.fixture(params=SETS.values(), ids=SETS.keys())
+@pytest.fixture(params=list(SETS.values()), ids=list(SETS))
 def rendered(request: pytest.FixtureRequest, render: Any) -> Any:
     return render(request.param)
 
@@ -144,7 +145,7 @@ def test_permissions_are_no_more_than_needed(rendered: Any):
             if name.endswith(("-view", "-edit")):
                 assert rule["apiGroups"] == [names.GROUP]
             elif name.endswith("-gateway"):
-                assert set(rule["verbs"]) <= {"get", "list", "watch"}
+                assert set(rule["verbs"]) <= {"list", "watch"}
             elif set(rule["verbs"]) - {"get", "list", "watch"}:
                 own = {"rerankers/status", "rerankers/finalizers"}
                 assert set(rule["resources"]) <= writable | own, (name, rule)
@@ -164,7 +165,7 @@ def test_every_role_is_bound_to_an_account_that_pods_use(rendered: Any):
 
 
 def test_the_crd_is_the_source_and_is_kept(render: Any):
-    source = yaml.safe_load((ROOT / "crds" / "rerankers.yaml").read_text())
+    source = yaml.safe_load((CHART / "files" / "crds" / "rerankers.yaml").read_text())
     for keep in (True, False):
         (crd,) = render({"crds": {"keep": keep}}).of("CustomResourceDefinition")
         assert crd["spec"] == source["spec"]
@@ -246,6 +247,20 @@ def test_lease_of_the_role_is_that_of_the_command(render: Any):
         (operator,) = [d for d in found.of("Deployment") if d["metadata"]["name"].endswith("-operator")]
         assert f"--lease-name={lease[0]}" in container_of(operator)["command"]
         assert f"--lease-namespace={role['metadata']['namespace']}" in container_of(operator)["command"]
+
+
+def test_uninstalling_removes_the_lease_that_the_operator_made(render: Any):
+    found = render(release="prod")
+    (lease,) = found.of("Lease")
+    assert (
+        f"--lease-name={lease['metadata']['name']}"
+        in container_of(found.one("Deployment", "prod-rerank-operator"))["command"]
+    )
+    assert lease["metadata"]["annotations"]["helm.sh/hook"] == "post-delete"
+    assert set(lease["metadata"]["annotations"]["helm.sh/hook-delete-policy"].split(",")) == {
+        "before-hook-creation",
+        "hook-succeeded",
+    }
 
 
 def test_probes_and_service_name_ports_that_exist(rendered: Any):
