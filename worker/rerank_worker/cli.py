@@ -1,0 +1,135 @@
+"""The command line: what to serve and how, from flags (by hand) or from the operator's environment variable."""
+
+import argparse
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+import msgspec
+from rerank_api import names
+from rerank_api.reranker import Activation, Device, LongDocuments, Precision
+from rerank_api.worker_config import WorkerConfig
+
+from rerank_worker import logs
+from rerank_worker.engine.device import available_cores
+from rerank_worker.failures import ConfigurationFailure, StartupFailure, report, unexpected
+from rerank_worker.loading.model import load
+from rerank_worker.loading.source import parse_model
+from rerank_worker.server.lifecycle import Options, Server
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="rerank-worker", description="Serves one cross-encoder reranker over HTTP.")
+    commands = top.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser(
+        "serve",
+        help="load a model and answer POST /v1/score",
+        description=f"Serve a model named by flags, or by ${names.ENV_WORKER_CONFIG} (JSON) as the operator does.",
+    )
+    process = serve.add_argument_group("process")
+    process.add_argument("--host", help=f"address to bind (default: ${names.ENV_POD_IP}, else 127.0.0.1)")
+    process.add_argument("--port", type=int, default=names.WORKER_PORT, help="default: %(default)s; 0 picks a free one")
+    process.add_argument("--log-format", choices=("json", "text"), default="json", help="default: %(default)s")
+    process.add_argument("--threads", type=int, help="cores to use (default: those this process may use)")
+    process.add_argument(
+        "--lame-duck-seconds", type=float, default=3.0, help="go on accepting after SIGTERM (default: %(default)s)"
+    )
+    process.add_argument(
+        "--stall-seconds", type=float, default=60.0, help="longest that a batch may take (default: %(default)s)"
+    )
+    model = serve.add_argument_group("model", f"only without ${names.ENV_WORKER_CONFIG}")
+    model.add_argument("--model", help="a folder, file:///path or hf://org/name")
+    model.add_argument("--revision", help="commit of an hf:// model")
+    model.add_argument(
+        "--max-length", type=int, help="tokens of query and document (default: the model's, at most 512)"
+    )
+    model.add_argument("--activation", choices=get_args(Activation), help="default: the model's own")
+    model.add_argument("--temperature", type=float, help="divides logits before the activation (default: 1)")
+    model.add_argument("--device", choices=get_args(Device), help="default: a GPU where there is one")
+    model.add_argument("--precision", choices=get_args(Precision), help="default: float16 on a GPU, else float32")
+    model.add_argument("--max-batch-tokens", type=int, help="padded tokens in one batch (default: 16384)")
+    model.add_argument("--max-delay-seconds", type=float, help="longest wait for a fuller batch (default: 0.005)")
+    model.add_argument("--length-bucket", type=int, help="padded lengths are multiples of it (default: 16)")
+    model.add_argument("--long-documents", choices=get_args(LongDocuments), help="default: truncate")
+    return top
+
+
+_MODEL_FLAGS = (
+    "max_length",
+    "activation",
+    "temperature",
+    "device",
+    "precision",
+    "max_batch_tokens",
+    "max_delay_seconds",
+    "length_bucket",
+    "long_documents",
+)
+
+
+def read_config(arguments: argparse.Namespace, environment: Mapping[str, str]) -> WorkerConfig:
+    """What to serve. Raises ConfigurationFailure."""
+    given = environment.get(names.ENV_WORKER_CONFIG)
+    flags = {name: value for name in _MODEL_FLAGS if (value := getattr(arguments, name)) is not None}
+    if given is not None:
+        if flags or arguments.model or arguments.revision:
+            raise ConfigurationFailure(
+                f"both ${names.ENV_WORKER_CONFIG} and flags say what to serve: drop the flags, or unset the variable"
+            )
+        try:
+            config = msgspec.json.decode(given, type=WorkerConfig)
+        except msgspec.DecodeError as error:
+            raise ConfigurationFailure(
+                f"${names.ENV_WORKER_CONFIG} is not a configuration that this worker understands (is the worker image "
+                f"of the operator's release?): {error}"
+            ) from error
+    elif arguments.model is None:
+        raise ConfigurationFailure(
+            f"name a model with --model (a folder or hf://org/name), or set ${names.ENV_WORKER_CONFIG}"
+        )
+    else:
+        config = WorkerConfig(model=parse_model(arguments.model, arguments.revision), **flags)
+    check_ranges(config)
+    return config
+
+
+def check_ranges(config: WorkerConfig) -> None:
+    """Refuse numbers that cannot work; the CRD's own bounds are narrower."""
+    for name, good in (
+        ("model.maxLength", config.max_length is None or config.max_length >= 1),
+        ("model.temperature", config.temperature > 0),
+        ("batching.maxDelay", config.max_delay_seconds >= 0),
+        ("batching.lengthBucket", config.length_bucket >= 1),
+        ("batching.maxBatchTokens", config.max_batch_tokens is None or config.max_batch_tokens >= 1),
+    ):
+        if not good:
+            raise ConfigurationFailure(f"spec.{name} is out of range: it must be positive")
+
+
+def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
+    """Run the command line; the exit code."""
+    parsed = parser().parse_args(arguments)
+    logs.set_up(parsed.log_format)
+    try:
+        config = read_config(parsed, environment)
+        threads = parsed.threads or available_cores()
+        options = Options(
+            host=parsed.host or environment.get(names.ENV_POD_IP) or "127.0.0.1",
+            port=parsed.port,
+            threads=threads,
+            lame_duck=parsed.lame_duck_seconds,
+            stall_limit=parsed.stall_seconds,
+        )
+        return asyncio.run(_serve(config, options))
+    except StartupFailure as failure:
+        report(failure, environment.get(names.ENV_TERMINATION_LOG))
+        return failure.exit_code
+    except Exception as error:
+        failure = unexpected(error)
+        report(failure, environment.get(names.ENV_TERMINATION_LOG))
+        return failure.exit_code
+
+
+async def _serve(config: WorkerConfig, options: Options) -> int:
+    return await Server(config, options, lambda: load(config, options.threads)).run()

@@ -1,0 +1,57 @@
+"""Why a worker could not start: one sentence for people and an exit code for programs.
+
+The operator shows the sentence in the Reranker's conditions, so it names the spec field and the remedy. Never put a
+query or a document into it.
+"""
+
+import sys
+from pathlib import Path
+
+MAX_SENTENCE = 1000
+"""Characters; the kubelet cuts termination messages at 4096 bytes."""
+
+
+class StartupFailure(Exception):
+    """The worker cannot serve. Use one of the two kinds below."""
+
+    exit_code: int
+
+    @property
+    def sentence(self) -> str:
+        text = " ".join(str(self).split())
+        return text if len(text) <= MAX_SENTENCE else text[: MAX_SENTENCE - 1] + "…"
+
+
+class ConfigurationFailure(StartupFailure):
+    """The configuration or the model is wrong: trying again will not help."""
+
+    exit_code = 64
+
+
+class EnvironmentFailure(StartupFailure):
+    """Memory, device, network or port: it may pass."""
+
+    exit_code = 71
+
+
+def out_of_memory(where: str, detail: str) -> EnvironmentFailure:
+    """The failure for memory that ran out while ``where`` (a phrase such as "loading the model")."""
+    return EnvironmentFailure(
+        f"out of memory while {where}: raise spec.runtime.resources limits, choose a smaller model, "
+        f"or set spec.runtime.precision to float16 ({detail})"
+    )
+
+
+def unexpected(error: BaseException) -> EnvironmentFailure:
+    """The failure for an error that no code foresaw; its words are kept, since they are all there is."""
+    return EnvironmentFailure(f"the worker could not start: {type(error).__name__}: {error}")
+
+
+def report(failure: StartupFailure, termination_log: str | None) -> None:
+    """Write the sentence to ``termination_log`` (a path; None: nowhere) and as the last line of stderr."""
+    if termination_log:
+        try:
+            Path(termination_log).write_text(failure.sentence, encoding="utf-8")
+        except OSError as error:
+            print(f"cannot write {termination_log}: {error}", file=sys.stderr)
+    print(failure.sentence, file=sys.stderr, flush=True)

@@ -1,0 +1,211 @@
+"""Builds what serves: verified files -> transformers model on its device -> engine, tokenizer and facts about both.
+
+Runs in the engine thread, which owns the device. Ready means scored: the last step scores real inputs and refuses a
+model whose scores are not finite.
+"""
+
+import logging
+import math
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rerank_api.worker_config import WorkerConfig
+
+from rerank_worker.batching import Policy
+from rerank_worker.engine import Engine, EngineOutOfMemory
+from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure, StartupFailure, out_of_memory
+from rerank_worker.loading import settings, source, verify
+from rerank_worker.loading.settings import ChosenActivation
+from rerank_worker.tokenization import PairTokenizer, UnsupportedTokenizer
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MAX_BATCH_TOKENS = 16_384
+
+# A tokenizer that disagrees with transformers on any of these is refused: its scores would be wrong in silence.
+_SAMPLES = (
+    ("short query", "A document, with punctuation; and UPPER case."),
+    ("ünïcödé 中文 🙂", "tabs\tand\nlines  \u00a0 \u200d end"),
+    ("q", ""),
+    ("long", "word " * 4000),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that has scored."""
+
+    engine: Engine
+    tokenizer: PairTokenizer
+    policy: Policy
+    activation: ChosenActivation
+    info: dict[str, Any]
+    """Facts for /v1/info."""
+
+
+def load(config: WorkerConfig, threads: int) -> Loaded:
+    """The model that ``config`` asks for, warm. ``threads``: cores for torch. Raises a StartupFailure."""
+    started = time.monotonic()
+    folder = source.resolve(config.model)
+    # From here on everything is local: a library that wants the network is wrong.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    verify.check_files(folder)
+    verify.check_lock(folder, config.model.sha256)
+    model_config = verify.read_json(folder, "config.json")
+    architecture = verify.check_config(model_config, verify.read_json(folder, "tokenizer_config.json"))
+    own = settings.check_sentence_transformers(folder)
+    activation = settings.choose_activation(config.activation, model_config, own)
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        sums = pool.submit(verify.checksums, folder)
+        loaded = _load_torch(config, folder, model_config, threads)
+        engine, tokenizer, policy, facts = loaded
+        _warm_up(engine, tokenizer)
+        digests = sums.result()
+    return Loaded(
+        engine=engine,
+        tokenizer=tokenizer,
+        policy=policy,
+        activation=activation,
+        info={
+            "model": source.model_name(config.model),
+            "modelRevision": source.resolved_revision(config.model, folder),
+            "architecture": architecture,
+            "activation": activation,
+            "temperature": config.temperature,
+            "maxLength": policy.max_length,
+            "longDocuments": config.long_documents,
+            "maxBatchTokens": policy.max_tokens,
+            "lengthBucket": policy.bucket,
+            "maxDelaySeconds": policy.max_delay,
+            "sha256": digests,
+            "loadSeconds": round(time.monotonic() - started, 3),
+            **facts,
+        },
+    )
+
+
+def _load_torch(
+    config: WorkerConfig, folder: Path, model_config: dict[str, Any], threads: int
+) -> tuple[Engine, PairTokenizer, Policy, dict[str, Any]]:
+    import torch
+    import transformers
+    from transformers.utils import logging as library_logging
+
+    from rerank_worker.engine import device as devices
+    from rerank_worker.engine.torch_padded import TorchPaddedEngine, is_out_of_memory
+
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    device = devices.probe_device(config.device)
+    precision = devices.choose_precision(config.precision, device)
+
+    try:
+        reference: Any = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        model, notes = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=getattr(torch, precision),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        model = model.eval().requires_grad_(False).to(device)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise out_of_memory("loading the model", str(error).splitlines()[0]) from error
+        raise ConfigurationFailure(
+            f"spec.model.uri: the model in {folder} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if notes["missing_keys"]:
+        missing = ", ".join(sorted(notes["missing_keys"])[:3])
+        raise ConfigurationFailure(
+            f"spec.model.uri: the model's weights lack {missing}: transformers would fill them with random numbers; "
+            "use a model that was trained as a cross-encoder"
+        )
+
+    limit = settings.own_limit(model_config, reference.model_max_length)
+    preferred = verify.read_json(folder, "sentence_bert_config.json").get("max_seq_length")
+    max_length = settings.choose_max_length(config.max_length, limit, preferred)
+    tokenizer = _pair_tokenizer(reference, max_length)
+    policy = Policy(
+        max_tokens=config.max_batch_tokens or DEFAULT_MAX_BATCH_TOKENS,
+        bucket=config.length_bucket,
+        max_length=max_length,
+        max_delay=config.max_delay_seconds,
+    )
+    takes_types = "token_type_ids" in reference.model_input_names and "token_type_ids" in _forward_names(model)
+    pad = reference.pad_token_id if reference.pad_token_id is not None else model.config.pad_token_id or 0
+    engine = TorchPaddedEngine(model, device, pad, takes_types, policy)
+    return (
+        engine,
+        tokenizer,
+        policy,
+        {
+            "backend": "torch",
+            "device": device,
+            "deviceName": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            "precision": precision,
+            "threads": threads,
+            "versions": {"torch": str(torch.__version__), "transformers": transformers.__version__},
+        },
+    )
+
+
+def _forward_names(model: Any) -> set[str]:
+    import inspect
+
+    return set(inspect.signature(model.forward).parameters)
+
+
+def _pair_tokenizer(reference: Any, max_length: int) -> PairTokenizer:
+    """A PairTokenizer that agrees with ``reference``, the model's tokenizer in transformers, on sample texts."""
+    if not reference.is_fast:
+        raise ConfigurationFailure("spec.model.uri: the model's tokenizer has no fast version (tokenizer.json)")
+    try:
+        tokenizer = PairTokenizer(reference.backend_tokenizer, max_length, reference.truncation_side == "left")
+    except UnsupportedTokenizer as error:
+        raise ConfigurationFailure(f"spec.model.uri: the model's tokenizer is not supported: {error}") from error
+    for query, document in _SAMPLES:
+        ids = tokenizer.query(query)
+        if tokenizer.room(ids) < 1:
+            continue
+        # As a batch of one: transformers takes a lone pair with an empty second text for a single text.
+        expected = reference(
+            [query], [document], truncation="only_second", max_length=max_length, return_token_type_ids=True
+        )
+        pair, _, _ = tokenizer.pair(ids, tokenizer.documents([document])[0])
+        if pair.ids != expected["input_ids"][0] or pair.types != expected["token_type_ids"][0]:
+            raise ConfigurationFailure(
+                "spec.model.uri: the model's tokenizer is not supported: it tokenizes a text differently alone and in "
+                "a pair"
+            )
+    return tokenizer
+
+
+def _warm_up(engine: Engine, tokenizer: PairTokenizer) -> None:
+    """Score a short pair and one of full length: allocates, and shows a model that cannot score before it is Ready."""
+    query = tokenizer.query("warm-up")
+    texts = ["one short document", "word " * tokenizer.max_length]
+    try:
+        for document in tokenizer.documents(texts):
+            pair, _, _ = tokenizer.pair(query, document)
+            logits = engine.collect(engine.compute(engine.prepare([pair])))
+            if not all(math.isfinite(logit) for logit in logits):
+                raise ConfigurationFailure(
+                    "the model's scores are not finite numbers: set spec.runtime.precision to bfloat16 or float32, or "
+                    "check the weights"
+                )
+    except StartupFailure:
+        raise
+    except EngineOutOfMemory as error:
+        raise out_of_memory("scoring the first pair", str(error)) from error
+    except Exception as error:
+        raise EnvironmentFailure(f"the model does not score its first pair: {type(error).__name__}: {error}") from error

@@ -1,0 +1,101 @@
+"""What the model's own files say about scoring: its activation and its longest input.
+
+Follows sentence-transformers' CrossEncoder, so that "auto" gives the same scores; where a folder asks for something
+that the worker does not do (prompts, further modules), it is refused instead of scored wrongly.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from rerank_api.reranker import Activation
+
+from rerank_worker.failures import ConfigurationFailure
+from rerank_worker.loading.verify import read_json
+
+ChosenActivation = Literal["sigmoid", "identity"]
+
+DEFAULT_MAX_LENGTH = 512
+"""Tokens; quality and speed fall beyond it for most models, so longer is a choice."""
+
+# These count positions from the padding token's id + 1, so fewer tokens fit than there are position embeddings.
+_OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
+
+_ACTIVATIONS: dict[str, ChosenActivation] = {
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.Sigmoid": "sigmoid",
+    "torch.nn.modules.linear.Identity": "identity",
+    "torch.nn.Identity": "identity",
+}
+
+
+def check_sentence_transformers(folder: Path) -> Mapping[str, Any]:
+    """config_sentence_transformers.json where CrossEncoder would read it; refuses pipelines of several modules."""
+    if not (folder / "modules.json").is_file():
+        return {}
+    import msgspec
+
+    try:
+        modules = msgspec.json.decode((folder / "modules.json").read_bytes(), type=list[dict[str, Any]])
+    except msgspec.DecodeError as error:
+        raise ConfigurationFailure(
+            f"spec.model.uri: modules.json of the model is not a list of modules: {error}"
+        ) from error
+    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    if kinds != ["Transformer"] or modules[0].get("path", ""):
+        raise ConfigurationFailure(
+            f"spec.model.uri: the model is a pipeline of modules ({', '.join(kinds)}); the worker serves a single "
+            "sequence-classification model"
+        )
+    content = read_json(folder, "config_sentence_transformers.json")
+    if content.get("model_type") not in (None, "CrossEncoder"):
+        raise ConfigurationFailure(
+            f"spec.model.uri: the model is a {content['model_type']}, not a cross-encoder: it has no reranking head"
+        )
+    prompt = content.get("default_prompt_name")
+    if prompt is not None:
+        raise ConfigurationFailure(
+            f"spec.model.uri: the model puts the prompt {prompt!r} before its inputs, which the worker does not support"
+        )
+    return content
+
+
+def choose_activation(asked: Activation, config: Mapping[str, Any], own: Mapping[str, Any]) -> ChosenActivation:
+    """``own``: config_sentence_transformers.json. The order of places is CrossEncoder's; a sigmoid where none says."""
+    if asked != "auto":
+        return asked
+    name = (
+        own.get("activation_fn")
+        or (config.get("sentence_transformers") or {}).get("activation_fn")
+        or config.get("sbert_ce_default_activation_function")
+    )
+    # CrossEncoder does not run an activation from outside torch unless remote code is trusted, and takes its default.
+    if name is None or not name.startswith("torch."):
+        return "sigmoid"
+    if name not in _ACTIVATIONS:
+        raise ConfigurationFailure(
+            f"spec.model.activation is auto and the model asks for {name}, which the worker does not have: set "
+            "spec.model.activation to sigmoid or identity"
+        )
+    return _ACTIVATIONS[name]
+
+
+def own_limit(config: Mapping[str, Any], tokenizer_limit: int) -> int:
+    """Most tokens of one pair that the model can take."""
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions <= 0:
+        return tokenizer_limit
+    if config.get("model_type") in _OFFSET_POSITIONS:
+        positions -= (config.get("pad_token_id") or 0) + 1
+    return min(tokenizer_limit, positions)
+
+
+def choose_max_length(asked: int | None, limit: int, preferred: int | None) -> int:
+    """Tokens of a pair. ``limit``: what the model can take; ``preferred``: what its authors saved as their choice."""
+    if asked is None:
+        return min(limit, preferred or limit, DEFAULT_MAX_LENGTH)
+    if asked > limit:
+        raise ConfigurationFailure(
+            f"spec.model.maxLength is {asked}, but the model takes at most {limit} tokens: lower it, or leave it out"
+        )
+    return asked

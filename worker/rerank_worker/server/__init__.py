@@ -1,0 +1,3 @@
+"""The HTTP side: what the wire says (protocol), where it is answered (routes), how a request is served (serving) and
+how the process starts, drains and ends (lifecycle).
+"""

@@ -1,0 +1,146 @@
+"""Paths and methods of the worker, and the one place where exceptions become answers."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from aiohttp import web
+from rerank_api import wire
+
+from rerank_worker.metrics import Metrics
+from rerank_worker.server import protocol
+from rerank_worker.server.protocol import Refusal
+from rerank_worker.server.serving import Scorer
+
+log = logging.getLogger(__name__)
+
+INFO_PATH = "/v1/info"
+
+MAX_BODY_BYTES = 96 * 2**20
+"""Above the gateway's own largest limit (64 MiB); only keeps a stray client from filling the memory."""
+
+DEFAULT_TIMEOUT = 60.0
+"""Seconds for a request without a deadline of its own, and the most that any may ask for is ``MAX_TIMEOUT``."""
+
+MAX_TIMEOUT = 600.0
+
+
+class State(Protocol):
+    """What the routes ask of the running server."""
+
+    metrics: Metrics
+
+    def scorer(self) -> Scorer:
+        """Raises Refusal (unavailable) while the worker takes no requests."""
+        ...
+
+    def entered(self) -> None: ...
+
+    def left(self) -> None: ...
+
+    def draining(self) -> bool: ...
+
+    def not_live(self) -> str | None: ...
+
+    def not_ready(self) -> str | None: ...
+
+    def info(self) -> dict[str, object]: ...
+
+
+def build_app(state: State) -> web.Application:
+    routes = _Routes(state)
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[routes.errors_as_json])
+    app.router.add_post(wire.SCORE_PATH, routes.score)
+    app.router.add_get(INFO_PATH, routes.info)
+    app.router.add_get(wire.LIVE_PATH, routes.live)
+    app.router.add_get(wire.READY_PATH, routes.ready)
+    app.router.add_get(wire.METRICS_PATH, routes.metrics)
+    return app
+
+
+class _Routes:
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    @web.middleware
+    async def errors_as_json(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        try:
+            response = await handler(request)
+        except Refusal as refusal:
+            response = protocol.refuse(refusal)
+        except web.HTTPException as error:
+            response = protocol.refuse_http(error)
+        except ConnectionError:
+            raise
+        except Exception:
+            log.exception("a request failed", extra={"fields": {"path": request.path}})
+            response = protocol.refuse(Refusal("internal", "the worker failed on this request; its log says why"))
+        if (request_id := request.headers.get(wire.HEADER_REQUEST_ID)) is not None:
+            response.headers[wire.HEADER_REQUEST_ID] = request_id
+        if self._state.draining():
+            # So that kept-alive connections move to workers that stay.
+            response.force_close()
+        return response
+
+    async def score(self, request: web.Request) -> web.Response:
+        state, started, code = self._state, time.monotonic(), 499
+        state.entered()
+        try:
+            response = await self._score(request, started)
+            code = response.status
+            return response
+        except Refusal as refusal:
+            code = protocol.STATUS[refusal.code]
+            self._note(request, refusal, code)
+            raise
+        except web.HTTPException as error:
+            code = error.status
+            raise
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            code = 500
+            raise
+        finally:
+            state.left()
+            state.metrics.requests.labels(str(code)).inc()
+            state.metrics.request_duration.observe(time.monotonic() - started)
+
+    async def _score(self, request: web.Request, started: float) -> web.Response:
+        scorer = self._state.scorer()
+        header = request.headers.get(wire.HEADER_TIMEOUT)
+        seconds = protocol.seconds_left(header, DEFAULT_TIMEOUT if header is None else MAX_TIMEOUT)
+        scorer.admission.check()
+        deadline = started + seconds
+        try:
+            async with asyncio.timeout(seconds):
+                body = await request.read()
+        except TimeoutError as error:
+            raise Refusal("deadline", "the deadline came before the request's body") from error
+        return protocol.answer(await scorer.score(protocol.decode(body), deadline))
+
+    def _note(self, request: web.Request, refusal: Refusal, code: int) -> None:
+        fields = {"code": refusal.code, "status": code, "request_id": request.headers.get(wire.HEADER_REQUEST_ID, "")}
+        log.log(logging.WARNING if code == 500 else logging.INFO, "request refused", extra={"fields": fields})
+
+    async def info(self, _request: web.Request) -> web.Response:
+        return protocol.answer(self._state.info())
+
+    async def live(self, _request: web.Request) -> web.Response:
+        return self._probe(self._state.not_live())
+
+    async def ready(self, _request: web.Request) -> web.Response:
+        return self._probe(self._state.not_live() or self._state.not_ready())
+
+    def _probe(self, problem: str | None) -> web.Response:
+        if problem is not None:
+            raise Refusal("unavailable", problem)
+        return protocol.answer({"status": "ok"})
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        text = self._state.metrics.text()
+        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})

@@ -1,0 +1,120 @@
+"""From texts to pairs of token ids, as transformers' fast tokenizers would build them.
+
+The query is tokenized once a request and only the document is ever cut; sentence-transformers cuts whichever is longer,
+so the two differ exactly where a query fills more than half of the model's length. Texts are tokenized in full before
+they are cut: a tokenizer may look arbitrarily far ahead, so cutting characters first could change tokens.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from rerank_worker.engine import Pair
+
+
+class UnsupportedTokenizer(Exception):
+    """The tokenizer builds pairs in a way that cannot be followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """How a pair is put together: special tokens around the query's and the document's, and the type ids of all."""
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
+    query_type: int
+    document_type: int
+    special_types: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    cut_left: bool
+    """Cut documents at their start (the tokenizer's truncation_side)."""
+
+    @property
+    def specials(self) -> int:
+        return len(self.before) + len(self.between) + len(self.after)
+
+    def assemble(self, query: list[int], document: list[int]) -> Pair:
+        ids = [*self.before, *query, *self.between, *document, *self.after]
+        first, second, third = self.special_types
+        types = [
+            *first,
+            *[self.query_type] * len(query),
+            *second,
+            *[self.document_type] * len(document),
+            *third,
+        ]
+        return Pair(ids, types)
+
+    def cut(self, document: list[int], room: int) -> list[int]:
+        if len(document) <= room:
+            return document
+        return document[len(document) - room :] if self.cut_left else document[:room]
+
+
+def read_template(tokenizer: Tokenizer, cut_left: bool) -> Template:
+    """The pair template of ``tokenizer``, read off a sample. Raises UnsupportedTokenizer."""
+    sample = tokenizer.encode("query text", "document text")
+    parts: list[tuple[int | None, list[int], list[int]]] = []
+    for sequence, token, kind in zip(sample.sequence_ids, sample.ids, sample.type_ids, strict=True):
+        if not parts or parts[-1][0] != sequence:
+            parts.append((sequence, [], []))
+        parts[-1][1].append(token)
+        parts[-1][2].append(kind)
+    special: list[tuple[list[int], list[int]]] = [([], []), ([], []), ([], [])]
+    kinds: dict[int, int] = {}
+    for sequence, ids, types in parts:
+        if sequence is None:
+            special[len(kinds)] = (ids, types)
+        elif sequence == len(kinds) and len(set(types)) == 1:
+            kinds[sequence] = types[0]
+        else:
+            raise UnsupportedTokenizer("it does not put the query before the document")
+    if set(kinds) != {0, 1}:
+        raise UnsupportedTokenizer("it does not join two texts into one sequence")
+    return Template(
+        before=tuple(special[0][0]),
+        between=tuple(special[1][0]),
+        after=tuple(special[2][0]),
+        query_type=kinds[0],
+        document_type=kinds[1],
+        special_types=(tuple(special[0][1]), tuple(special[1][1]), tuple(special[2][1])),
+        cut_left=cut_left,
+    )
+
+
+class PairTokenizer:
+    """Tokenizes in any thread; each thread has a clone of its own (sharing one across threads is not safe)."""
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int, cut_left: bool = False) -> None:
+        plain = Tokenizer.from_str(tokenizer.to_str())
+        # A saved tokenizer may carry the truncation and padding of whoever saved it.
+        plain.no_truncation()
+        plain.no_padding()
+        self._serialized = plain.to_str()
+        self._clones = threading.local()
+        self.template = read_template(plain, cut_left)
+        self.max_length = max_length
+
+    def _own(self) -> Tokenizer:
+        if not hasattr(self._clones, "tokenizer"):
+            self._clones.tokenizer = Tokenizer.from_str(self._serialized)
+        return self._clones.tokenizer
+
+    def room(self, query: list[int]) -> int:
+        """Tokens that are left for a document beside ``query``; none left is zero or less."""
+        return self.max_length - self.template.specials - len(query)
+
+    def query(self, text: str) -> list[int]:
+        return self._own().encode(text, add_special_tokens=False).ids
+
+    def documents(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self._own().encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def pair(self, query: list[int], document: list[int], limit: int | None = None) -> tuple[Pair, bool, bool]:
+        """The pair, whether the document was cut to ``limit`` tokens, and whether it was cut to fit max_length."""
+        limited = document if limit is None else self.template.cut(document, limit)
+        fitting = self.template.cut(limited, self.room(query))
+        return self.template.assemble(query, fitting), len(limited) < len(document), len(fitting) < len(limited)
