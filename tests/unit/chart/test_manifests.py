@@ -7,8 +7,7 @@ import yaml
 from harness.cluster import ROOT
 from harness.release import CHART
 from rerank_api import names
-from rerank_api.reranker import Requests
-from rerank_api.units import parse_duration
+from rerank_api.units import parse_duration, parse_quantity
 
 FULL = {
     "commonLabels": {"team": "search"},
@@ -16,10 +15,10 @@ FULL = {
     "worker": {"image": {"registry": "registry.example.com:5000", "repository": "w", "pullPolicy": "Always"}},
     "imagePullSecrets": [{"name": "pull"}],
     "watchNamespaces": ["search", "shop"],
-    "logging": {"format": "text"},
     "security": {"runAsUser": 1234},
     "operator": {
         "replicas": 3,
+        "logFormat": "text",
         "nodeSelector": {"pool": "system"},
         "tolerations": [{"key": "system", "operator": "Exists"}],
         "priorityClassName": "system-cluster-critical",
@@ -34,6 +33,9 @@ FULL = {
         "affinity": {"podAntiAffinity": {}},
         "topologySpreadConstraints": [{"topologyKey": "rack", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}],
         "serviceAccount": {"create": False, "name": "mine"},
+        "shutdownDelaySeconds": 20,
+        "maxHeldBytes": "1Gi",
+        "logLevel": "debug",
         "apiKeys": {"existingSecret": "rerank-keys", "key": "list"},
         "service": {"type": "LoadBalancer", "port": 8000, "annotations": {"g": "h"}},
         "ingress": {
@@ -289,9 +291,21 @@ def test_a_gateway_outlives_the_longest_request(render: Any):
     assert "10m" in str(schema["properties"]["timeout"]), "the longest timeout changed: look at the grace period again"
     deployment = render().one("Deployment", GATEWAY)
     assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
-    grace = pod_of(deployment)["terminationGracePeriodSeconds"]
-    assert grace > parse_duration("10m") + 5
-    assert parse_duration(Requests().timeout) < parse_duration("10m")
+    command = container_of(deployment)["command"]
+    assert f"--drain-timeout={parse_duration('10m'):.0f}" in command
+    for values in ({}, FULL):
+        deployment = render(values).one("Deployment", GATEWAY)
+        flags = dict(argument.split("=", maxsplit=1) for argument in container_of(deployment)["command"][1:])
+        needed = float(flags["--shutdown-delay"]) + float(flags["--drain-timeout"])
+        assert pod_of(deployment)["terminationGracePeriodSeconds"] >= needed + 10
+
+
+def test_a_gateways_memory_suffices_for_what_it_may_hold(render: Any):
+    container = container_of(render().one("Deployment", GATEWAY))
+    (held,) = [a.split("=")[1] for a in container["command"] if a.startswith("--max-held-bytes=")]
+    assert parse_quantity(container["resources"]["limits"]["memory"]) >= 3 * parse_quantity(held) + parse_quantity(
+        "200Mi"
+    )
 
 
 def test_api_keys_are_mounted_where_the_gateway_reads_them(render: Any):
