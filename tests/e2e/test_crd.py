@@ -1,0 +1,234 @@
+"""The CRD as the chart installs it, against the genuine API server: what it refuses, in which words, and what it keeps.
+
+Each file of ``manifests/bad`` is refused with a message that names the field (its first line says which); each file of
+``manifests/good`` and ``docs/examples`` is stored as written. With RERANK_WRITE_DOCS=1 in the environment the answers
+are written to docs/reference/refused-manifests.md.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from harness.cluster import ROOT, Cluster
+from harness.release import Release
+from rerank_api.reranker import parse_reranker
+
+BAD = sorted((ROOT / "tests" / "e2e" / "manifests" / "bad").glob("*.yaml"))
+GOOD = sorted((ROOT / "tests" / "e2e" / "manifests" / "good").glob("*.yaml"))
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.yaml"))
+REFUSED = ROOT / "docs" / "reference" / "refused-manifests.md"
+
+DEFAULTS = {
+    "runtime": {"device": "auto", "precision": "auto", "backend": "auto"},
+    "batching": {"maxDelay": "5ms", "lengthBucket": 16},
+    "requests": {
+        "maxDocuments": 1000,
+        "maxBodyBytes": "8Mi",
+        "timeout": "10s",
+        "queueLimit": 1000,
+        "longDocuments": "truncate",
+    },
+    "scaling": {"minReplicas": 0, "maxReplicas": 1000},
+    "rollout": {"strategy": "Replace"},
+    "suspend": False,
+}
+MODEL_DEFAULTS = {"allowFloatingRevision": False, "activation": "auto", "temperature": 1, "trustRemoteCode": False}
+
+
+def stem(path: Path) -> str:
+    return path.stem
+
+
+def refusal(kube: Cluster, *args: str | Path, input: str | None = None) -> str:
+    """What kubectl says on stderr, on one line; fails when the API server accepts."""
+    done = kube.kubectl(*args, "--dry-run=server", input=input, check=False)
+    assert done.returncode != 0, f"accepted: {done.stdout}"
+    return " ".join(done.stderr.split())
+
+
+def is_kept(written: Any, stored: Any, path: str = "spec") -> None:
+    """Everything in ``written`` is in ``stored``, which may hold more (defaults)."""
+    if isinstance(written, dict):
+        for key, value in written.items():
+            assert key in stored, f"{path}.{key} was dropped"
+            is_kept(value, stored[key], f"{path}.{key}")
+    else:
+        assert stored == written, path
+
+
+@pytest.fixture(scope="module")
+def crd(kube: Cluster, release: Release) -> dict[str, Any]:
+    return kube.get("crd", "rerankers.rerank.dev")
+
+
+@pytest.fixture(scope="module")
+def answers(crd: dict[str, Any], kube: Cluster) -> Iterator[dict[str, str]]:
+    """The API server's answer to each bad manifest, by file name; written down afterwards when asked to."""
+    found: dict[str, str] = {}
+    yield found
+    if os.environ.get("RERANK_WRITE_DOCS") and len(found) == len(BAD):
+        REFUSED.write_text(refused_page(found, kube.get("--raw", "/version")["gitVersion"]))
+
+
+@pytest.fixture(scope="module")
+def stored(crd: dict[str, Any], kube: Cluster, test_namespace: str) -> dict[str, tuple[Any, Any]]:
+    """Each good manifest as written and as read back. They are suspended, so that no worker starts."""
+    written = {}
+    for path in GOOD + EXAMPLES:
+        manifest = yaml.safe_load(path.read_text())
+        manifest["metadata"] |= {"namespace": test_namespace}
+        if path in EXAMPLES:
+            manifest["metadata"]["name"] = f"example-{path.stem}"
+        manifest["spec"]["suspend"] = True
+        written[path.stem] = manifest
+    kube.kubectl("create", "-f", "-", input=yaml.safe_dump_all(written.values()))
+    found = {item["metadata"]["name"]: item for item in kube.items("rerankers", "-n", test_namespace)}
+    return {key: (manifest, found[manifest["metadata"]["name"]]) for key, manifest in written.items()}
+
+
+def test_installed_crd_is_that_of_the_repository(crd: dict[str, Any]) -> None:
+    ours = yaml.safe_load((ROOT / "crds" / "rerankers.yaml").read_text())
+    is_kept(ours["spec"], crd["spec"])
+
+
+@pytest.mark.parametrize("path", BAD, ids=stem)
+def test_bad_manifest_is_refused(path: Path, kube: Cluster, answers: dict[str, str], test_namespace: str) -> None:
+    first = path.read_text().splitlines()[0]
+    expected = first.removeprefix("# expect: ")
+    assert expected != first, "the first line says what is expected"
+    answer = refusal(kube, "create", "-n", test_namespace, "-f", path)
+    answers[path.name] = answer
+    assert re.search(expected, answer), answer
+
+
+@pytest.mark.parametrize("path", GOOD + EXAMPLES, ids=stem)
+def test_good_manifest_survives(path: Path, stored: dict[str, tuple[Any, Any]]) -> None:
+    written, found = stored[path.stem]
+    is_kept(written["spec"], found["spec"])
+    # The API server's defaults are those of the code that reads the object.
+    assert parse_reranker(found).spec == parse_reranker(written).spec
+
+
+def test_defaults_are_filled_in(stored: dict[str, tuple[Any, Any]]) -> None:
+    written, found = stored["minimal"]
+    model = {**MODEL_DEFAULTS, **written["spec"]["model"]}
+    assert found["spec"] == {**DEFAULTS, "model": model, "suspend": True}
+
+
+@pytest.mark.parametrize("command", [("create",), ("apply",), ("apply", "--server-side")], ids=" ".join)
+def test_every_way_to_apply_refuses_an_unknown_field(
+    command: tuple[str, ...], kube: Cluster, crd: dict[str, Any], test_namespace: str
+) -> None:
+    manifest = (ROOT / "tests" / "e2e" / "manifests" / "bad" / "unknown-spec-slo.yaml").read_text()
+    assert "spec.slo" in refusal(kube, *command, "-n", test_namespace, "-f", "-", input=manifest)
+
+
+def test_a_bad_change_of_a_good_object_is_refused(
+    kube: Cluster, stored: dict[str, tuple[Any, Any]], test_namespace: str
+) -> None:
+    patch = json.dumps({"spec": {"requests": {"timeout": "1h"}}})
+    answer = refusal(kube, "patch", "reranker", "pvc-root", "-n", test_namespace, "--type=merge", "-p", patch)
+    assert "spec.requests.timeout" in answer
+
+
+TIME = "2026-11-21T10:00:00Z"
+CONDITION = {
+    "type": "Ready", "status": "True", "reason": "Serving", "message": "", "observedGeneration": 1,
+    "lastTransitionTime": TIME,
+}  # fmt: skip
+REJECTED = {"revision": "b2c4", "reason": "ModelLoadFailed", "message": "spec.model.uri: no such folder"}
+
+
+def patch_status(kube: Cluster, namespace: str, status: dict[str, Any]) -> list[str]:
+    return [
+        "patch", "reranker", "pvc-root", "-n", namespace, "--subresource=status", "--type=merge", "-o", "json",
+        "-p", json.dumps({"status": status}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "field"),
+    [
+        ({"replicas": -1}, "status.replicas"),
+        ({"readyReplicas": "two"}, "status.readyReplicas"),
+        ({"traffic": [{"revision": "a", "percent": 101}]}, "status.traffic[0].percent"),
+        ({"traffic": [{"percent": 100}]}, "status.traffic[0].revision"),
+        ({"traffic": [{"revision": "a", "percent": 50}, {"revision": "a", "percent": 50}]}, "status.traffic[1]"),
+        ({"conditions": [{**CONDITION, "status": "Maybe"}]}, "status.conditions[0].status"),
+        ({"conditions": [{**CONDITION, "reason": "two words"}]}, "status.conditions[0].reason"),
+        ({"conditions": [{**CONDITION, "lastTransitionTime": "now"}]}, "status.conditions[0].lastTransitionTime"),
+        ({"conditions": [{"type": "Ready"}]}, "status.conditions[0].message"),
+        ({"conditions": [CONDITION, CONDITION]}, "status.conditions[1]"),
+        ({"rejectedRevision": {"revision": "b2c4"}}, "status.rejectedRevision.reason"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_status_is_refused(
+    status: dict[str, Any], field: str, kube: Cluster, stored: dict[str, tuple[Any, Any]], test_namespace: str
+) -> None:
+    assert field in refusal(kube, *patch_status(kube, test_namespace, status))
+
+
+def test_status_is_kept(kube: Cluster, stored: dict[str, tuple[Any, Any]], test_namespace: str) -> None:
+    status = {
+        "observedGeneration": 1,
+        "replicas": 3,
+        "readyReplicas": 2,
+        "selector": "rerank.dev/reranker=pvc-root",
+        "currentRevision": "b2c4",
+        "updatedRevision": "d5f6",
+        "rejectedRevision": REJECTED,
+        "traffic": [{"revision": "b2c4", "percent": 90}, {"revision": "d5f6", "percent": 10}],
+        "conditions": [CONDITION],
+    }
+    done = kube.kubectl(*patch_status(kube, test_namespace, status), "--dry-run=server")
+    is_kept(status, json.loads(done.stdout)["status"], "status")
+
+
+def test_columns(kube: Cluster, stored: dict[str, tuple[Any, Any]], test_namespace: str) -> None:
+    for name in ("rerankers", "reranker", "rr", "rerank"):
+        table = kube.kubectl("get", name, "-n", test_namespace, "-o", "wide").stdout
+        head, *rows = table.splitlines()
+        columns = ["NAME", "READY", "REPLICAS", "READY REPLICAS", "REVISION", "AGE", "MODEL", "REASON"]
+        assert re.split(r"\s{2,}", head.strip()) == columns
+        assert any(row.startswith("pvc-root ") and "pvc://reranker-v3" in row for row in rows)
+
+
+def test_explain_is_the_manual(kube: Cluster, crd: dict[str, Any]) -> None:
+    text = kube.kubectl("explain", "reranker.spec.model.uri").stdout
+    assert "FIELD: uri <string>" in text
+    assert "pvc://claim/path" in text
+
+
+def test_scale(kube: Cluster, stored: dict[str, tuple[Any, Any]], test_namespace: str) -> None:
+    scale = ("scale", "reranker", "pvc-root", "-n", test_namespace)
+    kube.kubectl(*scale, "--replicas=3")
+    assert kube.get("reranker", "pvc-root", "-n", test_namespace)["spec"]["replicas"] == 3
+    seen = kube.get("reranker", "pvc-root", "-n", test_namespace, "--subresource=scale")
+    assert (seen["kind"], seen["spec"]["replicas"]) == ("Scale", 3)
+    assert "spec.replicas" in refusal(kube, *scale, "--replicas=1001")
+
+
+def refused_page(found: dict[str, str], version: str) -> str:
+    """docs/reference/refused-manifests.md: each bad manifest and the answer to it."""
+    rows = []
+    for name, answer in sorted(found.items()):
+        words = re.sub(r"^The Reranker \S+ is invalid: ", "", answer)
+        words = re.sub(r"^Error from server \(BadRequest\): .*strict decoding error: ", "", words)
+        words = re.sub(r" ?\* <nil>: Invalid value: [^*]*", "", words).removeprefix("* ")
+        words = re.sub(r"(x{40})x+", r"\1...", words).replace("|", "\\|")
+        rows.append(f"| [{name.removesuffix('.yaml')}](../../tests/e2e/manifests/bad/{name}) | {words} |")
+    return (
+        "# Manifests that are refused, and in which words\n\n"
+        '<!-- Written by `RERANK_WRITE_DOCS=1 make test-e2e ARGS="-k test_crd"` from tests/e2e/manifests/bad. -->\n\n'
+        f"{len(rows)} bad manifests and the answers of a genuine API server (Kubernetes {version}, "
+        f"{datetime.now(UTC):%Y-%m-%d}), as `kubectl create` shows them. Left out: the name of the object,\n"
+        "the remark that other rules were not checked because of the error shown, and `strict decoding error`.\n\n"
+        "| manifest | answer |\n| --- | --- |\n" + "\n".join(rows) + "\n"
+    )

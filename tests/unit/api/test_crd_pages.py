@@ -1,0 +1,56 @@
+"""What is generated from the CRD is up to date, and every bad manifest says what it expects."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+from rerank_api import names
+
+ROOT = Path(__file__).resolve().parents[3]
+BAD = sorted((ROOT / "tests" / "e2e" / "manifests" / "bad").glob("*.yaml"))
+GOOD = sorted((ROOT / "tests" / "e2e" / "manifests" / "good").glob("*.yaml"))
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.yaml"))
+REFERENCE = ROOT / "docs" / "reference"
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reference_generator", REFERENCE / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_reference_is_up_to_date() -> None:
+    page = generator().render(yaml.safe_load((ROOT / "crds" / "rerankers.yaml").read_text()))
+    assert (REFERENCE / "reranker.md").read_text() == page, "run `make generate`"
+
+
+def test_table_of_refused_manifests_is_complete() -> None:
+    shown = re.findall(r"manifests/bad/([^)]+)\)", (REFERENCE / "refused-manifests.md").read_text())
+    assert shown == [path.name for path in BAD], 'run `RERANK_WRITE_DOCS=1 make test-e2e ARGS="-k test_crd"`'
+
+
+@pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
+def test_bad_manifest_says_what_it_expects(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# expect: ")
+    pattern = first.removeprefix("# expect: ")
+    re.compile(pattern)
+    assert re.search(r"spec|metadata|status|replicas", pattern), "the message must name the field"
+
+
+@pytest.mark.parametrize("path", GOOD + EXAMPLES, ids=lambda path: path.stem)
+def test_good_manifest_is_one_described_reranker(path: Path) -> None:
+    assert path.read_text().startswith("# ")
+    manifest = yaml.safe_load(path.read_text())
+    assert (manifest["apiVersion"], manifest["kind"]) == (names.API_VERSION, names.KIND)
+
+
+def test_there_are_enough_of_both() -> None:
+    assert len(BAD) >= 45
+    assert len(GOOD) + len(EXAMPLES) >= 10
