@@ -1,0 +1,133 @@
+"""Puts the gateway together and runs it until it is told to stop.
+
+Going down: not ready at once, but serving until every client and proxy has noticed; then no new connection, what is in
+flight ends, and the process exits.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+
+from rerank_gateway import forwarding
+from rerank_gateway.access import observe_requests
+from rerank_gateway.auth import ApiKeys, require_key
+from rerank_gateway.body import HeldBytes
+from rerank_gateway.cluster.state import RoutingTable
+from rerank_gateway.cluster.watch import Source
+from rerank_gateway.errors import errors_as_json
+from rerank_gateway.health import HEALTH_PATH, add_health, add_metrics, add_readiness
+from rerank_gateway.metrics import Metrics
+from rerank_gateway.routes import add_routes
+from rerank_gateway.routing import Limits
+from rerank_gateway.serving import Serving
+from rerank_gateway.waiting import Queues
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1024
+# Longer than the idle time of common proxies in front, so that they close idle connections and not we.
+KEEPALIVE_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    host: str = "0.0.0.0"  # noqa: S104 (the default of a container; the chart passes the pod's IP)
+    port: int = 8080
+    admin_port: int = 9090
+    api_keys_file: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    max_held_bytes: int = 2**30
+    shutdown_delay: float = 5.0
+    drain_timeout: float = 30.0
+
+
+class Gateway:
+    def __init__(self, options: Options, source: Source, clock: Callable[[], float]) -> None:
+        self.draining = False
+        self._options = options
+        self._source = source
+        self._clock = clock
+        self._queues = Queues(options.limits, clock)
+        self._held = HeldBytes(options.max_held_bytes)
+        self._metrics = Metrics(clock)
+        self._metrics.observe(self._queues, lambda: source.table, lambda: self.held_bytes)
+        self._session: aiohttp.ClientSession | None = None
+        self._api: web.AppRunner | None = None
+        self._admin: web.AppRunner | None = None
+        source.subscribe(self._table_changed)
+
+    @property
+    def api_port(self) -> int:
+        return _port(self._api)
+
+    @property
+    def admin_port(self) -> int:
+        return _port(self._admin)
+
+    @property
+    def held_bytes(self) -> int:
+        return self._held.held
+
+    async def start(self) -> None:
+        self._session = forwarding.open_session()
+        forwarder = forwarding.Forwarder(self._session, self._metrics, self._clock)
+        serving = Serving(self._source, self._queues, forwarder, self._held, self._clock)
+        options = self._options
+
+        admin = web.Application(middlewares=[errors_as_json])
+        add_health(admin, self._source, self._clock)
+        add_readiness(admin, self._source, lambda: self.draining)
+        add_metrics(admin, self._metrics.registry)
+        self._admin = await _listen(admin, options.host, options.admin_port, shutdown_timeout=1.0)
+
+        observed = observe_requests(self._metrics, self._clock, lambda: self.draining, frozenset({HEALTH_PATH}))
+        middlewares = [observed, errors_as_json]
+        if options.api_keys_file is not None:
+            middlewares.append(require_key(ApiKeys(options.api_keys_file, self._clock), frozenset({HEALTH_PATH})))
+        api = web.Application(middlewares=middlewares)
+        add_health(api, self._source, self._clock)
+        add_routes(api, serving, self._source)
+        self._api = await _listen(api, options.host, options.port, shutdown_timeout=options.drain_timeout)
+        log.info("listening on %s:%d, health and metrics on port %d", options.host, self.api_port, self.admin_port)
+
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """Drains and closes; ``hurry`` ends the wait for clients to notice."""
+        self.draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._options.shutdown_delay):
+                await hurry.wait()
+        if self._api is not None:
+            await self._api.cleanup()
+        if self._admin is not None:
+            await self._admin.cleanup()
+        if self._session is not None:
+            await self._session.close()
+
+    def _table_changed(self, table: RoutingTable) -> None:
+        self._queues.update(table)
+        self._metrics.forget_gone(table)
+
+
+async def _listen(app: web.Application, host: str, port: int, shutdown_timeout: float) -> web.AppRunner:
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handler_cancellation=True,  # a client that goes away frees its place and its worker
+        auto_decompress=False,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        shutdown_timeout=shutdown_timeout,
+    )
+    await runner.setup()
+    await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+    return runner
+
+
+def _port(runner: web.AppRunner | None) -> int:
+    assert runner is not None, "not started"
+    return runner.addresses[0][1]

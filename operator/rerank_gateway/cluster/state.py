@@ -1,0 +1,154 @@
+"""Watched objects reduced to the immutable routing table that every request is routed by.
+
+Pure: bytes of Kubernetes objects in, values out. Never keeps anything between calls.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import msgspec
+from rerank_api import names, units
+from rerank_api.reranker import parse_reranker
+
+Key = tuple[str, str]
+"""Namespace and name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A worker that is Ready. ``uid`` is the Pod's: a new Pod on an old address is another endpoint."""
+
+    uid: str
+    namespace: str
+    reranker: str
+    revision: str
+    host: str
+    port: int = names.WORKER_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a Reranker says about its requests."""
+
+    namespace: str
+    name: str
+    max_documents: int = 1000
+    max_body_bytes: int = 8 * 2**20
+    timeout: float = 10.0
+    queue_limit: int = 1000
+    suspended: bool = False
+    traffic: tuple[tuple[str, int], ...] = ()
+    """Revision and percent of the requests."""
+    not_ready_reason: str = ""
+    """Reason of the condition Ready while it is not True: one CamelCase word, safe to show to clients."""
+    created: int = 0
+    """Unix time of creation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    policy: Policy
+    endpoints: tuple[Endpoint, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return (self.policy.namespace, self.policy.name)
+
+    @property
+    def label(self) -> str:
+        return f"{self.policy.namespace}/{self.policy.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingTable:
+    routes: Mapping[Key, Route] = field(default_factory=dict)
+    keys_by_name: Mapping[str, tuple[Key, ...]] = field(default_factory=dict)
+
+
+def build_table(policies: Iterable[Policy], endpoints: Iterable[Endpoint]) -> RoutingTable:
+    """Endpoints without a Reranker are left out: nobody can ask for them."""
+    by_reranker: defaultdict[Key, list[Endpoint]] = defaultdict(list)
+    for endpoint in endpoints:
+        by_reranker[endpoint.namespace, endpoint.reranker].append(endpoint)
+    routes: dict[Key, Route] = {}
+    keys_by_name: defaultdict[str, list[Key]] = defaultdict(list)
+    for policy in sorted(policies, key=lambda policy: (policy.namespace, policy.name)):
+        key = (policy.namespace, policy.name)
+        routes[key] = Route(policy, tuple(sorted(by_reranker[key], key=lambda endpoint: endpoint.uid)))
+        keys_by_name[policy.name].append(key)
+    return RoutingTable(routes, {name: tuple(keys) for name, keys in keys_by_name.items()})
+
+
+class _Condition(msgspec.Struct):
+    type: str
+    status: str
+
+
+class _PodMetadata(msgspec.Struct, rename="camel"):
+    namespace: str
+    name: str
+    uid: str = ""
+    labels: dict[str, str] = {}
+    deletion_timestamp: str | None = None
+
+
+class _PodStatus(msgspec.Struct):
+    podIP: str = ""
+    conditions: list[_Condition] = []
+
+
+class _Pod(msgspec.Struct):
+    metadata: _PodMetadata
+    status: _PodStatus = msgspec.field(default_factory=_PodStatus)
+
+
+_pod_decoder = msgspec.json.Decoder(_Pod)
+
+
+def parse_pod(raw: bytes) -> Endpoint | None:
+    """The endpoint that a Pod is; None while it is not Ready, is going, or is nobody's worker.
+
+    Raises msgspec.ValidationError when it is no Pod.
+    """
+    pod = _pod_decoder.decode(raw)
+    labels = pod.metadata.labels
+    reranker, revision = labels.get(names.LABEL_RERANKER), labels.get(names.LABEL_REVISION)
+    ready = any(condition.type == "Ready" and condition.status == "True" for condition in pod.status.conditions)
+    if not (ready and reranker and revision and pod.status.podIP) or pod.metadata.deletion_timestamp:
+        return None
+    return Endpoint(
+        uid=pod.metadata.uid or pod.metadata.name,
+        namespace=pod.metadata.namespace,
+        reranker=reranker,
+        revision=revision,
+        host=pod.status.podIP,
+    )
+
+
+def parse_policy(raw: bytes) -> Policy:
+    """The request policy in a Reranker.
+
+    Raises msgspec.ValidationError or ValueError naming the field when the object does not fit.
+    """
+    body = msgspec.json.decode(raw)
+    reranker = parse_reranker(body)
+    requests = reranker.spec.requests
+    ready = next((condition for condition in reranker.status.conditions if condition.type == "Ready"), None)
+    return Policy(
+        namespace=reranker.metadata.namespace,
+        name=reranker.metadata.name,
+        max_documents=requests.max_documents,
+        max_body_bytes=units.parse_quantity(requests.max_body_bytes),
+        timeout=units.parse_duration(requests.timeout),
+        queue_limit=requests.queue_limit,
+        suspended=reranker.spec.suspend,
+        traffic=tuple((share.revision, share.percent) for share in reranker.status.traffic),
+        not_ready_reason=ready.reason if ready is not None and ready.status != "True" else "",
+        created=_unix_time(body["metadata"].get("creationTimestamp")),
+    )
+
+
+def _unix_time(timestamp: str | None) -> int:
+    return int(datetime.fromisoformat(timestamp).timestamp()) if timestamp else 0

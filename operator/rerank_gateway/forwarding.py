@@ -1,0 +1,213 @@
+"""Sends one query to a worker, and to another one when that worker is busy, gone, frozen or broken.
+
+Scoring is idempotent, so a query may be sent again even when its first worker died midway. Retries end with the
+request's deadline; queries that break workers end sooner, so that one bad query cannot take a whole fleet down.
+"""
+
+import asyncio
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import aiohttp
+import msgspec
+from rerank_api import wire
+from yarl import URL
+
+from rerank_gateway.cluster.state import Endpoint
+from rerank_gateway.errors import ApiError
+from rerank_gateway.metrics import Metrics
+from rerank_gateway.record import Record
+from rerank_gateway.waiting import Queue, Ticket
+
+CONNECT_TIMEOUT = 2.0
+# Workers close idle connections after a longer time; a connection that the worker just closed looks like its death.
+KEEPALIVE_SECONDS = 15.0
+MAX_BROKEN_ATTEMPTS = 3
+# aiohttp writes a body at once unless it is a stream; large ones would hold up the event loop.
+STREAMED_BODY_BYTES = 2**20
+# A worker that has been silent for this long is asked whether it lives.
+PROBE_AFTER = 1.0
+PROBE_TIMEOUT = 1.5
+FAILED_PROBES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    first: float
+    longest: float
+
+
+_BUSY_PAUSE = _Pause(0.05, 1.0)
+_BROKEN_PAUSE = _Pause(0.1, 2.0)
+
+
+class _Busy(Exception):
+    """The worker has no room or is draining; the query was not scored."""
+
+
+class _Unreachable(Exception):
+    """No connection; the query was not sent."""
+
+
+class _Broken(Exception):
+    """The worker died, froze or gave a wrong answer after the query was sent."""
+
+
+_response_decoder = msgspec.json.Decoder(wire.ScoreResponse)
+_error_decoder = msgspec.json.Decoder(wire.WorkerError)
+
+
+def open_session() -> aiohttp.ClientSession:
+    """Connections to workers; how many are open is bounded by the queues' limits."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+    )
+
+
+class Forwarder:
+    def __init__(self, session: aiohttp.ClientSession, metrics: Metrics, clock: Callable[[], float]) -> None:
+        self._session = session
+        self._metrics = metrics
+        self._clock = clock
+        self._probes: dict[str, asyncio.Task[bool]] = {}
+
+    async def score(self, queue: Queue, ticket: Ticket, payload: bytes, record: Record) -> wire.ScoreResponse:
+        """Scores of ``payload``, a wire.ScoreRequest with ``record.documents`` documents; notes the way in ``record``.
+
+        Raises ApiError: the queue's, the worker's refusal of the input, 504 at the deadline, or 502 when the query
+        broke MAX_BROKEN_ATTEMPTS workers.
+        """
+        broken = 0
+        while True:
+            queued = self._clock()
+            try:
+                endpoint = await queue.acquire(ticket, retry=record.attempts > 0)
+            finally:
+                record.waited += self._clock() - queued
+            record.attempts += 1
+            record.revision = endpoint.revision
+            try:
+                response = await self._send(endpoint, ticket.deadline, payload, record)
+            except ApiError as error:
+                if error.status != 504:
+                    queue.succeeded(endpoint)
+                raise
+            except _Busy:
+                self._retry(queue, ticket, endpoint, _BUSY_PAUSE, "busy")
+            except _Unreachable:
+                self._retry(queue, ticket, endpoint, _BROKEN_PAUSE, "unreachable")
+            except _Broken as error:
+                self._retry(queue, ticket, endpoint, _BROKEN_PAUSE, "broken")
+                broken += 1
+                if broken >= MAX_BROKEN_ATTEMPTS:
+                    message = f"{broken} workers failed on this request, the last because {error}: change the request"
+                    raise ApiError(502, "workers_failed", message) from None
+            else:
+                queue.succeeded(endpoint)
+                return response
+            finally:
+                queue.release(ticket, endpoint)
+
+    def _retry(self, queue: Queue, ticket: Ticket, endpoint: Endpoint, pause: _Pause, reason: str) -> None:
+        queue.failed(endpoint, pause.first, pause.longest, broken=pause is _BROKEN_PAUSE)
+        ticket.avoid.add(endpoint.uid)
+        self._metrics.retried(endpoint, reason)
+
+    async def _send(self, endpoint: Endpoint, deadline: float, payload: bytes, record: Record) -> wire.ScoreResponse:
+        post = asyncio.ensure_future(self._post(endpoint, deadline, payload, record.request_id))
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._until_done_or_dead(endpoint, post)
+                status, body = await post
+        except TimeoutError:
+            raise ApiError(504, "deadline_exceeded", "the deadline was over before the scores were ready") from None
+        finally:
+            if not post.done():
+                post.cancel()
+                # The connection must be closed before the slot is given to the next request.
+                await asyncio.gather(post, return_exceptions=True)
+        if status == 200:
+            return _checked(body, record.documents)
+        raise _refusal(status, body)
+
+    async def _post(self, endpoint: Endpoint, deadline: float, payload: bytes, request_id: str) -> tuple[int, bytes]:
+        headers = {
+            "Content-Type": "application/json",
+            wire.HEADER_REQUEST_ID: request_id,
+            wire.HEADER_TIMEOUT: str(max(1, int((deadline - self._clock()) * 1000))),
+        }
+        data = payload if len(payload) < STREAMED_BODY_BYTES else io.BytesIO(payload)
+        try:
+            async with self._session.post(_url(endpoint, wire.SCORE_PATH), data=data, headers=headers) as response:
+                return response.status, await response.read()
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise _Unreachable from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise _Broken("the connection was lost") from error
+
+    async def _until_done_or_dead(self, endpoint: Endpoint, post: asyncio.Future[tuple[int, bytes]]) -> None:
+        """Slow scoring is waited for; a worker whose health check does not answer either is given up."""
+        failed = 0
+        while not (await asyncio.wait({post}, timeout=PROBE_AFTER))[0]:
+            probe = self._probe(endpoint)
+            await asyncio.wait({post, probe}, return_when=asyncio.FIRST_COMPLETED)
+            if post.done():
+                return
+            failed = 0 if probe.result() else failed + 1
+            if failed >= FAILED_PROBES:
+                raise _Broken("the worker stopped answering")
+
+    def _probe(self, endpoint: Endpoint) -> asyncio.Task[bool]:
+        """One health check at a time for each endpoint, shared by all its requests."""
+        probe = self._probes.get(endpoint.uid)
+        if probe is None:
+            probe = self._probes[endpoint.uid] = asyncio.create_task(self._is_alive(endpoint))
+            probe.add_done_callback(lambda _: self._probes.pop(endpoint.uid, None))
+        return probe
+
+    async def _is_alive(self, endpoint: Endpoint) -> bool:
+        limit = aiohttp.ClientTimeout(total=PROBE_TIMEOUT)
+        try:
+            async with self._session.get(_url(endpoint, wire.LIVE_PATH), timeout=limit) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
+
+
+def _url(endpoint: Endpoint, path: str) -> URL:
+    return URL.build(scheme="http", host=endpoint.host, port=endpoint.port, path=path)
+
+
+def _checked(body: bytes, documents: int) -> wire.ScoreResponse:
+    """The scores, if there is a finite one for each document."""
+    try:
+        response = _response_decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise _Broken("its answer could not be read") from None
+    if len(response.scores) != documents:
+        raise _Broken(f"it gave {len(response.scores)} scores for {documents} documents")
+    if not all(map(math.isfinite, response.scores)):
+        raise _Broken("a score was not a finite number")
+    return response
+
+
+def _refusal(status: int, body: bytes) -> Exception:
+    """What an answer other than 200 means: the input's fault ends the request, anything else is tried elsewhere."""
+    if status in (429, 503):
+        return _Busy()
+    if status in (400, 422, 504):
+        try:
+            error = _error_decoder.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return _Broken(f"its answer {status} could not be read")
+        if error.code == "deadline":
+            return ApiError(504, "deadline_exceeded", "the deadline was over before the scores were ready")
+        if error.code in ("invalid_request", "too_long"):
+            return ApiError(status, error.code, error.message)
+    return _Broken(f"it answered {status}")

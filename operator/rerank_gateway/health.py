@@ -1,0 +1,49 @@
+"""Liveness, readiness and metrics.
+
+Live: the event loop answers and the watches make progress (trying in vain is progress: a restart would not help).
+Ready: Rerankers and Pods were read once, and the process is not going down. An API server that is away later changes
+nothing: what was known still serves.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from rerank_gateway.cluster.watch import Source
+
+HEALTH_PATH = "/healthz"
+READY_PATH = "/readyz"
+METRICS_PATH = "/metrics"
+
+
+def add_health(app: web.Application, source: Source, clock: Callable[[], float]) -> None:
+    async def healthz(_: web.Request) -> web.Response:
+        return _answer(source.stalled(clock()))
+
+    app.router.add_get(HEALTH_PATH, healthz)
+
+
+def add_readiness(app: web.Application, source: Source, draining: Callable[[], bool]) -> None:
+    async def readyz(_: web.Request) -> web.Response:
+        if draining():
+            return _answer("shutting down")
+        return _answer(None if source.synced else "Rerankers and Pods were not read yet")
+
+    app.router.add_get(READY_PATH, readyz)
+
+
+def add_metrics(app: web.Application, registry: CollectorRegistry) -> None:
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app.router.add_get(METRICS_PATH, metrics)
+
+
+def _answer(problem: str | None) -> web.Response:
+    body = {"status": "ok"} if problem is None else {"status": "unavailable", "message": problem}
+    return web.Response(
+        status=200 if problem is None else 503, body=msgspec.json.encode(body), content_type="application/json"
+    )

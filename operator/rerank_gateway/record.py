@@ -1,0 +1,26 @@
+"""What is noted about one request, for the access log and the metrics. Never holds text of a query or document."""
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+
+@dataclass(slots=True)
+class Record:
+    request_id: str
+    route: str = ""
+    """The route's pattern, not the path that was asked for."""
+    namespace: str = ""
+    reranker: str = ""
+    revision: str = ""
+    code: int = 0
+    error: str = ""
+    body_bytes: int = 0
+    documents: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    attempts: int = 0
+    waited: float = 0.0
+
+
+RECORD: web.RequestKey[Record] = web.RequestKey("record", Record)

@@ -1,0 +1,160 @@
+"""Which Reranker a request means, which revision serves it and which worker gets it.
+
+Pure: decided from the routing table, the load of each endpoint, the time and the request's own draw.
+"""
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from rerank_gateway.cluster.state import Endpoint, Route, RoutingTable
+from rerank_gateway.errors import ApiError
+
+
+@dataclass(slots=True)
+class Load:
+    """What this gateway has outstanding at one endpoint, and how that endpoint has behaved."""
+
+    requests: int = 0
+    tokens: int = 0
+    """Estimated; see waiting.Ticket."""
+    last_used: float = 0.0
+    failures: int = 0
+    """In a row."""
+    retry_at: float = 0.0
+    """Until then the endpoint gets nothing."""
+    on_trial: bool = False
+    """It failed last time, so it gets one request at a time until one succeeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much may be outstanding at one endpoint. The rest waits here, where it can still go elsewhere.
+
+    Enough to keep the next batches filled while one is being scored; an idle endpoint always takes one request.
+    """
+
+    requests: int = 64
+    tokens: int = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Endpoints that share one share of the traffic."""
+
+    revision: str | None
+    """None: the revisions are not told apart."""
+    endpoints: Sequence[Endpoint]
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """The healthy endpoints, split as the traffic is."""
+
+    pools: Sequence[Pool]
+    edges: Sequence[float]
+    """Cumulative share of the traffic before the end of each pool but the last."""
+
+    def pick(self, draw: float) -> Pool | None:
+        """The pool that a request with this draw (0 <= draw < 1) belongs to; None when there is none."""
+        return self.pools[bisect_right(self.edges, draw)] if self.pools else None
+
+
+def split(route: Route, loads: Mapping[str, Load], now: float) -> Pools:
+    """Healthy endpoints by revision and traffic percent.
+
+    A revision without a healthy endpoint leaves its share to the others; when no revision with traffic has one, all
+    healthy endpoints serve, for an answer by another revision is better than none.
+    """
+    by_revision: defaultdict[str, list[Endpoint]] = defaultdict(list)
+    for endpoint in route.endpoints:
+        load = loads.get(endpoint.uid)
+        if load is None or load.retry_at <= now:
+            by_revision[endpoint.revision].append(endpoint)
+    if not by_revision:
+        return Pools((), ())
+    shares = [
+        (revision, percent) for revision, percent in route.policy.traffic if percent > 0 and revision in by_revision
+    ]
+    total = sum(percent for _, percent in shares)
+    if not total:
+        return Pools([Pool(None, [endpoint for group in by_revision.values() for endpoint in group])], ())
+    edges: list[float] = []
+    reached = 0
+    for _, percent in shares[:-1]:
+        reached += percent
+        edges.append(reached / total)
+    return Pools([Pool(revision, by_revision[revision]) for revision, _ in shares], edges)
+
+
+def least_outstanding(
+    pool: Pool, loads: Mapping[str, Load], limits: Limits, avoid: Collection[str] = ()
+) -> Endpoint | None:
+    """The endpoint with the least outstanding work that may take more; None when all are full.
+
+    Endpoints in ``avoid`` (this request already failed there) come last; ties go to the one unused for longest.
+    """
+    best: Endpoint | None = None
+    best_rank: tuple[bool, int, int, float] | None = None
+    for endpoint in pool.endpoints:
+        load = loads.get(endpoint.uid) or _IDLE
+        if load.requests and (load.on_trial or load.requests >= limits.requests or load.tokens >= limits.tokens):
+            continue
+        rank = (endpoint.uid in avoid, load.tokens, load.requests, load.last_used)
+        if best_rank is None or rank < best_rank:
+            best, best_rank = endpoint, rank
+    return best
+
+
+_IDLE = Load()
+
+
+def find_route(table: RoutingTable, path: tuple[str, str] | None, model: str | None) -> Route:
+    """The Reranker that the path names, else ``model`` ("name" or "namespace/name"), else the only one there is.
+
+    Raises ApiError when there is none or more than one.
+    """
+    if path is not None:
+        return _existing(table, path, "/".join(path))
+    if model:
+        namespace, slash, name = model.rpartition("/")
+        if slash:
+            return _existing(table, (namespace, name), model)
+        keys = table.keys_by_name.get(model, ())
+        if len(keys) > 1:
+            raise ApiError(
+                400,
+                "ambiguous_model",
+                f"model {model!r} exists in {len(keys)} namespaces: write it as namespace/{model}",
+                field="model",
+            )
+        return _existing(table, keys[0] if keys else ("", model), model)
+    if len(table.routes) == 1:
+        return next(iter(table.routes.values()))
+    if not table.routes:
+        raise no_reranker()
+    raise ApiError(
+        400,
+        "model_required",
+        "model is missing and there is more than one Reranker: name it, as name or namespace/name, or put it in the "
+        "path: /namespace/name/v2/rerank",
+        field="model",
+    )
+
+
+def no_reranker() -> ApiError:
+    return ApiError(404, "model_not_found", "there is no Reranker yet: apply one", field="model")
+
+
+def _existing(table: RoutingTable, key: tuple[str, str], asked: str) -> Route:
+    route = table.routes.get(key)
+    if route is None:
+        shown = asked if len(asked) <= 100 else f"{asked[:100]}..."
+        raise ApiError(
+            404,
+            "model_not_found",
+            f"there is no Reranker {shown!r}: GET /v1/models lists those that are served",
+            field="model",
+        )
+    return route

@@ -1,0 +1,140 @@
+"""One rerank request from body to answer: read, find its Reranker, decode, wait, forward, render.
+
+Owns the order of the checks: what is cheap to refuse is refused first, and nothing is decoded beyond its limits.
+"""
+
+import math
+from collections.abc import Callable
+
+import msgspec
+from aiohttp import web
+from rerank_api import wire
+
+from rerank_gateway import routing
+from rerank_gateway.body import HeldBytes, Lease, check_size, read_body
+from rerank_gateway.cluster.state import Key, Route, RoutingTable
+from rerank_gateway.cluster.watch import Source
+from rerank_gateway.errors import ApiError
+from rerank_gateway.forwarding import Forwarder
+from rerank_gateway.protocol import cohere, tei
+from rerank_gateway.protocol.common import Envelope, RerankAnswer, RerankQuery, decode, invalid
+from rerank_gateway.record import RECORD, Record
+from rerank_gateway.waiting import Queues, Ticket
+
+# Special tokens of a pair, and characters in a token: rough, for only the proportion between requests matters.
+_TOKENS_PER_PAIR = 3
+_CHARACTERS_PER_TOKEN = 4
+
+_envelope_decoder = msgspec.json.Decoder(Envelope)
+
+Render = Callable[[RerankAnswer], bytes]
+
+
+class Serving:
+    def __init__(
+        self, source: Source, queues: Queues, forwarder: Forwarder, held: HeldBytes, clock: Callable[[], float]
+    ) -> None:
+        self._source = source
+        self._queues = queues
+        self._forwarder = forwarder
+        self._held = held
+        self._clock = clock
+
+    async def rerank(self, request: web.Request, api_version: str, with_texts: bool) -> web.Response:
+        """``with_texts``: a body with ``texts`` instead of ``documents`` is understood too."""
+        record = request[RECORD]
+        path = _reranker_in_path(request)
+        self._require_sync()
+        timeout = _asked_timeout(request)
+        with self._held.lease() as lease:
+            body = await self._read(request, path, lease)
+            record.body_bytes = len(body)
+            envelope = decode(_envelope_decoder, body)
+            route = routing.find_route(self._source.table, path, envelope.model)
+            record.namespace, record.reranker = route.key
+            policy = route.policy
+            check_size(len(body), policy.max_body_bytes, route.label)
+            by_texts = with_texts and envelope.has_texts
+            query, render = _parse(body, route, by_texts, api_version)
+            del body  # the payload replaces it
+            record.documents = len(query.documents)
+            deadline = self._clock() + min(policy.timeout, timeout)
+            scored = await self._score(route, query, deadline, record)
+        answer = RerankAnswer(
+            record.request_id, envelope.model or route.label, scored.scores, scored.tokens, scored.truncated
+        )
+        return web.Response(body=render(answer), content_type="application/json")
+
+    async def _read(self, request: web.Request, path: Key | None, lease: Lease) -> bytes:
+        """The body, limited by its Reranker's own limit where the path tells which one that is."""
+        table = self._source.table
+        if path is not None or len(table.routes) == 1:
+            route = routing.find_route(table, path, None)
+            return await read_body(request, route.policy.max_body_bytes, route.label, lease)
+        if not table.routes:
+            raise routing.no_reranker()
+        largest = max(table.routes.values(), key=lambda route: route.policy.max_body_bytes)
+        return await read_body(request, largest.policy.max_body_bytes, largest.label, lease)
+
+    async def _score(self, route: Route, query: RerankQuery, deadline: float, record: Record) -> wire.ScoreResponse:
+        payload = msgspec.json.encode(
+            wire.ScoreRequest(query.query, query.documents, query.raw_scores, query.max_tokens_per_document)
+        )
+        ticket = Ticket(_estimated_tokens(query), deadline)
+        response = await self._forwarder.score(self._queues.of(route), ticket, payload, record)
+        record.tokens = response.tokens
+        record.truncated = len(response.truncated)
+        if query.refuse_truncation and response.truncated:
+            index = response.truncated[0]
+            message = f"texts[{index}]: is longer than the model takes, and truncate is false: shorten it"
+            raise ApiError(422, "too_long", message, field=f"texts[{index}]")
+        return response
+
+    def _require_sync(self) -> None:
+        if not self._source.synced:
+            raise ApiError(503, "starting", "the gateway has not read the Rerankers yet: retry", retry_after=1)
+
+
+def list_models(table: RoutingTable) -> bytes:
+    """In the shape of OpenAI's list of models."""
+    models = [
+        {
+            "id": route.label,
+            "object": "model",
+            "created": route.policy.created,
+            "owned_by": route.policy.namespace,
+            "ready": bool(route.endpoints) and not route.policy.suspended,
+        }
+        for route in table.routes.values()
+    ]
+    return msgspec.json.encode({"object": "list", "data": models})
+
+
+def _parse(body: bytes, route: Route, by_texts: bool, api_version: str) -> tuple[RerankQuery, Render]:
+    limit, label = route.policy.max_documents, route.label
+    if by_texts:
+        texts_request, query = tei.parse(body, limit, label)
+        return query, lambda answer: tei.render(texts_request, answer)
+    documents_request, query = cohere.parse(body, limit, label)
+    return query, lambda answer: cohere.render(documents_request, answer, api_version)
+
+
+def _reranker_in_path(request: web.Request) -> Key | None:
+    namespace = request.match_info.get("namespace")
+    return (namespace, request.match_info["name"]) if namespace else None
+
+
+def _asked_timeout(request: web.Request) -> float:
+    """Seconds that the client will wait at most; infinite when it does not say."""
+    given = request.headers.get(wire.HEADER_TIMEOUT)
+    if given is None:
+        return math.inf
+    if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given) > 0):
+        raise invalid(wire.HEADER_TIMEOUT, "expected a whole number of milliseconds above 0")
+    return int(given) / 1000
+
+
+def _estimated_tokens(query: RerankQuery) -> int:
+    per_pair = len(query.query) // _CHARACTERS_PER_TOKEN + _TOKENS_PER_PAIR
+    documents = sum(map(len, query.documents)) // _CHARACTERS_PER_TOKEN
+    return documents + per_pair * len(query.documents)
