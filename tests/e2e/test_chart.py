@@ -5,6 +5,7 @@ roles) runs on a cluster that lives only for it.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,7 +104,10 @@ def test_the_api_server_accepts_every_field(
 def test_install_upgrade_rollback_uninstall(kube: Cluster, helm: Any, test_namespace: str):
     notes = helm("install", "--wait", "--timeout", "180s")
     assert f"service/{GATEWAY}" in notes
-    assert f"namespace: {test_namespace}" in notes
+    example = re.search(r"<<'EOF'\n(.*?)\nEOF\n", notes, flags=re.DOTALL)
+    assert example is not None
+    assert f"namespace: {test_namespace}" in example[1]
+    kube.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", input=example[1])
     for name in (OPERATOR, GATEWAY):
         found = deployed(kube, test_namespace, name)
         assert available(found)
