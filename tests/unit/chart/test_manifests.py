@@ -1,5 +1,7 @@
 """What the chart creates: labels, selectors, Pod Security, permissions, and each setting's effect."""
 
+import argparse
+import importlib
 from typing import Any
 
 import pytest
@@ -24,7 +26,6 @@ FULL = {
         "priorityClassName": "system-cluster-critical",
         "podAnnotations": {"a": "b"},
         "podLabels": {"c": "d"},
-        "extraArgs": ["--help"],
         "extraEnv": [{"name": "E", "value": "1"}],
         "serviceAccount": {"annotations": {"e": "f"}},
     },
@@ -36,6 +37,7 @@ FULL = {
         "shutdownDelaySeconds": 20,
         "maxHeldBytes": "1Gi",
         "logLevel": "debug",
+        "extraArgs": ["--max-outstanding-requests=32"],
         "apiKeys": {"existingSecret": "rerank-keys", "key": "list"},
         "service": {"type": "LoadBalancer", "port": 8000, "annotations": {"g": "h"}},
         "ingress": {
@@ -280,6 +282,32 @@ def test_probes_and_service_name_ports_that_exist(rendered: Any):
     assert service["spec"]["ports"][0]["targetPort"] == "http"
 
 
+def parse_command(command: list[str]) -> argparse.Namespace:
+    """What the program itself makes of ``command``. Raises SystemExit when it would refuse to start."""
+    program, *arguments = command
+    assert "$(" not in program
+    parser = importlib.import_module(f"{program.replace('-', '_')}.__main__")._parser()
+    return parser.parse_args([argument.replace("$(POD_IP)", "192.0.2.1") for argument in arguments])
+
+
+def test_programs_understand_their_commands(rendered: Any):
+    for deployment in rendered.of("Deployment"):
+        parse_command(container_of(deployment)["command"])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"gateway": {"logLevel": level}} for level in ("debug", "info", "warning", "error")]
+    + [{"operator": {"logFormat": form}} for form in ("json", "text")]
+    + [{"gateway": {"maxHeldBytes": held}} for held in ("1000000", "64Mi", "2G")]
+    + [{"worker": {"image": {"pullPolicy": policy}}} for policy in ("Always", "IfNotPresent", "Never")],
+    ids=str,
+)
+def test_programs_understand_each_choice(render: Any, values: dict[str, Any]):
+    for deployment in render(values).of("Deployment"):
+        parse_command(container_of(deployment)["command"])
+
+
 def test_disruption_budgets_only_for_two_or_more(render: Any):
     assert {b["metadata"]["name"] for b in render().of("PodDisruptionBudget")} == {NAME, GATEWAY}
     assert {b["metadata"]["name"] for b in render(FULL).of("PodDisruptionBudget")} == {NAME}
@@ -334,7 +362,7 @@ def test_settings_reach_the_pods(render: Any):
     assert operator["spec"]["template"]["metadata"]["annotations"] == {"a": "b"}
     assert {"c": "d", "team": "search"}.items() <= operator["spec"]["template"]["metadata"]["labels"].items()
     assert {"name": "E", "value": "1"} in container_of(operator)["env"]
-    assert container_of(operator)["command"][-1] == "--help"
+    assert container_of(gateway)["command"][-1] == "--max-outstanding-requests=32"
     assert found.one("ServiceAccount", NAME)["metadata"]["annotations"] == {"e": "f"}
     assert pod_of(gateway)["serviceAccountName"] == "mine"
     assert [a["metadata"]["name"] for a in found.of("ServiceAccount")] == [NAME]

