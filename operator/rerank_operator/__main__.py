@@ -1,0 +1,85 @@
+"""The operator's process: flags, logs, signals, and nothing that decides."""
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import uuid
+from pathlib import Path
+
+from rerank_operator import logs
+from rerank_operator.controller import health
+from rerank_operator.controller.api import KubeApi, load_configuration
+from rerank_operator.controller.leader import Terms
+from rerank_operator.controller.reconcile import Controller, Settings
+from rerank_operator.manifests.pod_template import WorkerImage
+
+_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="rerank-operator",
+        description="Keeps fleets of rerankers as their Reranker objects say. Reaches the cluster through KUBECONFIG, "
+        "or through the service account of its pod.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--worker-image", required=True, help="image of the worker containers")
+    add("--worker-image-pull-policy", default="IfNotPresent", choices=["Always", "IfNotPresent", "Never"])
+    add("--namespace", action="append", default=[], help="watch only this namespace (repeatable; none: all)")
+    add("--lease-name", default="rerank-operator", help="name of the Lease that makes one replica the leader")
+    add("--lease-namespace", default=None, help="its namespace (default: the pod's own, else default)")
+    add("--lease-duration", type=float, default=15.0, help="seconds after which an unrenewed lease may be taken")
+    add("--renew-deadline", type=float, default=10.0, help="seconds after which a leader that cannot renew stops")
+    add("--retry-period", type=float, default=2.0, help="seconds between tries to take or renew the lease")
+    add("--resync-seconds", type=float, default=60.0, help="seconds between full lists that repair drift")
+    add("--metrics-host", default="0.0.0.0", help="address of /healthz, /readyz and /metrics")  # noqa: S104
+    add("--metrics-port", type=int, default=9090)
+    add("--log-format", default="json", choices=["json", "text"])
+    add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    logs.set_up(arguments.log_format, arguments.log_level)
+    try:
+        terms = Terms(arguments.lease_duration, arguments.renew_deadline, arguments.retry_period)
+    except ValueError as error:
+        raise SystemExit(f"rerank-operator: {error}") from None
+    asyncio.run(_run(arguments, terms))
+
+
+async def _run(arguments: argparse.Namespace, terms: Terms) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    settings = Settings(
+        worker=WorkerImage(arguments.worker_image, arguments.worker_image_pull_policy),
+        namespaces=tuple(arguments.namespace),
+        lease_namespace=arguments.lease_namespace or _own_namespace(),
+        lease_name=arguments.lease_name,
+        identity=f"{os.environ.get('HOSTNAME') or socket.gethostname()}_{uuid.uuid4()}",
+        terms=terms,
+        resync_seconds=arguments.resync_seconds,
+    )
+    api = KubeApi(await load_configuration())
+    controller = Controller(api, settings)
+    app = health.application(controller.trouble, lambda: controller.synced)
+    server = await health.serve(app, arguments.metrics_host, arguments.metrics_port)
+    try:
+        await controller.run(stop)
+    finally:
+        await server.cleanup()
+        await api.close()
+
+
+def _own_namespace() -> str:
+    return _ACCOUNT_NAMESPACE.read_text().strip() if _ACCOUNT_NAMESPACE.exists() else "default"
+
+
+if __name__ == "__main__":
+    main()

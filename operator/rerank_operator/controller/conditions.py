@@ -1,0 +1,156 @@
+"""The conditions of a Reranker: facts gathered once, then a chain of small checks for each condition.
+
+The first check with an answer wins; each names its reason and says in a sentence what is so. Pure.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from rerank_api.reranker import Condition, ConditionStatus, RejectedRevision
+
+from rerank_operator.controller.diagnose import Diagnosis
+
+LONGEST_MESSAGE = 4096
+
+READY, PROGRESSING, DEGRADED = "Ready", "Progressing", "Degraded"
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Why what the spec asks for could not even be written."""
+
+    reason: str
+    message: str
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """Everything that conditions are judged by."""
+
+    desired: int
+    ready: int
+    """Ready workers that get traffic, of all revisions."""
+    target: str | None
+    current: str | None
+    target_ready: int = 0
+    target_updated: bool = True
+    """The target's Deployment runs what was last applied, in all its pods."""
+    suspended: bool = False
+    rejected: RejectedRevision | None = None
+    """The target, where it was taken back."""
+    problem: Problem | None = None
+    target_trouble: Diagnosis | None = None
+    serving_trouble: Diagnosis | None = None
+
+
+Answer = tuple[ConditionStatus, str, str]
+Check = Callable[[Facts], Answer | None]
+
+
+def judge(facts: Facts, old: Sequence[dict[str, Any]], generation: int, now: float) -> tuple[Condition, ...]:
+    """``old``: the conditions as stored; a transition time changes only where the status does."""
+    before = {condition.get("type"): condition for condition in old}
+    judged = []
+    for kind, checks in _CHAINS.items():
+        status, reason, message = next(answer for check in checks if (answer := check(facts)) is not None)
+        was = before.get(kind, {})
+        since = was.get("lastTransitionTime") if was.get("status") == status else None
+        judged.append(
+            Condition(kind, status, reason, message[:LONGEST_MESSAGE], generation, since or format_time(now)),
+        )
+    return tuple(judged)
+
+
+def format_time(now: float) -> str:
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+# --- Ready: is at least one worker of this Reranker getting requests? ---
+
+
+def _suspended(facts: Facts) -> Answer | None:
+    return ("False", "Suspended", "spec.suspend is true: set it to false to serve again") if facts.suspended else None
+
+
+def _none_wanted(facts: Facts) -> Answer | None:
+    if facts.desired > 0:
+        return None
+    return "False", "NoReplicasRequested", "spec.replicas and spec.scaling ask for no worker: raise spec.replicas"
+
+
+def _serving(facts: Facts) -> Answer | None:
+    if facts.ready == 0:
+        return None
+    return "True", "Serving", f"{facts.ready} of {facts.desired} workers are ready"
+
+
+def _not_ready_trouble(facts: Facts) -> Answer | None:
+    trouble = facts.problem or facts.target_trouble or facts.serving_trouble
+    return ("False", trouble.reason, trouble.message) if trouble else None
+
+
+def _waiting(facts: Facts) -> Answer | None:
+    return "False", "WaitingForWorkers", f"none of {facts.desired} workers is ready yet"
+
+
+# --- Progressing: is the revision that the spec asks for still on its way? ---
+
+
+def _cannot_roll_out(facts: Facts) -> Answer | None:
+    return ("False", facts.problem.reason, facts.problem.message) if facts.problem else None
+
+
+def _taken_back(facts: Facts) -> Answer | None:
+    if facts.rejected is None:
+        return None
+    return "False", "RevisionRejected", _rejection(facts.rejected)
+
+
+def _rolling_out(facts: Facts) -> Answer | None:
+    if facts.desired == 0 or (facts.target == facts.current and facts.target_ready >= facts.desired):
+        return None
+    return "True", "RollingOut", f"{facts.target_ready} of {facts.desired} workers of revision {facts.target} are ready"
+
+
+def _updating(facts: Facts) -> Answer | None:
+    if facts.desired == 0 or facts.target_updated:
+        return None
+    return "True", "RollingOut", f"workers of revision {facts.target} are being replaced by updated ones"
+
+
+def _rolled_out(facts: Facts) -> Answer | None:
+    return "False", "RolloutComplete", f"revision {facts.target} is what runs"
+
+
+# --- Degraded: does anything need a person? ---
+
+
+def _degraded_problem(facts: Facts) -> Answer | None:
+    return ("True", facts.problem.reason, facts.problem.message) if facts.problem else None
+
+
+def _degraded_rejection(facts: Facts) -> Answer | None:
+    return ("True", "RevisionRejected", _rejection(facts.rejected)) if facts.rejected else None
+
+
+def _degraded_trouble(facts: Facts) -> Answer | None:
+    trouble = facts.target_trouble or facts.serving_trouble
+    return ("True", trouble.reason, trouble.message) if trouble and facts.desired > 0 else None
+
+
+def _healthy(facts: Facts) -> Answer | None:
+    return "False", "Healthy", "nothing is known to be wrong"
+
+
+def _rejection(rejected: RejectedRevision) -> str:
+    return (
+        f"revision {rejected.revision} was taken back and is tried again when the model, runtime or batching part of "
+        f"the spec changes: {rejected.reason}: {rejected.message}"
+    )
+
+
+_CHAINS: dict[str, tuple[Check, ...]] = {
+    READY: (_suspended, _none_wanted, _serving, _not_ready_trouble, _waiting),
+    PROGRESSING: (_suspended, _cannot_roll_out, _taken_back, _none_wanted, _rolling_out, _updating, _rolled_out),
+    DEGRADED: (_degraded_problem, _degraded_rejection, _degraded_trouble, _healthy),
+}

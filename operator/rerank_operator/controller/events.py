@@ -1,0 +1,108 @@
+"""Which Events a change of state is worth. Only transitions make Events: what stays as it is stays silent. Pure.
+
+What was is read from the stored status, so a restart of the operator repeats nothing.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+from rerank_api import names
+from rerank_api.reranker import Condition, Metadata
+
+from rerank_operator.controller.conditions import DEGRADED, READY
+
+LONGEST_NOTE = 1024
+"""The API server's limit, in bytes."""
+
+
+class Event(msgspec.Struct, frozen=True):
+    type: Literal["Normal", "Warning"]
+    reason: str
+    action: str
+    """What the operator did or tried, for programs."""
+    note: str
+
+
+def transitions(
+    old: dict[str, Any], conditions: Sequence[Condition], current: str | None, target: str | None, complete: bool
+) -> tuple[Event, ...]:
+    """``old``: the status as stored; the rest as it is about to be stored."""
+    events = []
+    served, wanted = old.get("currentRevision"), old.get("updatedRevision")
+    if target != wanted and served and target != served:
+        note = f"revision {target} is taking over from {served}"
+        events.append(Event("Normal", "RolloutStarted", "Rollout", note))
+    if current != served and current == target and complete:
+        events.append(Event("Normal", "RolloutComplete", "Rollout", f"revision {current} serves all requests"))
+    before = {condition.get("type"): condition for condition in old.get("conditions", ())}
+    for condition in conditions:
+        events.extend(_of_condition(before.get(condition.type, {}), condition))
+    return tuple(events)
+
+
+def _of_condition(was: dict[str, Any], now: Condition) -> list[Event]:
+    changed = (was.get("status"), was.get("reason")) != (now.status, now.reason)
+    if not changed:
+        return []
+    if now.type == DEGRADED and now.status == "True":
+        return [Event("Warning", now.reason, "Reconcile", now.message)]
+    if now.type == DEGRADED and was.get("status") == "True":
+        return [Event("Normal", "Recovered", "Reconcile", f"no longer {was.get('reason')}")]
+    if now.type == READY and now.reason == "Suspended":
+        return [Event("Normal", "Suspended", "Suspend", "all workers are being stopped: spec.suspend is true")]
+    if now.type == READY and was.get("reason") == "Suspended":
+        return [Event("Normal", "Resumed", "Resume", "workers are being started: spec.suspend is false")]
+    if now.type == READY and now.status == "True":
+        return [Event("Normal", "Serving", "Serve", now.message)]
+    if now.type == READY and was.get("status") == "True" and now.reason == "WaitingForWorkers":
+        return [Event("Warning", "WaitingForWorkers", "Serve", now.message)]
+    return []
+
+
+def manifest(event: Event, regarding: Metadata, instance: str, now: float) -> dict[str, Any]:
+    """The Event object. Its name is made of its content and time: the same one is never stored twice."""
+    time = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    digest = hashlib.sha256(f"{regarding.uid}{event.reason}{event.note}{time}".encode()).hexdigest()[:16]
+    return {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {"name": f"{regarding.name}.{digest}", "namespace": regarding.namespace},
+        "regarding": {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "namespace": regarding.namespace,
+            "name": regarding.name,
+            "uid": regarding.uid,
+            "resourceVersion": regarding.resource_version,
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "action": event.action,
+        "note": event.note.encode()[:LONGEST_NOTE].decode(errors="ignore"),
+        "eventTime": time,
+        "reportingController": names.FIELD_MANAGER,
+        "reportingInstance": instance[:128],
+    }
+
+
+class Allowance:
+    """A bound on the Events of each Reranker: ``burst`` at once, then one every ``every`` seconds."""
+
+    def __init__(self, burst: int = 20, every: float = 60.0) -> None:
+        self._burst = burst
+        self._every = every
+        self._spent: dict[str, tuple[float, float]] = {}
+
+    def take(self, uid: str, now: float) -> bool:
+        spent, since = self._spent.get(uid, (0.0, now))
+        spent = max(0.0, spent - (now - since) / self._every)
+        allowed = spent + 1 <= self._burst
+        self._spent[uid] = (spent + allowed, now)
+        return allowed
+
+    def keep(self, uids: set[str]) -> None:
+        """Forget Rerankers that are gone."""
+        self._spent = {uid: spent for uid, spent in self._spent.items() if uid in uids}

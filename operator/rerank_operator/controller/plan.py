@@ -1,0 +1,356 @@
+"""What to write so that one Reranker becomes what its spec says: a pure function of what is there and of the time.
+
+Level-based: it never asks what happened, only what is. The same observation gives the same plan, and a plan that has
+been carried out gives an empty one. Nothing here does I/O or remembers anything; the state that a rollout needs stands
+in the Reranker's status, in ControllerRevisions and in annotations of Deployments.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+from rerank_api import names
+from rerank_api.reranker import Metadata, RejectedRevision, Reranker, TrafficShare
+from rerank_api.revision import RevisionSpec, revision_hash, revision_of
+
+from rerank_operator.controller import conditions, events
+from rerank_operator.controller.conditions import Facts, Problem
+from rerank_operator.controller.diagnose import Diagnosis, blocked, diagnose
+from rerank_operator.controller.events import Event
+from rerank_operator.controller.kinds import BUDGETS, CONTROLLER_REVISIONS, DEPLOYMENTS, Kind
+from rerank_operator.controller.observe import DeploymentState, Observed, PodState
+from rerank_operator.manifests.common import differences, pod_selector
+from rerank_operator.manifests.controller_revision import controller_revision
+from rerank_operator.manifests.deployment import deployment
+from rerank_operator.manifests.pod_disruption_budget import pod_disruption_budget
+from rerank_operator.manifests.pod_template import BadSpec, WorkerImage
+from rerank_operator.rollout.replace import Handover, RevisionView, hand_over, share_traffic
+from rerank_operator.scaling.replicas import desired_replicas
+
+KEPT_REVISIONS = 10
+"""ControllerRevisions kept for going back, beside those in use."""
+PATIENCE_SECONDS = 10.0
+"""How long a new worker waits for room before an old one makes it: a pod that is ending may do so first."""
+
+
+class Apply(msgspec.Struct, frozen=True):
+    kind: Kind
+    manifest: dict[str, Any]
+    why: Literal["create", "update", "drift"]
+    found_version: str | None = None
+    """Of the object as it was looked at; None: it was not there."""
+    event: Event | None = None
+    """To be told once it is done, and if it changed anything."""
+
+
+class Scale(msgspec.Struct, frozen=True):
+    """Replicas of a Deployment whose template stays as it is, whatever newer settings would make of it."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+    replicas: int
+    lent_to: str | None
+    event: Event | None = None
+
+
+class Delete(msgspec.Struct, frozen=True):
+    kind: Kind
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+
+
+Action = Apply | Scale | Delete
+
+
+class Plan(msgspec.Struct, frozen=True):
+    actions: tuple[Action, ...] = ()
+    status: dict[str, Any] | None = None
+    """None: it is as it should be."""
+    events: tuple[Event, ...] = ()
+    requeue_after: float | None = None
+
+
+def make_plan(observed: Observed, worker: WorkerImage, now: float, problem: Problem | None = None) -> Plan:
+    """``problem``: why carrying out this same plan failed just now; it then only tells so in the status."""
+    if observed.metadata.deletion_timestamp:
+        return Plan()
+    if observed.reranker is None:
+        return _plan_for_invalid(observed, Problem("InvalidSpec", observed.invalid or "unreadable"), now)
+    return _Planner(observed, observed.reranker, worker, now, problem).plan()
+
+
+def _plan_for_invalid(observed: Observed, problem: Problem, now: float) -> Plan:
+    """Nothing is touched: what serves goes on serving."""
+    views = _views(observed, set())
+    current = observed.status.get("currentRevision")
+    ready = sum(view.ready for view in views)
+    target = observed.status.get("updatedRevision")
+    facts = Facts(desired=ready or 1, ready=ready, target=target, current=current, problem=problem)
+    status, told = _tell(observed, facts, share_traffic(views), complete=False, now=now)
+    return Plan(status=status, events=told)
+
+
+class _Planner:
+    """One plan in the making. Each field is set once; the methods are the steps, in order."""
+
+    def __init__(
+        self, observed: Observed, reranker: Reranker, worker: WorkerImage, now: float, problem: Problem | None
+    ) -> None:
+        self.observed = observed
+        self.owner: Metadata = observed.metadata
+        self.spec = reranker.spec
+        self.worker = worker
+        self.now = now
+        self.problem = problem
+        self.revision: RevisionSpec = revision_of(reranker.spec)
+        self.target = revision_hash(self.revision)
+        self.current: str | None = observed.status.get("currentRevision")
+        self.desired = desired_replicas(reranker.spec)
+        self.deployments = {state.revision: state for state in observed.deployments}
+        self.stored = {state.revision: state for state in observed.revisions}
+        self.trouble = self._diagnose(self.target)
+
+    def plan(self) -> Plan:
+        handover, rejected, look_again = self._hand_over()
+        actions = [
+            *self._revision_actions(),
+            *self._budget_actions(),
+            *self._deployment_actions(handover, rejected),
+            *self._prune(handover),
+        ]
+        serving = handover.current
+        mine = self.deployments.get(self.target)
+        sharing = {share.revision for share in handover.traffic}
+        facts = Facts(
+            desired=self.desired,
+            ready=sum(pod.ready and pod.counts for pod in self.observed.pods if pod.revision in sharing),
+            target=self.target,
+            current=serving,
+            target_ready=sum(pod.ready and pod.counts for pod in _pods_of(self.observed.pods, self.target)),
+            target_updated=mine is None or mine.updated,
+            suspended=self.spec.suspend,
+            rejected=rejected,
+            problem=self.problem,
+            target_trouble=self.trouble,
+            serving_trouble=self._diagnose(serving) if serving and serving != self.target else None,
+        )
+        status, told = _tell(self.observed, facts, handover.traffic, handover.complete, self.now)
+        return Plan(tuple(actions), status, told, look_again)
+
+    def _diagnose(self, revision: str) -> Diagnosis | None:
+        return diagnose(_pods_of(self.observed.pods, revision), self.deployments.get(revision))
+
+    # --- who serves, with how many ---
+
+    def _hand_over(self) -> tuple[Handover, RejectedRevision | None, float | None]:
+        mine = self.deployments.get(self.target)
+        held = frozenset[str]().union(
+            *(
+                state.resources
+                for state in self.observed.deployments
+                if state.revision != self.target and state.replicas
+            )
+        )
+        waiting = _pods_of(self.observed.pods, self.target)
+        stuck, look_again = blocked(waiting, mine, held, self.now, PATIENCE_SECONDS)
+        views = [
+            msgspec.structs.replace(view, blocked=stuck) if view.revision == self.target else view
+            for view in _views(self.observed, self._restorable())
+        ]
+        rejected = self._rejected(views)
+        decided = hand_over(self.target, self.current, self.desired, views, rejected=rejected is not None)
+        return decided, rejected, look_again
+
+    def _restorable(self) -> set[str]:
+        """The serving revision counts also where someone has deleted its Deployment: its spec is kept."""
+        stored = self.stored.get(self.current or "")
+        return {stored.revision} if stored is not None and stored.spec is not None else set()
+
+    def _rejected(self, views: Sequence[RevisionView]) -> RejectedRevision | None:
+        """The target, where it was taken back before, or now: an old replica has been freed for nothing."""
+        before = self.observed.status.get("rejectedRevision")
+        if before and before.get("revision") == self.target:
+            return RejectedRevision(self.target, before["reason"], before["message"])
+        lent = any(view.lent for view in views)
+        ready = any(view.revision == self.target and view.ready for view in views)
+        if lent and not ready and self.trouble is not None and self.trouble.hopeless and self.desired > 0:
+            return RejectedRevision(self.target, self.trouble.reason, self.trouble.message)
+        return None
+
+    # --- what to write ---
+
+    def _revision_actions(self) -> list[Action]:
+        newest = self.observed.revisions[0].number if self.observed.revisions else 0
+        found = self.stored.get(self.target)
+        if found is not None and found.number == newest:
+            return []
+        number = newest + 1
+        manifest = controller_revision(self.owner, self.target, self.revision, number)
+        if found is not None:
+            return [Apply(CONTROLLER_REVISIONS, manifest, "update", found.resource_version)]
+        note = f"the spec asks for a new revision, {self.target}"
+        event = Event("Normal", "RevisionCreated", "CreateRevision", note)
+        return [Apply(CONTROLLER_REVISIONS, manifest, "create", event=event)]
+
+    def _budget_actions(self) -> list[Action]:
+        found = self.observed.budget
+        if self.desired < 2:
+            return [_delete(BUDGETS, found)] if found else []
+        return _apply_if_different(BUDGETS, pod_disruption_budget(self.owner), found)
+
+    def _deployment_actions(self, handover: Handover, rejected: RejectedRevision | None) -> list[Action]:
+        actions: list[Action] = []
+        lent_to = {handover.lent_by: self.target} if handover.lent_by else {}
+        for revision, replicas in handover.replicas.items():
+            found = self.deployments.get(revision)
+            if revision == self.target:
+                actions.extend(self._apply_target(found, replicas, rejected))
+            elif found is None:
+                actions.extend(self._restore(revision, replicas))
+            elif self._is_done_with(found, replicas, handover):
+                actions.append(_delete(DEPLOYMENTS, found.body))
+            else:
+                actions.extend(self._scale(found, replicas, lent_to.get(revision)))
+        return actions
+
+    def _apply_target(
+        self, found: DeploymentState | None, replicas: int, rejected: RejectedRevision | None
+    ) -> list[Action]:
+        if rejected is not None and found is None:
+            return []
+        try:
+            manifest = self._deployment(self.target, self.revision, replicas)
+        except BadSpec as error:
+            self.problem = self.problem or Problem("InvalidSpec", str(error))
+            return []
+        # Its time of lending is over: the mark must not count when the tables turn again.
+        actions = self._scale(found, found.replicas, None) if found is not None and found.lent_to else []
+        body = found.body if found is not None else None
+        # A target that serves and whose Deployment is gone was not waited for: someone has deleted it.
+        deleted = self.target == self.current and replicas > 0
+        return [*actions, *_apply_if_different(DEPLOYMENTS, manifest, body, deleted)]
+
+    def _restore(self, revision: str, replicas: int) -> list[Action]:
+        stored = self.stored.get(revision)
+        if replicas == 0 or stored is None or stored.spec is None:
+            return []
+        try:
+            manifest = self._deployment(revision, stored.spec, replicas)
+        except BadSpec:
+            return []
+        return _apply_if_different(DEPLOYMENTS, manifest, None, deleted=True)
+
+    def _scale(self, found: DeploymentState, replicas: int, lent_to: str | None) -> list[Action]:
+        if (found.replicas, found.lent_to) == (replicas, lent_to):
+            return []
+        event = None
+        if lent_to and found.lent_to != lent_to:
+            note = f"no room for revision {lent_to}: one replica of revision {found.revision} is stopped to make some"
+            event = Event("Normal", "ReplicaFreed", "Rollout", note)
+        namespace = self.owner.namespace
+        return [Scale(namespace, found.name, found.uid, found.resource_version, replicas, lent_to, event)]
+
+    def _deployment(self, hash_: str, revision: RevisionSpec, replicas: int) -> dict[str, Any]:
+        return deployment(self.owner, hash_, revision, replicas, self.spec.requests.timeout, self.worker)
+
+    def _is_done_with(self, found: DeploymentState, replicas: int, handover: Handover) -> bool:
+        """Nothing of an old revision is left, nor wanted: its last worker has finished its requests and gone."""
+        empty = found.replicas == replicas == 0 and found.existing == 0 and found.settled
+        return empty and found.revision != handover.current and not _pods_of(self.observed.pods, found.revision)
+
+    def _prune(self, handover: Handover) -> list[Action]:
+        in_use = {self.target, handover.current, *self.deployments}
+        spare = [state for state in self.observed.revisions if state.revision not in in_use]
+        return [
+            Delete(CONTROLLER_REVISIONS, self.owner.namespace, old.name, old.uid, old.resource_version)
+            for old in spare[KEPT_REVISIONS:]
+        ]
+
+
+def _pods_of(pods: Sequence[PodState], revision: str) -> list[PodState]:
+    return [pod for pod in pods if pod.revision == revision]
+
+
+def _views(observed: Observed, restorable: set[str]) -> list[RevisionView]:
+    """Every revision that has a Deployment or could have one again, newest first."""
+    target = None if observed.reranker is None else revision_hash(revision_of(observed.reranker.spec))
+    numbers = {state.revision: state.number for state in observed.revisions}
+    found = {state.revision: state for state in observed.deployments}
+    newest_first = sorted({*found, *restorable}, key=lambda revision: (-numbers.get(revision, 0), revision))
+    return [
+        RevisionView(
+            revision=revision,
+            replicas=found[revision].replicas if revision in found else 0,
+            ready=sum(pod.ready and pod.counts for pod in _pods_of(observed.pods, revision)),
+            lent=revision in found and target is not None and found[revision].lent_to == target,
+        )
+        for revision in newest_first
+    ]
+
+
+def _apply_if_different(
+    kind: Kind, manifest: dict[str, Any], found: dict[str, Any] | None, deleted: bool = False
+) -> list[Action]:
+    """``deleted``: where it is not there, it has been, and someone has deleted it."""
+    name = f"{kind.name} {manifest['metadata']['name']}"
+    if found is None:
+        event = (
+            Event("Warning", "DriftRepaired", "Repair", f"{name} was deleted and is made again") if deleted else None
+        )
+        return [Apply(kind, manifest, "drift" if deleted else "create", event=event)]
+    differs = differences(manifest, found)
+    if not differs:
+        return []
+    stamps = manifest["metadata"]["annotations"]
+    # The same manifest was applied before: the difference is someone else's doing, not a new wish of ours.
+    ours = stamps.items() <= found["metadata"].get("annotations", {}).items()
+    places = ", ".join(differs[:3]) + (" and more" if len(differs) > 3 else "")
+    note = f"{name} was changed by someone else and is put back ({places})"
+    event = Event("Warning", "DriftRepaired", "Repair", note) if ours else None
+    return [Apply(kind, manifest, "drift" if ours else "update", found["metadata"]["resourceVersion"], event)]
+
+
+def _delete(kind: Kind, found: dict[str, Any]) -> Delete:
+    metadata = found["metadata"]
+    return Delete(kind, metadata["namespace"], metadata["name"], metadata["uid"], metadata["resourceVersion"])
+
+
+def _tell(
+    observed: Observed, facts: Facts, traffic: Sequence[TrafficShare], complete: bool, now: float
+) -> tuple[dict[str, Any] | None, tuple[Event, ...]]:
+    """The status object to apply (None: it stands already), and the Events that its changes are worth."""
+    metadata, old = observed.metadata, observed.status
+    judged = conditions.judge(facts, old.get("conditions", ()), metadata.generation, now)
+    counting = [pod for pod in observed.pods if pod.counts]
+    status: dict[str, Any] = {
+        "observedGeneration": metadata.generation,
+        "replicas": len(counting),
+        "readyReplicas": sum(pod.ready for pod in counting),
+        "selector": pod_selector(metadata.name),
+        "traffic": msgspec.to_builtins(list(traffic)),
+        "conditions": msgspec.to_builtins(list(judged)),
+    }
+    optional = {"currentRevision": facts.current, "updatedRevision": facts.target, "rejectedRevision": facts.rejected}
+    status |= {field: msgspec.to_builtins(value) for field, value in optional.items() if value is not None}
+    if _comparable(status) == _comparable(old):
+        return None, ()
+    manifest = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        # The uid keeps it from a namesake that was made since.
+        "metadata": {"name": metadata.name, "namespace": metadata.namespace, "uid": metadata.uid},
+        "status": status,
+    }
+    return manifest, events.transitions(old, judged, facts.current, facts.target, complete)
+
+
+def _comparable(status: dict[str, Any]) -> dict[str, Any]:
+    """Lists that the API server merges by key come back in an order of its own."""
+    return status | {
+        "traffic": sorted(status.get("traffic", ()), key=lambda share: share["revision"]),
+        "conditions": sorted(status.get("conditions", ()), key=lambda condition: condition["type"]),
+    }

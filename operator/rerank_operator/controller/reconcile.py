@@ -1,0 +1,237 @@
+"""The controller: everything wired together, and the loops that keep it going (workers, periodic lists, leadership).
+
+Both replicas watch and keep the store; only the leader's workers take keys. All state is in the store (which any
+replica fills anew) and in Kubernetes objects, so it may stop at any line.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from rerank_operator.controller import metrics
+from rerank_operator.controller.api import ApiError, KubeApi, NotLeader, Unreachable
+from rerank_operator.controller.apply import Applier, NotYet
+from rerank_operator.controller.conditions import READY
+from rerank_operator.controller.kinds import RERANKERS, WATCHED, Key, Kind
+from rerank_operator.controller.leader import Election, Leader, Terms, steady_clock
+from rerank_operator.controller.observe import observe
+from rerank_operator.controller.plan import make_plan
+from rerank_operator.controller.queue import WorkQueue
+from rerank_operator.controller.store import Store
+from rerank_operator.controller.watches import Watches
+from rerank_operator.manifests.pod_template import WorkerImage
+
+log = logging.getLogger(__name__)
+
+WORKERS = 4
+RECONCILE_SECONDS = 120.0
+"""Longer than any reconcile whose requests are answered at all."""
+STUCK_SECONDS = 300.0
+MISSED_LISTS = 4
+"""So many lists may show an object before its watch does."""
+SILENT_SECONDS = 60.0
+
+
+class Settings(msgspec.Struct, frozen=True):
+    worker: WorkerImage
+    namespaces: tuple[str, ...]
+    """None named: all."""
+    lease_namespace: str
+    lease_name: str
+    identity: str
+    terms: Terms = Terms()
+    resync_seconds: float = 60.0
+
+
+class Controller:
+    def __init__(self, api: KubeApi, settings: Settings) -> None:
+        self._api = api
+        self._settings = settings
+        self._scopes: Sequence[str | None] = settings.namespaces or (None,)
+        self.store = Store()
+        self.queue: WorkQueue[Key] = WorkQueue(steady_clock, random.random)
+        self.leader = Leader(
+            api,
+            Election(settings.identity, settings.terms),
+            settings.lease_namespace,
+            settings.lease_name,
+            random.random,
+            self._start_leading,
+            self.queue.clear,
+        )
+        api.fence = self.leader.write_seconds
+        self.watches = Watches(self._watched, self._served, settings.namespaces)
+        self._applier = Applier(api, self.store, settings.identity)
+        self._resync_now = asyncio.Event()
+        self._lead_after_list = False
+        self.synced = False
+        self._last_resync = steady_clock()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until ``stop`` is set: then the work in hand is finished and the lease released."""
+        self.watches.start()
+        workers = [asyncio.create_task(self._work(), name=f"worker-{n}") for n in range(WORKERS)]
+        leading = asyncio.create_task(self.leader.run(), name="leader")
+        resync = asyncio.create_task(self._resync_forever(), name="resync")
+        self._tasks = [*workers, leading, resync]
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            done, _ = await asyncio.wait([*self._tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.queue.close()
+            resync.cancel()
+        await asyncio.wait(workers, timeout=10)
+        leading.cancel()
+        await asyncio.wait([leading, resync], timeout=1)
+        await self.leader.release()
+        await self.watches.stop()
+        for task in done - {stopping}:
+            task.result()  # a loop that ended by itself is a defect: let the process end with its error
+
+    # --- what comes in ---
+
+    def _watched(self, kind: Kind, deleted: bool, body: dict[str, object]) -> None:
+        self._enqueue(self.store.seen(kind, deleted, body))
+
+    def _enqueue(self, key: Key | None) -> None:
+        # Before the first list is in, a Reranker may look childless.
+        if key is not None and self.leader.leading and not self._lead_after_list:
+            self.queue.add(key)
+
+    def _start_leading(self) -> None:
+        """Nothing is written before a fresh list: the last leader's latest writes may not have come through yet."""
+        self._lead_after_list = True
+        self._resync_now.set()
+
+    async def _served(self) -> bool:
+        try:
+            found = await self._api.discover(f"{RERANKERS.group}/{RERANKERS.version}")
+        except (ApiError, Unreachable) as error:
+            log.warning("waiting for the Reranker CRD: %s", error)
+            return False
+        return any(resource["name"] == RERANKERS.plural for resource in found.get("resources", ()))
+
+    async def _resync_forever(self) -> None:
+        delay = 1.0
+        while True:
+            self._resync_now.clear()
+            self._last_resync = steady_clock()
+            try:
+                await self._resync()
+                metrics.RESYNCS.labels("ok").inc()
+                delay = self._settings.resync_seconds * (0.9 + 0.2 * random.random())  # noqa: S311
+            except (ApiError, Unreachable) as error:
+                metrics.RESYNCS.labels("failed").inc()
+                log.warning("the cluster could not be listed: %s", error)
+                delay = min(delay * 2, 30.0) if not self.synced or self._lead_after_list else 15.0
+            try:
+                async with asyncio.timeout(delay):
+                    await self._resync_now.wait()
+            except TimeoutError:
+                continue
+
+    async def _resync(self) -> None:
+        for kind in WATCHED:
+            for scope in self._scopes:
+                known = self.store.before_list(kind)
+                listed = await self._api.list(kind, scope)
+                version = listed["metadata"]["resourceVersion"]
+                changed = self.store.listed(kind, scope, listed["items"], version, known)
+                if self.synced:
+                    metrics.MISSED.inc(len(changed))
+        self.synced = True
+        if self.leader.leading:
+            self._lead_after_list = False
+        keys = self.store.keys()
+        for key in keys:
+            self._enqueue(key)
+        self._count(keys)
+
+    def _count(self, keys: set[Key]) -> None:
+        states = {"True": 0, "False": 0, "Unknown": 0}
+        uids = set()
+        for key in keys:
+            body = self.store.get(RERANKERS, *key) or {}
+            uids.add(body.get("metadata", {}).get("uid", ""))
+            ready = [c["status"] for c in body.get("status", {}).get("conditions", ()) if c["type"] == READY]
+            states[ready[0] if ready else "Unknown"] += 1
+        for state, count in states.items():
+            metrics.RERANKERS.labels(state).set(count)
+        self._applier.allowance.keep(uids)
+
+    # --- what goes out ---
+
+    async def _work(self) -> None:
+        while (taken := await self.queue.get()) is not None:
+            key, waited = taken
+            metrics.QUEUE_SECONDS.observe(max(0.0, waited))
+            started = steady_clock()
+            result = await self._reconcile_safely(key)
+            metrics.RECONCILES.labels(result).inc()
+            metrics.RECONCILE_SECONDS.observe(steady_clock() - started)
+            self.queue.done(key, failed=result not in ("ok", "not leader"))
+
+    async def _reconcile_safely(self, key: Key) -> str:
+        subject = {"namespace": key[0], "reranker": key[1]}
+        try:
+            async with asyncio.timeout(RECONCILE_SECONDS):
+                return await self._reconcile(key)
+        except NotLeader:
+            return "not leader"
+        except ApiError as error:
+            if error.status != 409:
+                log.warning("reconcile: %s", error, extra=subject)
+            return "conflict" if error.status == 409 else "refused"
+        except NotYet as error:
+            log.info("reconcile: %s", error, extra=subject)
+            return "waiting"
+        except (Unreachable, TimeoutError) as error:
+            log.warning("reconcile: %s", error or "took too long", extra=subject)
+            return "unreachable"
+        except Exception:  # one Reranker that we cannot cope with must not stop the others
+            log.exception("reconcile failed", extra=subject)
+            return "error"
+
+    async def _reconcile(self, key: Key) -> str:
+        observed = observe(self.store, key)
+        if observed is None:
+            return "ok"
+        plan = make_plan(observed, self._settings.worker, time.time())
+        problem = await self._applier.carry_out(plan.actions, observed.metadata)
+        if problem is not None:
+            plan = make_plan(observed, self._settings.worker, time.time(), problem)
+        if plan.status is not None:
+            await self._applier.write_status(plan.status)
+        for event in plan.events:
+            await self._applier.tell(event, observed.metadata)
+            if event.action == "Rollout" or event.reason == "RevisionRejected":
+                metrics.ROLLOUTS.labels(event.reason).inc()
+        if problem is not None:
+            return "refused"
+        if plan.requeue_after is not None:
+            self.queue.add(key, plan.requeue_after)
+        return "ok"
+
+    # --- how it is ---
+
+    def trouble(self) -> str | None:
+        """Why this process should be restarted; None: it makes progress, or waits for an API server that is away."""
+        metrics.QUEUE_DEPTH.set(self.queue.depth())
+        for task in self._tasks:
+            if task.done():
+                return f"loop {task.get_name()} has ended"
+        if (oldest := self.queue.oldest_work()) > STUCK_SECONDS:
+            return f"a reconcile has been at work for {oldest:.0f} s"
+        if (silence := self.watches.silence()) > SILENT_SECONDS:
+            return f"the watching loop has not turned for {silence:.0f} s"
+        if (since := steady_clock() - self._last_resync) > 2 * self._settings.resync_seconds + STUCK_SECONDS:
+            return f"no list has been tried for {since:.0f} s"
+        lists, kind = self.store.lag()
+        if lists >= MISSED_LISTS:
+            return f"the watch of {kind} has not shown what the last {lists} lists did"
+        return None

@@ -1,0 +1,35 @@
+"""Log lines on stderr: JSON for machines, text for people. No request bodies, no tokens, no users' texts."""
+
+import json
+import logging
+import sys
+import time
+from typing import Literal
+
+_SUBJECT = ("namespace", "reranker")
+
+
+class JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        # kopf sets attributes of the same names to other things: only text is ours.
+        line |= {key: value for key in _SUBJECT if isinstance(value := getattr(record, key, None), str)}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def set_up(form: Literal["json", "text"], level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if form == "json" else text)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # One line for each event of each object says nothing that our own lines do not.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    logging.getLogger("kopf.activities").setLevel(logging.WARNING)

@@ -1,0 +1,92 @@
+"""The handover from old revisions to the one that the spec asks for, decided anew from what is there each time.
+
+Old replicas go only as new ones become ready, so ready capacity never falls below what was asked for or was there;
+the one exception is the replica that is freed when the new revision finds no room. It must never free a second one
+before the first has paid off, and never send traffic to a revision without a ready worker while another has one.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+from rerank_api.reranker import TrafficShare
+
+
+class RevisionView(msgspec.Struct, frozen=True):
+    """What there is of one revision."""
+
+    revision: str
+    replicas: int = 0
+    """What its Deployment asks for."""
+    ready: int = 0
+    """Ready workers that are not being stopped."""
+    blocked: int = 0
+    """Workers that cannot start for lack of a resource which older revisions hold (and have waited long enough)."""
+    lent: bool = False
+    """One of its replicas has been freed for the target."""
+
+
+class Handover(msgspec.Struct, frozen=True):
+    """What should be: replicas of every revision seen, who serves, and how requests are shared out."""
+
+    replicas: dict[str, int]
+    current: str | None
+    complete: bool
+    traffic: tuple[TrafficShare, ...]
+    lent_by: str | None = None
+    """The old revision that bears the mark: one replica fewer than needed is kept, so that the target finds room."""
+
+
+def hand_over(
+    target: str, current: str | None, desired: int, revisions: Sequence[RevisionView], *, rejected: bool = False
+) -> Handover:
+    """``revisions``: newest first; the target may be among them. ``rejected``: the target is not to be tried."""
+    new = next((view for view in revisions if view.revision == target), RevisionView(target))
+    old = [view for view in revisions if view.revision != target]
+    if rejected and old:
+        return _restore(new, _serving_first(old, current), desired)
+    if current == target or desired == 0 or new.ready >= desired or not old:
+        serving = target if current == target or old or new.ready or desired == 0 else current
+        replicas = {view.revision: 0 for view in old} | {target: desired}
+        return Handover(replicas, serving, new.ready >= desired, share_traffic([new, *old]))
+
+    old = _serving_first(old, current)
+    missing = desired - new.ready
+    lent = any(view.lent for view in old) or (new.blocked > 0 and sum(view.replicas for view in old) >= missing)
+    if current is None and not any(view.ready for view in old):
+        missing = lent = 0  # nothing has ever served: unready leftovers would only hold resources
+    replicas = _spread(missing - lent, old)
+    lent_by = old[0].revision if lent else None
+    serving = old[0].revision if current or old[0].ready else None
+    return Handover(replicas | {target: desired}, serving, False, share_traffic([new, *old]), lent_by)
+
+
+def _restore(new: RevisionView, old: list[RevisionView], desired: int) -> Handover:
+    """Everything back to the revision that served; the rejected one goes to zero."""
+    traffic = share_traffic(old if any(view.ready for view in old) else [new])
+    return Handover(_spread(desired, old) | {new.revision: 0}, old[0].revision, False, traffic)
+
+
+def _serving_first(old: list[RevisionView], current: str | None) -> list[RevisionView]:
+    """The revision that served comes first; where that is unknown, the one with most ready workers does."""
+    return sorted(old, key=lambda view: (view.revision != current, -view.ready))
+
+
+def _spread(needed: int, old: list[RevisionView]) -> dict[str, int]:
+    """``needed`` replicas over the old revisions: ready ones first; what is missing then is the first one's to grow."""
+    replicas = {}
+    for view in old:
+        replicas[view.revision] = min(view.ready, view.replicas, needed)
+        needed -= replicas[view.revision]
+    replicas[old[0].revision] += needed
+    return replicas
+
+
+def share_traffic(revisions: Sequence[RevisionView]) -> tuple[TrafficShare, ...]:
+    """Percent by ready workers, adding up to 100 (largest remainders first); empty while none is ready."""
+    ready = [view for view in revisions if view.ready > 0]
+    total = sum(view.ready for view in ready)
+    shares = {view.revision: view.ready * 100 // total for view in ready}
+    by_remainder = sorted(ready, key=lambda view: -(view.ready * 100 % total))
+    for view in by_remainder[: 100 - sum(shares.values())]:
+        shares[view.revision] += 1
+    return tuple(TrafficShare(revision, percent) for revision, percent in sorted(shares.items()) if percent)
