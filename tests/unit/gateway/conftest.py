@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,7 +36,7 @@ class Worker:
         self.revision = revision
         self.behave = behave
         self.seen: list[wire.ScoreRequest] = []
-        self.headers: list[dict[str, str]] = []
+        self.headers: list[Mapping[str, str]] = []
         self.cancelled = 0
         self.healthy = True
         self._runner: web.AppRunner | None = None
@@ -72,7 +72,7 @@ class Worker:
     async def _score(self, request: web.Request) -> web.StreamResponse:
         query = msgspec.json.decode(await request.read(), type=wire.ScoreRequest)
         self.seen.append(query)
-        self.headers.append(dict(request.headers))
+        self.headers.append(request.headers)
         try:
             if self.behave is not None:
                 answer = await self.behave(self, query)

@@ -1,0 +1,161 @@
+"""Choice of Reranker, revision and endpoint, and the reduction of objects that it rests on."""
+
+from collections import Counter
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rerank_api import names
+from rerank_gateway.cluster.state import Endpoint, Policy, Route, build_table, parse_pod, parse_policy
+from rerank_gateway.routing import Limits, Load, Pool, least_outstanding, split
+
+
+def _route(*revisions: str, traffic: tuple[tuple[str, int], ...] = ()) -> Route:
+    endpoints = [Endpoint(f"{revision}-{i}", "ns", "rr", revision, "10.0.0.1") for i, revision in enumerate(revisions)]
+    return Route(Policy("ns", "rr", traffic=traffic), tuple(endpoints))
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=5))
+def test_the_split_follows_the_percents(percents: list[int]) -> None:
+    revisions = [f"r{i}" for i in range(len(percents))]
+    pools = split(_route(*revisions, traffic=tuple(zip(revisions, percents, strict=True))), {}, now=0)
+    draws = 10_000
+    counts = Counter(pool.revision for i in range(draws) if (pool := pools.pick(i / draws)) is not None)
+    assert counts.total() == draws
+    total = sum(percents)
+    for revision, percent in zip(revisions, percents, strict=True):
+        assert abs(counts[revision] - (draws * percent / total if total else 0)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("ready", "traffic", "expected"),
+    [
+        pytest.param(["a", "b"], (), {None}, id="no traffic entry: any worker"),
+        pytest.param(["a", "b"], (("c", 100),), {None}, id="no worker of a revision with traffic: any worker"),
+        pytest.param(["a", "b"], (("a", 100), ("b", 0)), {"a"}, id="zero percent gets nothing"),
+        pytest.param(["b"], (("a", 100), ("b", 0)), {None}, id="zero percent is better than none"),
+        pytest.param(["b", "c"], (("a", 90), ("b", 10)), {"b"}, id="who is not ready leaves its share"),
+        pytest.param([], (("a", 100),), set(), id="no worker"),
+    ],
+)
+def test_revisions_without_workers(ready: list[str], traffic: Any, expected: set[str | None]) -> None:
+    pools = split(_route(*ready, traffic=traffic), {}, now=0)
+    assert {pool.revision for i in range(100) if (pool := pools.pick(i / 100)) is not None} == expected
+
+
+def test_an_endpoint_is_left_alone_until_its_time() -> None:
+    route, loads = _route("a", "b", traffic=(("a", 50), ("b", 50))), {"a-0": Load(retry_at=5.0)}
+    assert [pool.revision for pool in split(route, loads, now=4.9).pools] == ["b"]
+    assert [pool.revision for pool in split(route, loads, now=5.0).pools] == ["a", "b"]
+
+
+LIMITS = Limits(requests=4, tokens=100)
+
+
+@pytest.mark.parametrize(
+    ("loads", "avoid", "expected"),
+    [
+        pytest.param({}, (), "a-0", id="all idle: the first"),
+        pytest.param({"a-0": Load(1, 10), "a-1": Load(1, 9)}, (), "a-1", id="fewest tokens"),
+        pytest.param({"a-0": Load(2, 10), "a-1": Load(1, 10)}, (), "a-1", id="then fewest requests"),
+        pytest.param({"a-0": Load(last_used=2), "a-1": Load(last_used=1)}, (), "a-1", id="then longest unused"),
+        pytest.param({"a-0": Load(4, 4), "a-1": Load(1, 50)}, (), "a-1", id="request limit"),
+        pytest.param({"a-0": Load(1, 100), "a-1": Load(3, 99)}, (), "a-1", id="token limit"),
+        pytest.param({"a-0": Load(1, 100), "a-1": Load(4, 99)}, (), None, id="all full"),
+        pytest.param({"a-1": Load(3, 99)}, ("a-0",), "a-1", id="where it failed comes last"),
+        pytest.param({"a-1": Load(4, 99)}, ("a-0",), "a-0", id="but is better than none"),
+        pytest.param({"a-0": Load(1, 1, on_trial=True), "a-1": Load(3, 9)}, (), "a-1", id="one request on trial"),
+        pytest.param({"a-0": Load(0, 0, on_trial=True), "a-1": Load(3, 9)}, (), "a-0", id="the trial itself"),
+    ],
+)
+def test_least_outstanding(loads: dict[str, Load], avoid: tuple[str, ...], expected: str | None) -> None:
+    chosen = least_outstanding(Pool("a", _route("a", "a").endpoints), loads, LIMITS, avoid)
+    assert (chosen.uid if chosen else None) == expected
+
+
+def _pod(**changes: Any) -> bytes:
+    pod = {
+        "metadata": {
+            "namespace": "ns",
+            "name": "rr-1",
+            "uid": "u",
+            "labels": {names.LABEL_RERANKER: "rr", names.LABEL_REVISION: "abc"},
+        },
+        "status": {"podIP": "10.0.0.7", "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+    for part, fields in changes.items():
+        pod[part] |= fields
+    return msgspec.json.encode(pod)
+
+
+def test_a_ready_pod_is_an_endpoint() -> None:
+    assert parse_pod(_pod()) == Endpoint("u", "ns", "rr", "abc", "10.0.0.7", names.WORKER_PORT)
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        pytest.param(_pod(metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"}), id="going"),
+        pytest.param(_pod(metadata={"labels": {}}), id="nobody's"),
+        pytest.param(_pod(metadata={"labels": {names.LABEL_RERANKER: "rr"}}), id="no revision"),
+        pytest.param(_pod(status={"podIP": ""}), id="no address"),
+        pytest.param(_pod(status={"conditions": []}), id="no conditions"),
+        pytest.param(_pod(status={"conditions": [{"type": "Ready", "status": "False"}]}), id="not ready"),
+        pytest.param(b'{"metadata": {"namespace": "ns", "name": "x"}}', id="no status"),
+    ],
+)
+def test_other_pods_are_none(pod: bytes) -> None:
+    assert parse_pod(pod) is None
+
+
+def test_policy_of_a_reranker() -> None:
+    body = {
+        "metadata": {"namespace": "ns", "name": "rr", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {
+            "model": {"uri": "file:///m"},
+            "requests": {"maxDocuments": 7, "maxBodyBytes": "64Ki", "timeout": "1m30s", "queueLimit": 3},
+            "suspend": True,
+        },
+        "status": {
+            "traffic": [{"revision": "abc", "percent": 100}],
+            "conditions": [
+                {
+                    "type": "Ready",
+                    "status": "False",
+                    "reason": "WaitingForWorkers",
+                    "message": "m",
+                    "observedGeneration": 1,
+                    "lastTransitionTime": "2026-01-01T00:00:00Z",
+                }
+            ],
+        },
+    }
+    assert parse_policy(msgspec.json.encode(body)) == Policy(
+        namespace="ns",
+        name="rr",
+        max_documents=7,
+        max_body_bytes=65536,
+        timeout=90.0,
+        queue_limit=3,
+        suspended=True,
+        traffic=(("abc", 100),),
+        not_ready_reason="WaitingForWorkers",
+        created=1767225600,
+    )
+    body["status"]["conditions"][0]["status"] = "True"
+    assert parse_policy(msgspec.json.encode(body)).not_ready_reason == ""
+    minimal = {"metadata": {"namespace": "ns", "name": "rr"}, "spec": {"model": {"uri": "file:///m"}}}
+    assert parse_policy(msgspec.json.encode(minimal)) == Policy("ns", "rr")
+
+
+def test_table_keeps_namespaces_apart() -> None:
+    mine, theirs = Endpoint("1", "a", "rr", "x", "10.0.0.1"), Endpoint("2", "b", "rr", "x", "10.0.0.2")
+    orphan = Endpoint("3", "c", "rr", "x", "10.0.0.3")
+    table = build_table([Policy("b", "rr"), Policy("a", "rr")], [theirs, mine, orphan])
+    assert table.keys_by_name == {"rr": (("a", "rr"), ("b", "rr"))}
+    assert {key: route.endpoints for key, route in table.routes.items()} == {
+        ("a", "rr"): (mine,),
+        ("b", "rr"): (theirs,),
+    }
