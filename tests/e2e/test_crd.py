@@ -73,7 +73,8 @@ def answers(crd: dict[str, Any], kube: Cluster) -> Iterator[dict[str, str]]:
     found: dict[str, str] = {}
     yield found
     if os.environ.get("RERANK_WRITE_DOCS") and len(found) == len(BAD):
-        REFUSED.write_text(refused_page(found, kube.get("--raw", "/version")["gitVersion"]))
+        version = json.loads(kube.kubectl("version", "-o", "json").stdout)["serverVersion"]["gitVersion"]
+        REFUSED.write_text(refused_page(found, version))
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,19 @@ def test_every_way_to_apply_refuses_an_unknown_field(
 ) -> None:
     manifest = (ROOT / "tests" / "e2e" / "manifests" / "bad" / "unknown-spec-slo.yaml").read_text()
     assert "spec.slo" in refusal(kube, *command, "-n", test_namespace, "-f", "-", input=manifest)
+
+
+def test_patch_warns_of_an_unknown_field_and_drops_it(
+    kube: Cluster, stored: dict[str, tuple[Any, Any]], test_namespace: str
+) -> None:
+    """kubectl asks for no strict validation of a patch, and the API server then warns instead of refusing."""
+    patch = json.dumps({"spec": {"slo": {"availability": 0.999}, "replicas": 0}})
+    done = kube.kubectl(
+        "patch", "reranker", "pvc-root", "-n", test_namespace, "--type=merge", "-p", patch,
+        "--dry-run=server", "-o", "json",
+    )  # fmt: skip
+    assert 'unknown field "spec.slo"' in done.stderr
+    assert "slo" not in json.loads(done.stdout)["spec"]
 
 
 def test_a_bad_change_of_a_good_object_is_refused(
@@ -222,6 +236,7 @@ def refused_page(found: dict[str, str], version: str) -> str:
         words = re.sub(r"^The Reranker \S+ is invalid: ", "", answer)
         words = re.sub(r"^Error from server \(BadRequest\): .*strict decoding error: ", "", words)
         words = re.sub(r" ?\* <nil>: Invalid value: [^*]*", "", words).removeprefix("* ")
+        words = re.sub(r" \* (?=\.?(spec|metadata)\b)", "; ", words)
         words = re.sub(r"(x{40})x+", r"\1...", words).replace("|", "\\|")
         rows.append(f"| [{name.removesuffix('.yaml')}](../../tests/e2e/manifests/bad/{name}) | {words} |")
     return (
