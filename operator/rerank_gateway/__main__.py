@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_quantity,
         default=defaults.max_held_bytes,
         help="bytes of request bodies held at once, such as 1Gi; beyond it clients get 429. "
-        "The process needs about three times as much memory at that point",
+        "The process may need three times as much memory at that point",
     )
     parser.add_argument(
         "--max-outstanding-requests",

@@ -18,7 +18,6 @@ from rerank_gateway import forwarding
 from rerank_gateway.access import observe_requests
 from rerank_gateway.auth import ApiKeys, require_key
 from rerank_gateway.body import HeldBytes
-from rerank_gateway.cluster.state import RoutingTable
 from rerank_gateway.cluster.watch import Source
 from rerank_gateway.errors import errors_as_json
 from rerank_gateway.health import HEALTH_PATH, add_health, add_metrics, add_readiness
@@ -60,7 +59,7 @@ class Gateway:
         self._session: aiohttp.ClientSession | None = None
         self._api: web.AppRunner | None = None
         self._admin: web.AppRunner | None = None
-        source.subscribe(self._table_changed)
+        source.subscribe(self._queues.update)
 
     @property
     def api_port(self) -> int:
@@ -83,7 +82,7 @@ class Gateway:
         admin = web.Application(middlewares=[errors_as_json])
         add_health(admin, self._source, self._clock)
         add_readiness(admin, self._source, lambda: self.draining)
-        add_metrics(admin, self._metrics.registry)
+        add_metrics(admin, self._metrics, self._source)
         self._admin = await _listen(admin, options.host, options.admin_port, shutdown_timeout=1.0)
 
         observed = observe_requests(self._metrics, self._clock, lambda: self.draining, frozenset({HEALTH_PATH}))
@@ -108,10 +107,6 @@ class Gateway:
             await self._admin.cleanup()
         if self._session is not None:
             await self._session.close()
-
-    def _table_changed(self, table: RoutingTable) -> None:
-        self._queues.update(table)
-        self._metrics.forget_gone(table)
 
 
 async def _listen(app: web.Application, host: str, port: int, shutdown_timeout: float) -> web.AppRunner:

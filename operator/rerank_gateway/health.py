@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import msgspec
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from rerank_gateway.cluster.watch import Source
+from rerank_gateway.metrics import Metrics
 
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
@@ -35,11 +36,12 @@ def add_readiness(app: web.Application, source: Source, draining: Callable[[], b
     app.router.add_get(READY_PATH, readyz)
 
 
-def add_metrics(app: web.Application, registry: CollectorRegistry) -> None:
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+def add_metrics(app: web.Application, metrics: Metrics, source: Source) -> None:
+    async def scrape(_: web.Request) -> web.Response:
+        metrics.forget_gone(source.table)
+        return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    app.router.add_get(METRICS_PATH, metrics)
+    app.router.add_get(METRICS_PATH, scrape)
 
 
 def _answer(problem: str | None) -> web.Response:

@@ -106,7 +106,7 @@ class Metrics:
         held.set_function(held_bytes)
 
     def forget_gone(self, table: RoutingTable) -> None:
-        """Drops the series of Rerankers and revisions that have been gone for a while."""
+        """Drops the series of Rerankers and revisions that have been gone for a while. For each scrape."""
         now = self._clock()
         present = {
             (*key, revision)

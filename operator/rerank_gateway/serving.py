@@ -5,6 +5,7 @@ Owns the order of the checks: what is cheap to refuse is refused first, and noth
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 from aiohttp import web
@@ -18,7 +19,7 @@ from rerank_gateway.errors import ApiError
 from rerank_gateway.forwarding import Forwarder
 from rerank_gateway.protocol import cohere, tei
 from rerank_gateway.protocol.common import Envelope, RerankAnswer, RerankQuery, decode, invalid
-from rerank_gateway.record import RECORD, Record
+from rerank_gateway.record import RECORD
 from rerank_gateway.waiting import Queues, Ticket
 
 # Special tokens of a pair, and characters in a token: rough, for only the proportion between requests matters.
@@ -28,6 +29,19 @@ _CHARACTERS_PER_TOKEN = 4
 _envelope_decoder = msgspec.json.Decoder(Envelope)
 
 Render = Callable[[RerankAnswer], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A request that is good and may wait."""
+
+    route: Route
+    model: str
+    """As the client named it."""
+    payload: bytes
+    tokens: int
+    refuse_truncation: bool
+    render: Render
 
 
 class Serving:
@@ -47,23 +61,35 @@ class Serving:
         self._require_sync()
         timeout = _asked_timeout(request)
         with self._held.lease() as lease:
-            body = await self._read(request, path, lease)
-            record.body_bytes = len(body)
-            envelope = decode(_envelope_decoder, body)
-            route = routing.find_route(self._source.table, path, envelope.model)
-            record.namespace, record.reranker = route.key
-            policy = route.policy
-            check_size(len(body), policy.max_body_bytes, route.label)
-            by_texts = with_texts and envelope.has_texts
-            query, render = _parse(body, route, by_texts, api_version)
-            del body  # the payload replaces it
-            record.documents = len(query.documents)
-            deadline = self._clock() + min(policy.timeout, timeout)
-            scored = await self._score(route, query, deadline, record)
-        answer = RerankAnswer(
-            record.request_id, envelope.model or route.label, scored.scores, scored.tokens, scored.truncated
+            # Only what is needed for the answer stays in memory while the request waits: neither body nor documents.
+            job = self._accept(await self._read(request, path, lease), path, with_texts, api_version, record)
+            ticket = Ticket(job.tokens, self._clock() + min(job.route.policy.timeout, timeout))
+            queue = self._queues.of(job.route)
+            scored = await self._forwarder.score(queue, ticket, job.payload, record)
+        record.tokens = scored.tokens
+        record.truncated = len(scored.truncated)
+        if job.refuse_truncation and scored.truncated:
+            where = f"texts[{scored.truncated[0]}]"
+            message = f"{where}: is longer than the model takes, and truncate is false: shorten it"
+            raise ApiError(422, "too_long", message, field=where)
+        answer = RerankAnswer(record.request_id, job.model, scored.scores, scored.tokens, scored.truncated)
+        return web.Response(body=job.render(answer), content_type="application/json")
+
+    def _accept(self, body: bytes, path: Key | None, with_texts: bool, api_version: str, record: Record) -> _Job:
+        """Decodes and checks; what was found is noted in ``record``."""
+        record.body_bytes = len(body)
+        envelope = decode(_envelope_decoder, body)
+        route = routing.find_route(self._source.table, path, envelope.model)
+        record.namespace, record.reranker = route.key
+        check_size(len(body), route.policy.max_body_bytes, route.label)
+        query, render = _parse(body, route, with_texts and envelope.has_texts, api_version)
+        record.documents = len(query.documents)
+        payload = msgspec.json.encode(
+            wire.ScoreRequest(query.query, query.documents, query.raw_scores, query.max_tokens_per_document)
         )
-        return web.Response(body=render(answer), content_type="application/json")
+        return _Job(
+            route, envelope.model or route.label, payload, _estimated_tokens(query), query.refuse_truncation, render
+        )
 
     async def _read(self, request: web.Request, path: Key | None, lease: Lease) -> bytes:
         """The body, limited by its Reranker's own limit where the path tells which one that is."""
@@ -75,20 +101,6 @@ class Serving:
             raise routing.no_reranker()
         largest = max(table.routes.values(), key=lambda route: route.policy.max_body_bytes)
         return await read_body(request, largest.policy.max_body_bytes, largest.label, lease)
-
-    async def _score(self, route: Route, query: RerankQuery, deadline: float, record: Record) -> wire.ScoreResponse:
-        payload = msgspec.json.encode(
-            wire.ScoreRequest(query.query, query.documents, query.raw_scores, query.max_tokens_per_document)
-        )
-        ticket = Ticket(_estimated_tokens(query), deadline)
-        response = await self._forwarder.score(self._queues.of(route), ticket, payload, record)
-        record.tokens = response.tokens
-        record.truncated = len(response.truncated)
-        if query.refuse_truncation and response.truncated:
-            index = response.truncated[0]
-            message = f"texts[{index}]: is longer than the model takes, and truncate is false: shorten it"
-            raise ApiError(422, "too_long", message, field=f"texts[{index}]")
-        return response
 
     def _require_sync(self) -> None:
         if not self._source.synced:

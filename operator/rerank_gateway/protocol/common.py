@@ -41,7 +41,7 @@ class Envelope(msgspec.Struct):
 
     @property
     def has_texts(self) -> bool:
-        return bytes(self.texts) != b"null"
+        return bytes(memoryview(self.texts)[:5]) != b"null"
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
