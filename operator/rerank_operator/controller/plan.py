@@ -286,6 +286,8 @@ def _views(observed: Observed, restorable: set[str]) -> list[RevisionView]:
             revision=revision,
             replicas=found[revision].replicas if revision in found else 0,
             ready=sum(pod.ready and pod.counts for pod in _pods_of(observed.pods, revision)),
+            loading=sum(pod.counts and pod.scheduled and not pod.ready for pod in _pods_of(observed.pods, revision)),
+            stopping=sum(pod.terminating for pod in _pods_of(observed.pods, revision)),
             lent=revision in found and target is not None and found[revision].lent_to == target,
         )
         for revision in newest_first

@@ -21,6 +21,10 @@ class RevisionView(msgspec.Struct, frozen=True):
     """Ready workers that are not being stopped."""
     blocked: int = 0
     """Workers that cannot start for lack of a resource which older revisions hold (and have waited long enough)."""
+    loading: int = 0
+    """Workers that have a place and are not ready yet: nothing need be freed for them."""
+    stopping: int = 0
+    """Workers that are about to make room."""
     lent: bool = False
     """One of its replicas has been freed for the target."""
 
@@ -51,13 +55,19 @@ def hand_over(
 
     old = _serving_first(old, current)
     missing = desired - new.ready
-    lent = any(view.lent for view in old) or (new.blocked > 0 and sum(view.replicas for view in old) >= missing)
+    lent = any(view.lent for view in old) or _stuck(new, old, missing)
     if current is None and not any(view.ready for view in old):
         missing = lent = 0  # nothing has ever served: unready leftovers would only hold resources
     replicas = _spread(missing - lent, old)
     lent_by = old[0].revision if lent else None
     serving = old[0].revision if current or old[0].ready else None
     return Handover(replicas | {target: desired}, serving, False, share_traffic([new, *old]), lent_by)
+
+
+def _stuck(new: RevisionView, old: list[RevisionView], missing: int) -> bool:
+    """The new revision finds no room, none is on its way, and the old ones have no replica beyond what is needed."""
+    coming = new.loading or any(view.stopping for view in old)
+    return new.blocked > 0 and not coming and sum(view.replicas for view in old) == missing
 
 
 def _restore(new: RevisionView, old: list[RevisionView], desired: int) -> Handover:
