@@ -77,7 +77,8 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         response.headers["Allow"] = allowed
         return response
     except web.HTTPNotFound:
-        message = "there is nothing at this path: POST to /v2/rerank, /v1/rerank or /rerank"
+        path = request.path if len(request.path) <= 100 else f"{request.path[:100]}..."
+        message = f"there is nothing at {path!r}: POST to /v2/rerank, /v1/rerank or /rerank"
         return error_response(ApiError(404, "not_found", message))
     except web.HTTPException as error:
         return error_response(ApiError(error.status, "invalid_request", error.reason))

@@ -19,7 +19,7 @@ from rerank_gateway.errors import ApiError
 from rerank_gateway.forwarding import Forwarder
 from rerank_gateway.protocol import cohere, tei
 from rerank_gateway.protocol.common import Envelope, RerankAnswer, RerankQuery, decode, invalid
-from rerank_gateway.record import RECORD
+from rerank_gateway.record import RECORD, Record
 from rerank_gateway.waiting import Queues, Ticket
 
 # Special tokens of a pair, and characters in a token: rough, for only the proportion between requests matters.
