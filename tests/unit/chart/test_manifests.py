@@ -1,7 +1,6 @@
 """What the chart creates: labels, selectors, Pod Security, permissions, and each setting's effect."""
 
 import argparse
-import importlib
 from typing import Any
 
 import pytest
@@ -10,6 +9,8 @@ from harness.cluster import ROOT
 from harness.release import CHART
 from rerank_api import names
 from rerank_api.units import parse_duration, parse_quantity
+from rerank_gateway import __main__ as gateway_command
+from rerank_operator import __main__ as operator_command
 
 FULL = {
     "commonLabels": {"team": "search"},
@@ -21,6 +22,7 @@ FULL = {
     "operator": {
         "replicas": 3,
         "logFormat": "text",
+        "extraArgs": ["--resync-seconds=30"],
         "nodeSelector": {"pool": "system"},
         "tolerations": [{"key": "system", "operator": "Exists"}],
         "priorityClassName": "system-cluster-critical",
@@ -284,10 +286,13 @@ def test_probes_and_service_name_ports_that_exist(rendered: Any):
 
 def parse_command(command: list[str]) -> argparse.Namespace:
     """What the program itself makes of ``command``. Raises SystemExit when it would refuse to start."""
-    program, *arguments = command
-    assert "$(" not in program
-    parser = importlib.import_module(f"{program.replace('-', '_')}.__main__")._parser()
-    return parser.parse_args([argument.replace("$(POD_IP)", "192.0.2.1") for argument in arguments])
+    program, *arguments = [word.replace("$(POD_IP)", "192.0.2.1") for word in command]
+    assert not [word for word in command if "$(" in word and "$(POD_IP)" not in word]
+    parse = {
+        "rerank-operator": operator_command.parse_arguments,
+        "rerank-gateway": gateway_command._parser().parse_args,
+    }
+    return parse[program](arguments)
 
 
 def test_programs_understand_their_commands(rendered: Any):
@@ -297,7 +302,7 @@ def test_programs_understand_their_commands(rendered: Any):
 
 @pytest.mark.parametrize(
     "values",
-    [{"gateway": {"logLevel": level}} for level in ("debug", "info", "warning", "error")]
+    [{part: {"logLevel": level}} for part in ("operator", "gateway") for level in ("debug", "info", "warning", "error")]
     + [{"operator": {"logFormat": form}} for form in ("json", "text")]
     + [{"gateway": {"maxHeldBytes": held}} for held in ("1000000", "64Mi", "2G")]
     + [{"worker": {"image": {"pullPolicy": policy}}} for policy in ("Always", "IfNotPresent", "Never")],
