@@ -1,0 +1,162 @@
+"""Before serving: flags and environment, device and precision, the sentence and exit code of a failure, log lines."""
+
+import json
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rerank_api import names
+from rerank_api.worker_config import ModelSource, WorkerConfig
+from rerank_worker import cli, logs
+from rerank_worker.engine import device
+from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure, StartupFailure, report
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """The command line takes the process's logging over; the next test gets it back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+def config(*arguments: str, **environment: str) -> WorkerConfig:
+    return cli.read_config(cli.parser().parse_args(["serve", *arguments]), environment)
+
+
+def test_flags_say_what_to_serve() -> None:
+    assert config("--model", "/m", "--max-length", "128", "--precision", "float16") == WorkerConfig(
+        model=ModelSource(path="/m"), max_length=128, precision="float16"
+    )
+
+
+def test_the_operator_s_variable_says_what_to_serve() -> None:
+    given = '{"model": {"path": "/m"}, "maxDelaySeconds": 0.01, "reranker": "products"}'
+    assert config(RERANK_WORKER_CONFIG=given) == WorkerConfig(
+        model=ModelSource(path="/m"), max_delay_seconds=0.01, reranker="products"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        ([], {}, "name a model with --model"),
+        (["--model", "/m"], {"RERANK_WORKER_CONFIG": "{}"}, "both"),
+        (["--max-length", "3"], {"RERANK_WORKER_CONFIG": "{}"}, "both"),
+        ([], {"RERANK_WORKER_CONFIG": "{"}, "not a configuration"),
+        ([], {"RERANK_WORKER_CONFIG": '{"model": {"path": "/m"}, "new": 1}'}, "unknown field `new`"),
+        ([], {"RERANK_WORKER_CONFIG": '{"model": {"path": 3}}'}, r"\$\.model\.path"),
+        (["--model", "/m", "--temperature", "0"], {}, r"spec\.model\.temperature"),
+        (["--model", "/m", "--max-batch-tokens", "0"], {}, r"spec\.batching\.maxBatchTokens"),
+        (["--model", "/m", "--revision", "main"], {}, "hf://"),
+    ],
+)
+def test_contradictions_are_refused(arguments: list[str], environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigurationFailure, match=message):
+        config(*arguments, **environment)
+
+
+def test_help_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["serve", "--help"])
+    assert ended.value.code == 0
+    assert "--model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "present", "error", "expected", "warned"),
+    [
+        ("cpu", True, None, "cpu", False),
+        ("auto", True, None, "cuda", False),
+        ("cuda", True, None, "cuda", False),
+        ("auto", False, None, "cpu", True),
+        ("auto", True, "driver too old", "cpu", True),
+    ],
+)
+def test_device(asked: Any, present: bool, error: str | None, expected: str, warned: bool) -> None:
+    chosen, why = device.choose_device(asked, present, error)
+    assert (chosen, why is not None) == (expected, warned)
+
+
+@pytest.mark.parametrize(
+    ("present", "kind", "message"),
+    [
+        (False, ConfigurationFailure, r"spec\.runtime\.device is cuda.*nvidia\.com/gpu: 1"),
+        (True, EnvironmentFailure, r"spec\.runtime\.device is cuda, but CUDA does not start.*driver too old"),
+    ],
+)
+def test_cuda_never_becomes_the_cpu(present: bool, kind: type[StartupFailure], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        device.choose_device("cuda", present, "driver too old")
+
+
+@pytest.mark.parametrize(
+    ("asked", "on", "expected"),
+    [
+        ("auto", "cuda", "float16"),
+        ("auto", "cpu", "float32"),
+        ("bfloat16", "cpu", "bfloat16"),
+        ("float32", "cuda", "float32"),
+    ],
+)
+def test_precision(asked: Any, on: Any, expected: str) -> None:
+    assert device.choose_precision(asked, on) == expected
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "allowed", "expected"),
+    [(None, 8, 8), ("max 100000", 8, 8), ("150000 100000", 8, 2), ("50000 100000", 8, 1), ("1600000 100000\n", 8, 8)],
+)
+def test_cores(cpu_max: str | None, allowed: int, expected: int) -> None:
+    assert device.cores(cpu_max, allowed) == expected
+
+
+def test_a_failure_is_one_short_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    failure = ConfigurationFailure("spec.model.uri: it\nfails " + "x" * 2000)
+    report(failure, str(tmp_path / "log"))
+    sentence = (tmp_path / "log").read_text()
+    assert sentence.startswith("spec.model.uri: it fails x")
+    assert len(sentence) == 1000
+    assert capsys.readouterr().err == sentence + "\n"
+
+
+def test_an_unwritable_termination_log_does_not_hide_the_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    report(EnvironmentFailure("out of memory"), "/nowhere/log")
+    assert capsys.readouterr().err.splitlines()[-1] == "out of memory"
+
+
+def test_a_missing_model_ends_with_its_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    environment = {names.ENV_TERMINATION_LOG: str(tmp_path / "log")}
+    code = cli.main(["serve", "--model", str(tmp_path / "none"), "--port", "0"], environment)
+    assert code == 64
+    sentence = (tmp_path / "log").read_text()
+    assert sentence.startswith("spec.model.uri: the folder")
+    assert capsys.readouterr().err.splitlines()[-1] == sentence
+
+
+def test_a_taken_port_is_the_environment_s_fault(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", "--model", str(tmp_path), "--port", str(port)], {}) == 71
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+def test_log_lines_are_one_line_each(style: logs.LogFormat, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(style)
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        logging.getLogger("rerank_worker.test").exception("it failed", extra={"fields": {"pairs": 3}})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "it failed" in line
+    assert "ValueError" in line
+    if style == "json":
+        assert json.loads(line)["pairs"] == 3

@@ -1,0 +1,100 @@
+"""Pairs of token ids: equal to the tokenizers library's own pairs, the query never cut, any text accepted."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rerank_worker.tokenization import PairTokenizer, UnsupportedTokenizer, read_template
+from tokenizers import Tokenizer, processors
+
+from .conftest import make_tokenizer
+
+MAX = 24
+REFERENCE = make_tokenizer()
+REFERENCE.enable_truncation(MAX, strategy="only_second")
+OURS = PairTokenizer(make_tokenizer(), MAX)
+
+
+def encode(query: str, document: str, limit: int | None = None) -> tuple[list[int], list[int], bool, bool]:
+    ids = OURS.query(query)
+    pair, limited, cut = OURS.pair(ids, OURS.documents([document])[0], limit)
+    return pair.ids, pair.types, limited, cut
+
+
+texts = st.text(st.characters(codec="utf-8"), max_size=80) | st.text("ab ", max_size=80)
+
+
+@settings(max_examples=300)
+@given(st.text(st.characters(codec="utf-8"), max_size=10), texts)
+def test_pairs_equal_the_library_s(query: str, document: str) -> None:
+    if OURS.room(OURS.query(query)) < 1:
+        return
+    expected = REFERENCE.encode(query, document)
+    ids, types, _, cut = encode(query, document)
+    assert ids == expected.ids
+    assert types == expected.type_ids
+    assert cut == bool(expected.overflowing)
+
+
+def test_every_plane_of_unicode_and_control_characters() -> None:
+    for start in range(0, 0x110000, 0x1000):
+        text = "".join(chr(code) for code in range(start, start + 0x1000) if not 0xD800 <= code < 0xE000)
+        assert encode("q", text)[0] == REFERENCE.encode("q", text).ids
+
+
+def test_a_million_characters() -> None:
+    ids, _, _, cut = encode("q", "word " * 200_000)
+    assert len(ids) == MAX
+    assert cut
+
+
+def test_room_is_what_the_query_leaves() -> None:
+    assert OURS.room(OURS.query("abcd")) == MAX - 3 - 4
+
+
+@pytest.mark.parametrize(
+    ("document", "limit", "length", "limited", "cut"),
+    [
+        ("abcdef", None, 6, False, False),
+        ("abcdef", 6, 6, False, False),
+        ("abcdef", 4, 4, True, False),
+        ("a" * 50, None, MAX - 4, False, True),
+        ("a" * 50, 22, MAX - 4, True, True),
+        ("", None, 0, False, False),
+    ],
+)
+def test_cuts_are_told_apart(document: str, limit: int | None, length: int, limited: bool, cut: bool) -> None:
+    ids, _, *flags = encode("q", document, limit)
+    assert len(ids) == 4 + length
+    assert flags == [limited, cut]
+
+
+def test_documents_are_cut_at_the_side_that_the_tokenizer_asks_for() -> None:
+    left = PairTokenizer(make_tokenizer(), 8, cut_left=True)
+    query = left.query("q")
+    pair, _, _ = left.pair(query, left.documents(["abcdefgh"])[0])
+    assert pair.ids[3:-1] == left.documents(["abcdefgh"])[0][-4:]
+
+
+def test_saved_truncation_and_padding_are_dropped() -> None:
+    saved = make_tokenizer()
+    saved.enable_truncation(4)
+    saved.enable_padding(length=20)
+    ours = PairTokenizer(saved, 100)
+    assert len(ours.documents(["abcdefgh", "a"])[0]) == 8
+    assert len(ours.documents(["abcdefgh", "a"])[1]) == 1
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    texts = [f"{number} " * (number % 7 + 1) for number in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(OURS.query, texts)) == [OURS.query(text) for text in texts]
+
+
+def test_a_template_in_another_order_is_refused(tokenizer: Tokenizer) -> None:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A", pair="[CLS] $B [SEP] $A", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    with pytest.raises(UnsupportedTokenizer, match="query before the document"):
+        read_template(tokenizer, cut_left=False)
