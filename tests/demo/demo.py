@@ -110,7 +110,7 @@ def bring_up(options: argparse.Namespace) -> None:
 
 def memory_of(cluster: Cluster) -> str:
     status = json.loads(cluster.devcluster("status", "-o", "json").stdout)
-    return f"{status['total_rss_bytes'] / 2**20:.0f} MiB of memory"
+    return f"{status['total']['pssBytes'] / 2**20:.0f} MiB of memory"
 
 
 def provide_model(cluster: Cluster, home: str) -> None:
