@@ -73,6 +73,7 @@ func (d Dir) components(c Config) []component {
 				"kube-controller-manager", "--kubeconfig=" + d.pki("controller-manager.kubeconfig"), "--leader-elect=false",
 				"--bind-address=" + address, "--secure-port=" + strconv.Itoa(controllerPort), "--authentication-skip-lookup",
 				"--use-service-account-credentials", "--service-account-private-key-file=" + d.pki("service-accounts.key"), "--root-ca-file=" + d.pki("ca.crt"),
+				"--controllers=*,-endpoints-controller,-endpointslice-controller,-endpointslice-mirroring-controller", // loopback addresses are refused in their objects
 				"--node-monitor-period=2s", "--node-monitor-grace-period=16s",
 				"--kube-api-qps=200", "--kube-api-burst=400", "--profiling=false",
 			}, serving...),

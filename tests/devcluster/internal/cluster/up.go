@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -61,6 +62,10 @@ func plan(name string, old *Config, wanted Wanted, env map[string]string) (Confi
 			}
 		}
 		switch {
+		case len(wanted.APIServerFlags) > 0 && !slices.Equal(wanted.APIServerFlags, old.APIServerFlags):
+			return c, fmt.Errorf("--apiserver-flag: cluster %q was made with %q; run `devcluster down --name %s` first", name, old.APIServerFlags, name)
+		case len(wanted.Path) > 0 && !slices.Equal(wanted.Path, old.Path):
+			return c, fmt.Errorf("--path: cluster %q was made with %q; run `devcluster down --name %s` first", name, old.Path, name)
 		case gpuNodes > 0 && or(wanted.GPUs, gpus) != gpus:
 			return c, fmt.Errorf("--gpus %d: cluster %q has %d a node; run `devcluster down --name %s` first", *wanted.GPUs, name, gpus, name)
 		case or(wanted.Nodes, gpuNodes) < gpuNodes:

@@ -15,6 +15,7 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/cm"
 	kubecontainer "k8s.io/kubernetes/pkg/kubelet/container"
 	"k8s.io/kubernetes/pkg/volume"
+	"k8s.io/kubernetes/pkg/volume/util/hostutil"
 	"k8s.io/kubernetes/pkg/volume/util/subpath"
 )
 
@@ -74,6 +75,12 @@ func (hostOS) Symlink(old, path string) error {
 	}
 	return os.Symlink(old, path)
 }
+
+// hostUtil looks at the machine's file system and leaves its mounts alone: the kubelet would make its folder a shared mount, which only
+// root can, and which would keep the folder from being removed.
+type hostUtil struct{ *hostutil.HostUtil }
+
+func (hostUtil) MakeRShared(string) error { return nil }
 
 // Paths below a volume are used as they are: the shim binds them, so no bind mount of the kubelet's is needed.
 type subpaths struct{}

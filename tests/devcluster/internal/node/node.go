@@ -136,7 +136,7 @@ func settings(o Options, root string) (*options.KubeletFlags, *kubeletconfig.Kub
 	c.EvictionHard, c.EvictionSoft = map[string]string{}, map[string]string{} // the machine's disk and memory are not the node's
 	c.ImageGCHighThresholdPercent = 100                                       // off: there are no images
 	c.VolumeStatsAggPeriod = metav1.Duration{Duration: -1}                    // off: it would walk through every volume
-	c.ResolverConfig = ""
+	c.ResolverConfig, c.ClusterDNS = "", []string{o.Address} // pods use the machine's DNS; without a server the kubelet warns about every pod
 	c.ProtectKernelDefaults, c.MakeIPTablesUtilChains = false, false
 	c.RegisterNode = true
 	// Quicker than stock: tests wait for these.
@@ -195,7 +195,7 @@ func dependencies(ctx context.Context, o Options, root string, flags *options.Ku
 		RemoteRuntimeService: containers, RemoteImageService: images{root},
 		CAdvisorInterface: machine{&cadvisortest.Fake{NodeName: o.Name}},
 		ContainerManager:  newResources(o.GPUs),
-		OSInterface:       hostOS{}, HostUtil: hostutil.NewHostUtil(),
+		OSInterface:       hostOS{}, HostUtil: hostUtil{hostutil.NewHostUtil()},
 		Mounter:     &mount.FakeMounter{}, // mounts nothing: the shim does, in the container's own namespace
 		Subpather:   subpaths{},
 		OOMAdjuster: oom.NewFakeOOMAdjuster(), VolumePlugins: plugins,

@@ -100,13 +100,11 @@ func start(dir pods.Dir, isolation Isolation) (*watcher, error) {
 
 // launch starts the inner stage and waits until it has become the container's command.
 func (w *watcher) launch(isolation Isolation) error {
-	program, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	cmd := exec.Command(program, "enter", string(w.dir), string(isolation))
+	// Not by its path: a build may just be replacing the file.
+	cmd := exec.Command("/proc/self/exe", "enter", string(w.dir), string(isolation))
 	Isolated(cmd, isolation)
 	var ours, theirs [3]*os.File // standard output, standard error, and what went wrong (closed by exec)
+	var err error
 	for i := range ours {
 		if ours[i], theirs[i], err = os.Pipe(); err != nil {
 			return err
