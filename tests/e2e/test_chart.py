@@ -6,6 +6,8 @@ roles) runs on a cluster that lives only for it.
 
 import os
 import re
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -134,6 +136,33 @@ def test_a_bad_value_changes_nothing(kube: Cluster, helm: Any, test_namespace: s
     with pytest.raises(AssertionError, match="additional properties 'replica' not allowed"):
         helm("install", "--set", "gateway.replica=3")
     assert left_over(kube, test_namespace) == []
+
+
+def status_of(url: str, key: str | None) -> int:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_api_keys_come_from_the_secret(kube: Cluster, helm: Any, test_namespace: str):
+    if not kube.local:
+        pytest.skip("needs pod addresses that this machine can reach")
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys", "namespace": test_namespace}}
+    kube.apply({**secret, "stringData": {"list": "first-key\nsecond-key\n"}})
+    keys = ["--set", "gateway.apiKeys.existingSecret=keys", "--set", "gateway.apiKeys.key=list"]
+    helm("install", "--wait", "--timeout", "180s", "--set", "gateway.replicas=1", "--set", "operator.replicas=1", *keys)
+    (pod,) = kube.items("pods", "-n", test_namespace, "-l", "app.kubernetes.io/component=gateway")
+    url = f"http://{pod['status']['podIP']}:8080/v1/models"
+    assert {key: status_of(url, key) for key in (None, "wrong", "first-key", "second-key")} == {
+        None: 401,
+        "wrong": 401,
+        "first-key": 200,
+        "second-key": 200,
+    }
+    helm("uninstall", "--wait", "--timeout", "120s")
 
 
 ALLOWED = [

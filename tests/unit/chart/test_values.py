@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
+from harness.cluster import ROOT
 from harness.release import CHART
 
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -20,6 +22,15 @@ def test_lint_is_silent(helm: str):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING" not in done.stdout
+
+
+def test_one_version_everywhere():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    versions = {
+        tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]["version"]
+        for folder in ("operator", "operator/rerank_api", "worker")
+    }
+    assert versions == {chart["appVersion"]} == {chart["version"]}
 
 
 def sections(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
