@@ -147,7 +147,7 @@ class _LiveGauges(Collector):
             in_flight.add_metric(key, queue.in_flight if queue else 0)
             counts: dict[str, int] = {revision: 0 for revision, _ in route.policy.traffic}
             for endpoint in route.endpoints:
-                counts[endpoint.revision] = counts.get(endpoint.revision, 0) + 1
+                counts[endpoint.revision] = counts.get(endpoint.revision, 0) + endpoint.ready
             for revision, count in counts.items():
                 endpoints.add_metric((*key, revision), count)
         yield from (waiting, in_flight, endpoints)

@@ -67,11 +67,12 @@ def split(route: Route, loads: Mapping[str, Load], now: float) -> Pools:
     A revision without a healthy endpoint leaves its share to the others; when no revision with traffic has one, all
     healthy endpoints serve, for an answer by another revision is better than none.
     """
+    healthy = [
+        endpoint for endpoint in route.endpoints if (load := loads.get(endpoint.uid)) is None or load.retry_at <= now
+    ]
     by_revision: defaultdict[str, list[Endpoint]] = defaultdict(list)
-    for endpoint in route.endpoints:
-        load = loads.get(endpoint.uid)
-        if load is None or load.retry_at <= now:
-            by_revision[endpoint.revision].append(endpoint)
+    for endpoint in [endpoint for endpoint in healthy if endpoint.ready] or healthy:
+        by_revision[endpoint.revision].append(endpoint)
     if not by_revision:
         return Pools((), ())
     shares = [

@@ -115,7 +115,7 @@ def list_models(table: RoutingTable) -> bytes:
             "object": "model",
             "created": route.policy.created,
             "owned_by": route.policy.namespace,
-            "ready": bool(route.endpoints) and not route.policy.suspended,
+            "ready": route.ready and not route.policy.suspended,
         }
         for route in table.routes.values()
     ]

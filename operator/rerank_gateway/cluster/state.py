@@ -18,7 +18,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A worker that is Ready. ``uid`` is the Pod's: a new Pod on an old address is another endpoint."""
+    """A worker that can be asked. ``uid`` is the Pod's: a new Pod on an old address is another endpoint."""
 
     uid: str
     namespace: str
@@ -26,6 +26,9 @@ class Endpoint:
     revision: str
     host: str
     port: int = names.WORKER_PORT
+    ready: bool = True
+    """False: its container is ready, but its node has not been heard of. Used only where no other is left, for after
+    an outage of the API server every node is in that state, and its workers still serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,10 @@ class Policy:
 class Route:
     policy: Policy
     endpoints: tuple[Endpoint, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        return any(endpoint.ready for endpoint in self.endpoints)
 
     @property
     def key(self) -> Key:
@@ -108,15 +115,17 @@ _pod_decoder = msgspec.json.Decoder(_Pod)
 
 
 def parse_pod(raw: bytes) -> Endpoint | None:
-    """The endpoint that a Pod is; None while it is not Ready, is going, or is nobody's worker.
+    """The endpoint that a Pod is; None while it does not serve, is going, or is nobody's worker.
 
     Raises msgspec.ValidationError when it is no Pod.
     """
     pod = _pod_decoder.decode(raw)
     labels = pod.metadata.labels
     reranker, revision = labels.get(names.LABEL_RERANKER), labels.get(names.LABEL_REVISION)
-    ready = any(condition.type == "Ready" and condition.status == "True" for condition in pod.status.conditions)
-    if not (ready and reranker and revision and pod.status.podIP) or pod.metadata.deletion_timestamp:
+    true = {condition.type for condition in pod.status.conditions if condition.status == "True"}
+    # The node controller takes Ready from the Pods of a silent node, and leaves what the kubelet said last.
+    serving = "Ready" in true or "ContainersReady" in true
+    if not (serving and reranker and revision and pod.status.podIP) or pod.metadata.deletion_timestamp:
         return None
     return Endpoint(
         uid=pod.metadata.uid or pod.metadata.name,
@@ -124,6 +133,7 @@ def parse_pod(raw: bytes) -> Endpoint | None:
         reranker=reranker,
         revision=revision,
         host=pod.status.podIP,
+        ready="Ready" in true,
     )
 
 

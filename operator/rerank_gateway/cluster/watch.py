@@ -26,7 +26,7 @@ WATCH_READ_TIMEOUT = 40.0
 CONNECT_TIMEOUT = 5.0
 RESYNC_SECONDS = 600.0
 FIRST_PAUSE = 0.2
-LONGEST_PAUSE = 10.0
+LONGEST_PAUSE = 5.0
 # Changes that come in bursts (a rollout, a re-list) make one new table, not one each.
 PUBLISH_DELAY = 0.01
 
@@ -131,7 +131,6 @@ class ResourceWatch(Generic[T]):
                 if version is None or started - listed_at > RESYNC_SECONDS:
                     version = await self._list()
                     listed_at = started
-                self._report_connected()
                 version = await self._watch(version)
                 pause = 0.0 if self._clock() - started > 1 else FIRST_PAUSE
             except _Expired:
@@ -182,6 +181,7 @@ class ResourceWatch(Generic[T]):
         async with await self._get(self.path, query, limits) as response:
             if response.status != 200:
                 _check(response.status, await response.read())
+            self._report_connected()
             while line := await response.content.readline():
                 version = self._apply(_event_decoder.decode(line)) or version
                 self.last_progress = self._clock()

@@ -45,6 +45,19 @@ def test_revisions_without_workers(ready: list[str], traffic: Any, expected: set
     assert {pool.revision for i in range(100) if (pool := pools.pick(i / 100)) is not None} == expected
 
 
+def test_workers_of_a_silent_node_serve_only_where_no_other_is_left() -> None:
+    """After an outage of the API server the node controller takes Ready from every Pod, though all still serve."""
+    ready, silent = (Endpoint(uid, "ns", "rr", uid, "10.0.0.1", ready=uid == "ready") for uid in ("ready", "silent"))
+    policy = Policy("ns", "rr", traffic=(("ready", 50), ("silent", 50)))
+
+    def revisions(route: Route, loads: dict[str, Load]) -> list[str | None]:
+        return [pool.revision for pool in split(route, loads, now=0).pools]
+
+    assert revisions(Route(policy, (ready, silent)), {}) == ["ready"]
+    assert revisions(Route(policy, (ready, silent)), {"ready": Load(retry_at=1)}) == ["silent"]
+    assert revisions(Route(policy, (silent,)), {}) == ["silent"]
+
+
 def test_an_endpoint_is_left_alone_until_its_time() -> None:
     route, loads = _route("a", "b", traffic=(("a", 50), ("b", 50))), {"a-0": Load(retry_at=5.0)}
     assert [pool.revision for pool in split(route, loads, now=4.9).pools] == ["b"]
@@ -92,6 +105,13 @@ def _pod(**changes: Any) -> bytes:
 
 def test_a_ready_pod_is_an_endpoint() -> None:
     assert parse_pod(_pod()) == Endpoint("u", "ns", "rr", "abc", "10.0.0.7", names.WORKER_PORT)
+
+
+def test_a_pod_of_a_silent_node_is_an_endpoint_that_is_not_ready() -> None:
+    conditions = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]
+    endpoint = parse_pod(_pod(status={"conditions": conditions}))
+    assert endpoint is not None
+    assert not endpoint.ready
 
 
 @pytest.mark.parametrize(
