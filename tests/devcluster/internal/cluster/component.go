@@ -72,6 +72,7 @@ func (d Dir) components(c Config) []component {
 			args: append([]string{
 				"kube-controller-manager", "--kubeconfig=" + d.pki("controller-manager.kubeconfig"), "--leader-elect=false",
 				"--bind-address=" + address, "--secure-port=" + strconv.Itoa(controllerPort), "--authentication-skip-lookup",
+				"--authorization-kubeconfig=" + d.pki("controller-manager.kubeconfig"),
 				"--use-service-account-credentials", "--service-account-private-key-file=" + d.pki("service-accounts.key"), "--root-ca-file=" + d.pki("ca.crt"),
 				"--controllers=*,-endpoints-controller,-endpointslice-controller,-endpointslice-mirroring-controller", // loopback addresses are refused in their objects
 				"--node-monitor-period=2s", "--node-monitor-grace-period=16s",
@@ -83,6 +84,7 @@ func (d Dir) components(c Config) []component {
 			args: append([]string{
 				"kube-scheduler", "--kubeconfig=" + d.pki("scheduler.kubeconfig"), "--leader-elect=false",
 				"--bind-address=" + address, "--secure-port=" + strconv.Itoa(schedulerPort), "--authentication-skip-lookup",
+				"--authorization-kubeconfig=" + d.pki("scheduler.kubeconfig"),
 				"--kube-api-qps=200", "--kube-api-burst=400", "--profiling=false",
 			}, serving...),
 		},

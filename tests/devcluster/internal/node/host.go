@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	cadvisor "github.com/google/cadvisor/info/v1"
 	cadvisorv2 "github.com/google/cadvisor/info/v2"
@@ -49,6 +50,11 @@ func (machine) ContainerFsInfo(context.Context) (cadvisorv2.FsInfo, error) { ret
 func (machine) RootFsInfo() (cadvisorv2.FsInfo, error)                     { return roomy, nil }
 func (machine) GetDirFsInfo(string) (cadvisorv2.FsInfo, error)             { return roomy, nil }
 
+// ContainerInfoV2 answers for the root cgroup, after which the eviction manager asks every ten seconds.
+func (machine) ContainerInfoV2(name string, _ cadvisorv2.RequestOptions) (map[string]cadvisorv2.ContainerInfo, error) {
+	return map[string]cadvisorv2.ContainerInfo{name: {Stats: []*cadvisorv2.ContainerStats{{Timestamp: time.Now()}}}}, nil
+}
+
 // resources stands in for the container manager: no cgroups, but GPUs and local storage to be counted by the scheduler.
 type resources struct{ cm.ContainerManager }
 
@@ -62,6 +68,17 @@ func newResources(gpus int) resources {
 
 func (resources) GetCapacity(bool) corev1.ResourceList {
 	return corev1.ResourceList{corev1.ResourceEphemeralStorage: *resource.NewQuantity(nodeDisk, resource.BinarySI)}
+}
+
+func (r resources) NewPodContainerManager() cm.PodContainerManager {
+	return noCgroups{r.ContainerManager.NewPodContainerManager()}
+}
+
+// noCgroups says of every pod that nothing limits it; the stub's answer is an error, which would fill the log.
+type noCgroups struct{ cm.PodContainerManager }
+
+func (noCgroups) GetPodCgroupConfig(*corev1.Pod, corev1.ResourceName) (*cm.ResourceConfig, error) {
+	return &cm.ResourceConfig{CPUShares: new(uint64(0)), CPUQuota: new(int64(0)), CPUPeriod: new(uint64(0)), Memory: new(int64(0))}, nil
 }
 
 // hostOS is the machine, but for the log links that a kubelet puts under /var/log/containers for log collectors.
