@@ -3,23 +3,14 @@
 Only file kinds that the worker reads are fetched: never code, never pickled weights.
 """
 
-import logging
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from rerank_api.worker_config import ModelSource
 
 from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure
 
-log = logging.getLogger(__name__)
-
 FILES = ("*.json", "*.safetensors", "*.txt")
 """What the worker reads of a model: configuration, weights, vocabularies."""
-
-ATTEMPTS = 3
-FIRST_PAUSE = 1.0
-"""Seconds after the first failed download; doubled after each."""
 
 
 def model_name(source: ModelSource) -> str:
@@ -38,15 +29,15 @@ def parse_model(text: str, revision: str | None) -> ModelSource:
     return ModelSource(path=str(Path(text.removeprefix("file://")).absolute()))
 
 
-def resolve(source: ModelSource, pause: Callable[[float], None] = time.sleep) -> Path:
+def resolve(source: ModelSource) -> Path:
     """The folder with the model's files; downloads them when the source is a hub repository.
 
-    Raises a StartupFailure that names the spec field. ``pause`` sleeps between download attempts.
+    Raises a StartupFailure that names the spec field.
     """
     if (source.path is None) == (source.repo is None):
         raise ConfigurationFailure("the worker's model source needs exactly one of path and repo")
     if source.repo is not None:
-        return _snapshot(source.repo, source.revision, pause)
+        return _snapshot(source.repo, source.revision)
     folder = Path(str(source.path))
     if not folder.is_dir():
         kind = "is a file, not a folder" if folder.exists() else "does not exist in the worker's container"
@@ -62,36 +53,31 @@ def resolved_revision(source: ModelSource, folder: Path) -> str | None:
     return folder.name if source.repo is not None else None
 
 
-def _snapshot(repo: str, revision: str | None, pause: Callable[[float], None]) -> Path:
+def _snapshot(repo: str, revision: str | None) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     where = f"hf://{repo}" + (f" at revision {revision}" if revision else "")
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            # "*" matches "/" too: without the second list, exports in subfolders (onnx/, openvino/) would come along.
-            folder = snapshot_download(repo, revision=revision, allow_patterns=list(FILES), ignore_patterns=["*/*"])
-            return Path(folder)
-        except errors.GatedRepoError as error:
-            raise ConfigurationFailure(
-                f"spec.model.uri: {where} is gated: accept its terms on the hub and give the worker HF_TOKEN "
-                "through spec.runtime.podTemplate"
-            ) from error
-        except errors.RepositoryNotFoundError as error:
-            raise ConfigurationFailure(
-                f"spec.model.uri: the hub has no repository {repo} that this worker may read: check the name, or give "
-                "HF_TOKEN through spec.runtime.podTemplate"
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise ConfigurationFailure(f"spec.model.revision: hf://{repo} has no revision {revision}") from error
-        except errors.HFValidationError as error:
-            raise ConfigurationFailure(f"spec.model.uri: {repo!r} is not a hub repository name: {error}") from error
-        except (OSError, errors.HTTPError, errors.LocalEntryNotFoundError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            if attempt == ATTEMPTS:
-                raise EnvironmentFailure(
-                    f"cannot download {where} (tried {ATTEMPTS} times): {reason}: check the network, HF_ENDPOINT and "
-                    "the space in the worker's cache volume, or use a pvc:// model"
-                ) from error
-            log.warning("downloading %s failed, trying again: %s", where, reason)
-            pause(FIRST_PAUSE * 2 ** (attempt - 1))
-    raise AssertionError("the loop returns or raises")
+    try:
+        # "*" matches "/" too: without the second list, exports in subfolders (onnx/, openvino/) would come along.
+        # The library itself tries each request several times, with pauses; after that the kubelet starts us again.
+        folder = snapshot_download(repo, revision=revision, allow_patterns=list(FILES), ignore_patterns=["*/*"])
+    except errors.GatedRepoError as error:
+        raise ConfigurationFailure(
+            f"spec.model.uri: {where} is gated: accept its terms on the hub and give the worker HF_TOKEN through "
+            "spec.runtime.podTemplate"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ConfigurationFailure(
+            f"spec.model.uri: the hub has no repository {repo} that this worker may read: check the name, or give "
+            "HF_TOKEN through spec.runtime.podTemplate"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ConfigurationFailure(f"spec.model.revision: hf://{repo} has no revision {revision}") from error
+    except errors.HFValidationError as error:
+        raise ConfigurationFailure(f"spec.model.uri: {repo!r} is not a hub repository name: {error}") from error
+    except (OSError, errors.HTTPError) as error:
+        raise EnvironmentFailure(
+            f"cannot download {where}: {type(error).__name__}: {error}: check the network, HF_ENDPOINT and the space "
+            "in the worker's cache volume, or use a pvc:// model"
+        ) from error
+    return Path(folder)
