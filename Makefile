@@ -10,7 +10,6 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 UV_VERSION := 0.13.8
 UV := .state/tools/uv-$(UV_VERSION)/bin/uv
-RUN := $(UV) run --frozen --no-sync
 SOURCES := operator worker tests docs helm
 
 export PATH := $(CURDIR)/.state/bin:$(CURDIR)/.venv/bin:$(PATH)
@@ -24,23 +23,23 @@ help: ## Show the targets
 
 .PHONY: demo
 demo: setup ## A local Kubernetes, the chart, a Reranker and a real query (ARGS="--help" for options)
-	@$(RUN) python tests/demo/demo.py up $(ARGS)
+	@.venv/bin/python tests/demo/demo.py up $(ARGS)
 
 .PHONY: down
 down: ## Remove the demo and its cluster
-	@if [ -x .state/bin/devcluster ]; then $(RUN) python tests/demo/demo.py down $(ARGS); else echo "nothing to remove"; fi
+	@if [ -x .state/bin/devcluster ]; then .venv/bin/python tests/demo/demo.py down $(ARGS); else echo "nothing to remove"; fi
 
 .PHONY: test
 test: setup lint test-go ## All checks and tests
-	$(RUN) pytest tests/unit tests/e2e $(ARGS)
+	.venv/bin/pytest tests/unit tests/e2e $(ARGS)
 
 .PHONY: test-unit
 test-unit: setup ## Unit tests (under a minute)
-	$(RUN) pytest tests/unit $(ARGS)
+	.venv/bin/pytest tests/unit $(ARGS)
 
 .PHONY: test-e2e
 test-e2e: setup ## End-to-end tests on the local cluster, or on KUBECONFIG with RERANK_E2E_OPERATOR_IMAGE set
-	$(RUN) pytest tests/e2e $(ARGS)
+	.venv/bin/pytest tests/e2e $(ARGS)
 
 .PHONY: test-go
 test-go: .state/bin/devcluster
@@ -48,13 +47,14 @@ test-go: .state/bin/devcluster
 
 .PHONY: lint
 lint: .venv/.synced ## Style and types
-	$(RUN) ruff check $(SOURCES)
-	$(RUN) ruff format --check $(SOURCES)
-	$(RUN) ty check --error-on-warning
+	.venv/bin/ruff check $(SOURCES)
+	.venv/bin/ruff format --check $(SOURCES)
+	.venv/bin/ty check --error-on-warning
 
 .PHONY: generate
 generate: .venv/.synced ## Write again everything that is generated and checked in
-	$(RUN) python docs/reference/generate.py
+	.venv/bin/python docs/reference/generate.py
+	.venv/bin/python helm/generate.py
 
 .PHONY: setup
 setup: .venv/.synced .state/bin/devcluster .state/models/.built ## Install and build everything the other targets need
@@ -75,6 +75,6 @@ $(UV):
 
 .state/models/.built: .venv/.synced $(wildcard tests/models/*.py tests/models/*.safetensors)
 	@echo "setup: the demo model and its deliberately worse revision"
-	@$(RUN) python tests/models/build.py --variant good --out .state/models/demo-reranker
-	@$(RUN) python tests/models/build.py --variant worse --out .state/models/demo-reranker-worse
+	@.venv/bin/python tests/models/build.py --variant good --out .state/models/demo-reranker
+	@.venv/bin/python tests/models/build.py --variant worse --out .state/models/demo-reranker-worse
 	@touch $@
