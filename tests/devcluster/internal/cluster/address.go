@@ -70,20 +70,29 @@ func (d Dir) lock(limit time.Duration) (unlock func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
 	deadline := time.Now().Add(limit)
 	for {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
+		f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil && isStill(f, file) {
 			return func() { f.Close() }, nil
 		}
+		f.Close()
 		if time.Now().After(deadline) {
-			f.Close()
 			return nil, fmt.Errorf("another devcluster command has been working on cluster %q for %v: wait for it to end", filepath.Base(string(d)), limit)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// isStill says whether the open file is the one at the path: `down` removes it, and a lock on a removed file keeps nobody out.
+func isStill(f *os.File, path string) bool {
+	mine, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Stat(path)
+	return err == nil && os.SameFile(mine, there)
 }

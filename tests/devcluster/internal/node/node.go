@@ -136,7 +136,7 @@ func settings(o Options, root string) (*options.KubeletFlags, *kubeletconfig.Kub
 	c.EvictionHard, c.EvictionSoft = map[string]string{}, map[string]string{} // the machine's disk and memory are not the node's
 	c.ImageGCHighThresholdPercent = 100                                       // off: there are no images
 	c.VolumeStatsAggPeriod = metav1.Duration{Duration: -1}                    // off: it would walk through every volume
-	c.ResolverConfig, c.ClusterDNS = "", []string{o.Address} // pods use the machine's DNS; without a server the kubelet warns about every pod
+	c.ResolverConfig, c.ClusterDNS = "", []string{o.Address}                  // pods use the machine's DNS; without a server the kubelet warns about every pod
 	c.ProtectKernelDefaults, c.MakeIPTablesUtilChains = false, false
 	c.RegisterNode = true
 	// Quicker than stock: tests wait for these.

@@ -135,6 +135,7 @@ func (w *watcher) launch(isolation Isolation) error {
 	}
 	if err != nil {
 		_ = w.main.SignalGroup(syscall.SIGKILL)
+		_ = cmd.Wait() // its status says no more than err does
 		return err
 	}
 	for i, stream := range []string{crilog.Stdout, crilog.Stderr} {
