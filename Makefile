@@ -54,6 +54,7 @@ lint: .venv/.synced ## Style and types
 .PHONY: generate
 generate: .venv/.synced ## Write again everything that is generated and checked in
 	.venv/bin/python docs/reference/generate.py
+	.venv/bin/python docs/reference/metrics.py
 	.venv/bin/python helm/generate.py
 
 .PHONY: setup

@@ -1,18 +1,21 @@
 """Bad HTTP requests through the real gateway and worker: each gets JSON that names what is wrong, and nothing breaks.
 
-``pytest tests/e2e/test_requests.py -s`` prints the table of docs/requests.md.
+With RERANK_WRITE_DOCS=1 in the environment the answers are written to docs/reference/refused-requests.md.
 """
 
 import json
+import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
-from harness.cluster import Cluster
+from harness.cluster import ROOT, Cluster
 from harness.release import Release, reranker, wait_settled
 
 NAME = "products"
+PAGE = ROOT / "docs" / "reference" / "refused-requests.md"
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +24,20 @@ def gateway(kube: Cluster, release: Release, test_namespace: str, model_uri: str
     wait_settled(kube, NAME, test_namespace)
     with release.reach_gateways() as urls, httpx.Client(base_url=urls[0], timeout=60) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def answers() -> Iterator[list[str]]:
+    """Rows of the table of answers; written down afterwards when asked to."""
+    rows: list[str] = []
+    yield rows
+    if os.environ.get("RERANK_WRITE_DOCS") and len(rows) == len(BAD) + len(GOOD):
+        PAGE.write_text(
+            "# Bad and unusual requests, and the answers\n\n"
+            '<!-- Written by `RERANK_WRITE_DOCS=1 make test-e2e ARGS="-k test_requests"`. -->\n\n'
+            f"As seen on {datetime.now(UTC):%Y-%m-%d} through the gateway and a worker of the local cluster.\n\n"
+            "| request | | code | `message` |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
+        )
 
 
 def body(namespace: str, **fields: Any) -> bytes:
@@ -65,17 +82,21 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("name", "method", "path", "content", "status", "words"), BAD, ids=[b[0] for b in BAD])
-def test_bad_request(gateway: httpx.Client, test_namespace: str, name, method, path, content, status, words):
+def test_bad_request(
+    gateway: httpx.Client, answers: list[str], test_namespace: str, name, method, path, content, status, words
+):
     answer = gateway.request(method, path.replace("{n}", test_namespace), content=content(test_namespace))
-    print(f"| {name} | `{method} {path}` | {answer.status_code} | {answer.text[:200]} |")
+    message = answer.json().get("message", "").replace("|", "\\|")
+    answers.append(f"| {name} | `{method} {path.replace('{n}', 'search')}` | {answer.status_code} | {message} |")
     assert answer.status_code == status, answer.text[:500]
     assert answer.headers["content-type"].startswith("application/json")
     assert words in answer.json()["message"]
 
 
 @pytest.mark.parametrize(("name", "fields"), GOOD, ids=[g[0] for g in GOOD])
-def test_unusual_but_good_request(gateway: httpx.Client, test_namespace: str, name, fields):
+def test_unusual_but_good_request(gateway: httpx.Client, answers: list[str], test_namespace: str, name, fields):
     answer = gateway.post("/v2/rerank", content=body(test_namespace, **fields))
+    answers.append(f"| {name} | `POST /v2/rerank` | {answer.status_code} | |")
     assert answer.status_code == 200, answer.text[:500]
     documents = fields.get("documents", ["ls lists files"])
     assert sorted(r["index"] for r in answer.json()["results"]) == list(range(len(documents)))
