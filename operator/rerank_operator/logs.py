@@ -25,11 +25,29 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+class Sparing(logging.Filter):
+    """Passes one record in ``seconds``: kopf logs each try of each watch while the API server is away."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._last = -seconds
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.created - self._last < self._seconds:
+            return False
+        self._last = record.created
+        return True
+
+
 def set_up(form: Literal["json", "text"], level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if form == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # One line for each event of each object says nothing that our own lines do not.
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
-    logging.getLogger("kopf.activities").setLevel(logging.WARNING)
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("kopf._cogs.clients.watching").addFilter(Sparing(30))
+    logging.getLogger("kopf._cogs.clients.fetching").addFilter(Sparing(30))
+    # It warns that signals do not reach it in a thread: they reach us.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

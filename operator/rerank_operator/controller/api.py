@@ -36,6 +36,8 @@ class ApiError(Exception):
     @property
     def passing(self) -> bool:
         """True: not about what was asked, so the same request may succeed later."""
+        if self.message.startswith("failed to create typed patch object"):
+            return False  # an unknown field in server-side apply is answered with 500
         return self.status in (401, 408, 409, 410, 429) or self.status >= 500
 
 

@@ -3,6 +3,7 @@
 Only event handlers: handlers of changes, timers and daemons would write kopf's annotations and finalizers into objects.
 """
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -52,10 +53,10 @@ class Backoffs:
     """Delays between tries of one request, without end: kopf gives up the whole operator when they run out."""
 
     def __iter__(self) -> Any:
-        delay = 0.5
+        longest = 0.5
         while True:
-            yield delay
-            delay = min(delay * 2, 20.0)
+            yield longest * (0.5 + random.random() / 2)  # noqa: S311
+            longest = min(longest * 2, 5.0)
 
 
 def settings() -> kopf.OperatorSettings:

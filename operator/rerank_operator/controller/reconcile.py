@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 WORKERS = 4
 RECONCILE_SECONDS = 120.0
 """Longer than any reconcile whose requests are answered at all."""
+FIRST_RETRY_SECONDS = 0.5
+LONGEST_RETRY_SECONDS = 10.0
 STUCK_SECONDS = 300.0
 MISSED_LISTS = 4
 """So many lists may show an object before its watch does."""
@@ -117,18 +119,20 @@ class Controller:
         return any(resource["name"] == RERANKERS.plural for resource in found.get("resources", ()))
 
     async def _resync_forever(self) -> None:
-        delay = 1.0
+        retry = FIRST_RETRY_SECONDS
         while True:
-            self._resync_now.clear()
+            if self._resync_now.is_set():
+                self._resync_now.clear()
+                retry = FIRST_RETRY_SECONDS
             self._last_resync = steady_clock()
             try:
                 await self._resync()
                 metrics.RESYNCS.labels("ok").inc()
-                delay = self._settings.resync_seconds * (0.9 + 0.2 * random.random())  # noqa: S311
+                delay, retry = self._settings.resync_seconds * (0.9 + 0.2 * random.random()), FIRST_RETRY_SECONDS  # noqa: S311
             except (ApiError, Unreachable) as error:
                 metrics.RESYNCS.labels("failed").inc()
                 log.warning("the cluster could not be listed: %s", error)
-                delay = min(delay * 2, 30.0) if not self.synced or self._lead_after_list else 15.0
+                delay, retry = retry, min(retry * 2, LONGEST_RETRY_SECONDS)
             try:
                 async with asyncio.timeout(delay):
                     await self._resync_now.wait()
@@ -136,6 +140,7 @@ class Controller:
                 continue
 
     async def _resync(self) -> None:
+        leading = self.leader.leading
         for kind in WATCHED:
             for scope in self._scopes:
                 known = self.store.before_list(kind)
@@ -145,7 +150,7 @@ class Controller:
                 if self.synced:
                     metrics.MISSED.inc(len(changed))
         self.synced = True
-        if self.leader.leading:
+        if leading:  # already when the list began
             self._lead_after_list = False
         keys = self.store.keys()
         for key in keys:

@@ -56,8 +56,9 @@ class Watches:
             try:
                 await self._wait_until_served()
                 await self._watch(beat)
-            except Exception:  # whatever ends kopf, watching must go on
-                log.exception("the watches failed and are started again")
+            except Exception as error:  # whatever ends kopf, watching must go on
+                log.error("the watches failed and are started again: %s: %s", type(error).__name__, error)
+                log.debug("where they failed", exc_info=error)
                 metrics.WATCH_RESTARTS.inc()
             delay = 1.0 if steady_clock() - started > LONGEST_DELAY else min(delay * 2, LONGEST_DELAY)
             await self._sleep(delay)

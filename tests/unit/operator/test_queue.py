@@ -115,7 +115,8 @@ async def test_who_waits_is_woken_by_a_key_and_by_closing(queue: WorkQueue[str])
     await asyncio.wait(waiting, timeout=5, return_when=asyncio.FIRST_COMPLETED)
     queue.close()
     await asyncio.wait(waiting, timeout=5)
-    assert sorted((str(w.result()[0]) if w.result() else "closed") for w in waiting) == ["a", "closed"]
+    results = [w.result() for w in waiting]
+    assert sorted(taken[0] if taken else "closed" for taken in results) == ["a", "closed"]
     queue.add("b")
     assert await queue.get() is None
 

@@ -1,0 +1,113 @@
+"""Conditions from facts, and Events from changes of conditions."""
+
+from typing import Any
+
+import pytest
+from rerank_api.reranker import Metadata, RejectedRevision
+from rerank_operator.controller.conditions import Facts, Problem, judge
+from rerank_operator.controller.diagnose import Diagnosis
+from rerank_operator.controller.events import Allowance, Event, manifest, transitions
+
+NOW = 1_800_000_000.0
+LOAD = Diagnosis("ModelLoadFailed", "no such folder")
+GPU = Diagnosis("Unschedulable", "Insufficient nvidia.com/gpu")
+REFUSED = Problem("ApplyFailed", "tolerations[0].operator")
+REJECTED = RejectedRevision("new", "ModelLoadFailed", "no such folder")
+
+SERVING: dict[str, Any] = {"desired": 2, "ready": 2, "target": "a", "current": "a", "target_ready": 2}
+STARTING: dict[str, Any] = {"desired": 2, "ready": 0, "target": "a", "current": None}
+ROLLING: dict[str, Any] = {"desired": 2, "ready": 3, "target": "b", "current": "a", "target_ready": 1}
+BROKEN = STARTING | {"target_trouble": LOAD}
+STOPPED = SERVING | {"suspended": True, "desired": 0}
+
+
+@pytest.mark.parametrize(
+    ("facts", "ready", "progressing", "degraded"),
+    [
+        (SERVING, "True Serving", "False RolloutComplete", "False Healthy"),
+        (STARTING, "False WaitingForWorkers", "True RollingOut", "False Healthy"),
+        (ROLLING, "True Serving", "True RollingOut", "False Healthy"),
+        (SERVING | {"target_updated": False}, "True Serving", "True RollingOut", "False Healthy"),
+        (STOPPED, "False Suspended", "False Suspended", "False Healthy"),
+        (SERVING | {"desired": 0}, "False NoReplicasRequested", "False NoReplicasRequested", "False Healthy"),
+        (BROKEN, "False ModelLoadFailed", "True RollingOut", "True ModelLoadFailed"),
+        (STARTING | {"target_trouble": GPU}, "False Unschedulable", "True RollingOut", "True Unschedulable"),
+        (ROLLING | {"target_trouble": LOAD}, "True Serving", "True RollingOut", "True ModelLoadFailed"),
+        (ROLLING | {"serving_trouble": LOAD}, "True Serving", "True RollingOut", "True ModelLoadFailed"),
+        (ROLLING | {"rejected": REJECTED}, "True Serving", "False RevisionRejected", "True RevisionRejected"),
+        (STARTING | {"problem": REFUSED}, "False ApplyFailed", "False ApplyFailed", "True ApplyFailed"),
+        (SERVING | {"problem": REFUSED}, "True Serving", "False ApplyFailed", "True ApplyFailed"),
+        (BROKEN | {"problem": REFUSED}, "False ApplyFailed", "False ApplyFailed", "True ApplyFailed"),
+        (BROKEN | {"desired": 0}, "False NoReplicasRequested", "False NoReplicasRequested", "False Healthy"),
+    ],
+)  # fmt: skip
+def test_conditions(facts: dict[str, Any], ready: str, progressing: str, degraded: str):
+    judged = judge(Facts(**facts), [], 3, NOW)
+    assert [f"{c.status} {c.reason}" for c in judged] == [ready, progressing, degraded]
+    assert [c.type for c in judged] == ["Ready", "Progressing", "Degraded"]
+    assert all(c.message and c.observed_generation == 3 for c in judged)
+
+
+def test_the_worker_s_words_are_the_message():
+    judged = {c.type: c for c in judge(Facts(**STARTING, target_trouble=LOAD), [], 1, NOW)}
+    assert judged["Ready"].message == judged["Degraded"].message == "no such folder"
+
+
+def test_the_time_of_transition_changes_with_the_status_only():
+    old = [
+        {"type": "Ready", "status": "False", "reason": "Unschedulable", "lastTransitionTime": "2020-01-01T00:00:00Z"},
+        {"type": "Degraded", "status": "True", "reason": "x", "lastTransitionTime": "2020-01-01T00:00:00Z"},
+    ]
+    times = {c.type: c.last_transition_time for c in judge(Facts(**STARTING), old, 1, NOW)}
+    assert times == {
+        "Ready": "2020-01-01T00:00:00Z",
+        "Progressing": "2027-01-15T08:00:00Z",
+        "Degraded": "2027-01-15T08:00:00Z",
+    }
+
+
+def stored(facts: dict[str, Any], current: str | None, updated: str) -> dict[str, Any]:
+    conditions = judge(Facts(**facts), [], 1, NOW)
+    listed = [{"type": c.type, "status": c.status, "reason": c.reason} for c in conditions]
+    return {"conditions": listed, "currentRevision": current, "updatedRevision": updated}
+
+
+@pytest.mark.parametrize(
+    ("old", "facts", "complete", "reasons"),
+    [
+        ({}, STARTING, False, []),
+        (stored(STARTING, None, "a"), SERVING, True, ["RolloutComplete", "Serving"]),
+        (stored(SERVING, "a", "a"), SERVING, True, []),
+        (stored(SERVING, "a", "a"), ROLLING, False, ["RolloutStarted"]),
+        (stored(ROLLING, "a", "b"), SERVING | {"target": "b", "current": "b"}, True, ["RolloutComplete"]),
+        (stored(STARTING, None, "a"), BROKEN, False, ["ModelLoadFailed"]),
+        (stored(BROKEN, None, "a"), BROKEN, False, []),
+        (stored(BROKEN, None, "a"), SERVING, True, ["RolloutComplete", "Serving", "Recovered"]),
+        (stored(SERVING, "a", "a"), STOPPED, False, ["Suspended"]),
+        (stored(STOPPED, "a", "a"), STARTING | {"current": "a"}, False, ["Resumed"]),
+        (stored(SERVING, "a", "a"), STARTING | {"current": "a"}, False, ["WaitingForWorkers"]),
+        (stored(ROLLING, "a", "b"), ROLLING | {"rejected": REJECTED}, False, ["RevisionRejected"]),
+    ],
+)  # fmt: skip
+def test_events_tell_transitions_only(old: dict[str, Any], facts: dict[str, Any], complete: bool, reasons: list[str]):
+    made = Facts(**facts)
+    told = transitions(old, judge(made, [], 1, NOW), made.current, made.target, complete)
+    assert [event.reason for event in told] == reasons
+
+
+def test_an_event_fits_the_api():
+    regarding = Metadata("products", "search", "uid-1", resource_version="7")
+    made = manifest(Event("Warning", "ModelLoadFailed", "Reconcile", "ü" * 2000), regarding, "host_1", NOW)
+    assert len(made["note"].encode()) <= 1024
+    assert made["regarding"]["uid"] == "uid-1"
+    assert made["eventTime"] == "2027-01-15T08:00:00.000000Z"
+    assert made["metadata"]["name"].startswith("products.")
+
+
+def test_events_are_bounded_for_each_reranker():
+    allowance = Allowance(burst=3, every=10.0)
+    assert [allowance.take("a", 0.0) for _ in range(5)] == [True, True, True, False, False]
+    assert allowance.take("b", 0.0)
+    assert [allowance.take("a", 10.0) for _ in range(2)] == [True, False]
+    allowance.keep({"b"})
+    assert allowance.take("a", 10.0)
