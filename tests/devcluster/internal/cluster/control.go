@@ -58,6 +58,9 @@ func (d Dir) signalPods(name string, withPods bool, sig syscall.Signal) error {
 
 // change finds a running component and does something to it.
 func (d Dir) change(ctx context.Context, name string, act func(proc.ID) error) error {
+	if _, err := d.Load(); err != nil { // before there is a lock file for a cluster that does not exist
+		return err
+	}
 	unlock, err := d.lock(remaining(ctx))
 	if err != nil {
 		return err
@@ -79,6 +82,9 @@ func (d Dir) change(ctx context.Context, name string, act func(proc.ID) error) e
 
 // Start brings one component back and waits until it is healthy. It keeps its address and data.
 func (d Dir) Start(ctx context.Context, name string, say func(string, ...any)) error {
+	if _, err := d.Load(); err != nil { // before there is a lock file for a cluster that does not exist
+		return err
+	}
 	unlock, err := d.lock(remaining(ctx))
 	if err != nil {
 		return err
