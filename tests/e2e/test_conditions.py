@@ -53,14 +53,14 @@ def test_a_model_that_cannot_load_says_why(
 
 def test_no_gpu_left_is_told_in_the_schedulers_words(kube: Cluster, test_namespace: str, model_uri: str):
     gpus = {"limits": {"nvidia.com/gpu": 1000}}
-    kube.apply(reranker("hungry", test_namespace, model_uri, runtime={"resources": gpus}))
+    kube.apply(reranker("hungry", test_namespace, model_uri, runtime={"device": "auto", "resources": gpus}))
     degraded = wait_condition(kube, test_namespace, "hungry", "Degraded", "Unschedulable")
     assert "Insufficient nvidia.com/gpu" in degraded["message"]
 
 
 def test_a_bad_pod_template_is_told_in_the_api_servers_words(kube: Cluster, test_namespace: str, model_uri: str):
     overlay = {"spec": {"tolerations": [{"operator": "Sometimes"}]}}
-    kube.apply(reranker("overlaid", test_namespace, model_uri, runtime={"device": "cpu", "podTemplate": overlay}))
+    kube.apply(reranker("overlaid", test_namespace, model_uri, runtime={"podTemplate": overlay}))
     degraded = wait_condition(kube, test_namespace, "overlaid", "Degraded", "ApplyFailed")
     assert "operator" in degraded["message"]
 
@@ -85,7 +85,7 @@ def test_a_rollout_with_no_spare_gpu_does_not_deadlock(
     kube: Cluster, test_namespace: str, model_uri: str, other_model_uri: str
 ):
     free = sum(int(node["status"]["allocatable"].get("nvidia.com/gpu", 0)) for node in kube.items("nodes"))
-    runtime = {"resources": {"limits": {"nvidia.com/gpu": free // 2}}}
+    runtime = {"device": "auto", "resources": {"limits": {"nvidia.com/gpu": free // 2}}}
     kube.apply(reranker("tight", test_namespace, model_uri, runtime=runtime, replicas=2))
     before = wait_settled(kube, "tight", test_namespace)["status"]["currentRevision"]
     kube.apply(reranker("tight", test_namespace, other_model_uri, runtime=runtime, replicas=2))
@@ -96,7 +96,7 @@ def test_a_rollout_with_no_spare_gpu_does_not_deadlock(
 @pytest.mark.local_only
 def test_a_broken_revision_gives_the_gpu_back(kube: Cluster, test_namespace: str, model_uri: str):
     free = sum(int(node["status"]["allocatable"].get("nvidia.com/gpu", 0)) for node in kube.items("nodes"))
-    runtime = {"resources": {"limits": {"nvidia.com/gpu": free // 2}}}
+    runtime = {"device": "auto", "resources": {"limits": {"nvidia.com/gpu": free // 2}}}
     kube.apply(reranker("rescued", test_namespace, model_uri, runtime=runtime, replicas=2))
     good = wait_settled(kube, "rescued", test_namespace)["status"]["currentRevision"]
     broken = reranker("rescued", test_namespace, model_uri, runtime=runtime, replicas=2)

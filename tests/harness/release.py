@@ -116,10 +116,12 @@ def wait_settled(cluster: Cluster, name: str, namespace: str, timeout: float = 1
 
 
 def reranker(name: str, namespace: str, uri: str, **spec: Any) -> dict[str, Any]:
-    """A Reranker manifest small enough for two cores."""
+    """A Reranker manifest small enough for two cores, on which several workers are not to fight for them."""
+    runtime = {"device": "cpu", **spec.pop("runtime", {})}
+    overlay = {"spec": {"containers": [{"name": "worker", "env": [{"name": "OMP_NUM_THREADS", "value": "1"}]}]}}
     return {
         "apiVersion": "rerank.dev/v1alpha1",
         "kind": "Reranker",
         "metadata": {"name": name, "namespace": namespace},
-        "spec": {"model": {"uri": uri}, "runtime": {"device": "cpu"}, **spec},
+        "spec": {"model": {"uri": uri}, "runtime": {"podTemplate": overlay, **runtime}, **spec},
     }

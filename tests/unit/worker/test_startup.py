@@ -117,6 +117,11 @@ def test_cores(cpu_max: str | None, allowed: int, expected: int) -> None:
     assert device.cores(cpu_max, allowed) == expected
 
 
+@pytest.mark.parametrize(("told", "expected"), [("1", 1), ("64", 8), ("0", 8), ("", 8), ("two", 8), (None, 8)], ids=str)
+def test_omp_num_threads_can_only_lower_the_cores(told: str | None, expected: int) -> None:
+    assert device.cores("max 100000", 8, told) == expected
+
+
 def test_a_failure_is_one_short_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     failure = ConfigurationFailure("spec.model.uri: it\nfails " + "x" * 2000)
     report(failure, str(tmp_path / "log"))

@@ -60,8 +60,13 @@ def probe_device(asked: Device) -> ChosenDevice:
     return device
 
 
-def cores(cpu_max: str | None, allowed: int) -> int:
-    """Whole cores this process may use: its affinity (``allowed``) under the cgroup's quota (text of cpu.max)."""
+def cores(cpu_max: str | None, allowed: int, told: str | None = None) -> int:
+    """Whole cores this process may use: its affinity (``allowed``) under the cgroup's quota (text of cpu.max).
+
+    ``told``: OMP_NUM_THREADS, by which people say the same to every numerical library; it can only lower the number.
+    """
+    if told is not None and told.isdecimal() and int(told) > 0:
+        allowed = min(allowed, int(told))
     quota, _, period = (cpu_max or "max").partition(" ")
     if quota.strip() == "max" or not period:
         return max(1, allowed)
@@ -75,4 +80,4 @@ def available_cores() -> int:
     except OSError:
         cpu_max = None
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores(cpu_max, allowed)
+    return cores(cpu_max, allowed, os.environ.get("OMP_NUM_THREADS"))
