@@ -49,5 +49,5 @@ def set_up(form: Literal["json", "text"], level: str) -> None:
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("kopf._cogs.clients.watching").addFilter(Sparing(30))
     logging.getLogger("kopf._cogs.clients.fetching").addFilter(Sparing(30))
-    # It warns that signals do not reach it in a thread: they reach us.
-    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
+    # It warns that signals do not reach it in a thread (they reach us), and tells failures that ``watches`` tells too.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.CRITICAL)

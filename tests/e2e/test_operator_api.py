@@ -139,37 +139,6 @@ def wait_reason(kube: Cluster, where: str, kind: str, reason: str) -> dict[str, 
     return wait_for(f"{kind}={reason}", seen, timeout=TAKE_OVER_SECONDS)
 
 
-def test_children_and_status_and_nothing_of_kopf(kube: Cluster, space: str, operators: Any):
-    operators()
-    ask_for(kube, space, 2)
-    deployment = wait_replicas(kube, space, 2)
-    found = wait_reason(kube, space, "Ready", "Unschedulable")
-    assert "no nodes available" in condition(found, "Degraded")["message"]
-    kinds = "deployments,controllerrevisions,poddisruptionbudgets"
-    children = kube.items(kinds, "-n", space, "-l", f"rerank.dev/reranker={NAME}", "--show-managed-fields")
-    assert sorted(child["kind"] for child in children) == ["ControllerRevision", "Deployment", "PodDisruptionBudget"]
-    for thing in [found, *children]:
-        metadata = thing["metadata"]
-        assert "finalizers" not in metadata
-        assert not [key for key in metadata.get("annotations", {}) if "kopf" in key]
-    for child in children:
-        owner = child["metadata"]["ownerReferences"][0]
-        assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == (
-            found["metadata"]["uid"],
-            True,
-            True,
-        )
-        ours = [m for m in child["metadata"]["managedFields"] if m["manager"] == "rerank-operator"]
-        assert [m["operation"] for m in ours] == ["Apply"]
-    assert deployment["spec"]["template"]["spec"]["containers"][0]["command"] == ["rerank-worker", "serve"]
-    kube.kubectl("delete", "reranker", NAME, "-n", space)
-    wait_for(
-        "garbage collection",
-        lambda: not kube.items(f"{kinds},replicasets,pods", "-n", space),
-        timeout=60,
-    )
-
-
 def test_at_rest_nothing_is_written(kube: Cluster, space: str, operators: Any):
     one = operators()
     ask_for(kube, space, 1)
@@ -271,6 +240,37 @@ def test_a_namespaced_operator_leaves_others_alone(kube: Cluster, space: str, op
     wait_for("another list", lambda: one.metric("rerank_operator_resyncs_total") > lists, timeout=30)
     assert deployments(kube, "default") == []
     kube.kubectl("delete", "reranker", NAME, "-n", "default")
+
+
+def test_children_and_status_and_nothing_of_kopf(kube: Cluster, space: str, operators: Any):
+    operators()
+    ask_for(kube, space, 2)
+    deployment = wait_replicas(kube, space, 2)
+    found = wait_reason(kube, space, "Ready", "Unschedulable")
+    assert "no nodes available" in condition(found, "Degraded")["message"]
+    kinds = "deployments,controllerrevisions,poddisruptionbudgets"
+    children = kube.items(kinds, "-n", space, "-l", f"rerank.dev/reranker={NAME}", "--show-managed-fields")
+    assert sorted(child["kind"] for child in children) == ["ControllerRevision", "Deployment", "PodDisruptionBudget"]
+    for thing in [found, *children]:
+        metadata = thing["metadata"]
+        assert "finalizers" not in metadata
+        assert not [key for key in metadata.get("annotations", {}) if "kopf" in key]
+    for child in children:
+        owner = child["metadata"]["ownerReferences"][0]
+        assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == (
+            found["metadata"]["uid"],
+            True,
+            True,
+        )
+        ours = [m for m in child["metadata"]["managedFields"] if m["manager"] == "rerank-operator"]
+        assert [m["operation"] for m in ours] == ["Apply"]
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["command"] == ["rerank-worker", "serve"]
+    kube.kubectl("delete", "reranker", NAME, "-n", space)
+    wait_for(
+        "garbage collection",
+        lambda: not kube.items(f"{kinds},replicasets,pods", "-n", space),
+        timeout=60,
+    )
 
 
 def test_the_crd_may_go_and_come_back(kube: Cluster, space: str, operators: Any):

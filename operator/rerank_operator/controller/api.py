@@ -149,7 +149,8 @@ class KubeApi:
         try:
             yield
         except ApiError as error:
-            metrics.API_ERRORS.labels(method, str(error.status)).inc()
+            if (method, error.status) != ("GET", 404):  # that is an answer, to whether something is there
+                metrics.API_ERRORS.labels(method, str(error.status)).inc()
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             metrics.API_ERRORS.labels(method, "unreachable").inc()

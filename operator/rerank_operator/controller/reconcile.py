@@ -27,7 +27,8 @@ from rerank_operator.manifests.pod_template import WorkerImage
 
 log = logging.getLogger(__name__)
 
-WORKERS = 4
+WORKERS = 8
+"""A reconcile mostly waits for the API server."""
 RECONCILE_SECONDS = 120.0
 """Longer than any reconcile whose requests are answered at all."""
 FIRST_RETRY_SECONDS = 0.5

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from rerank_operator.controller.kinds import WATCHED, Key, Kind, key_of
+from rerank_operator.controller.kinds import PODS, WATCHED, Key, Kind, key_of
 
 ObjectName = tuple[str, str]
 """Namespace and name of any object."""
@@ -94,6 +94,8 @@ class Store:
         if old is not None and (old_key := key_of(kind, old)) and old_key != key:
             self._children[kind.name][old_key].discard(name)
         body["metadata"].pop("managedFields", None)
+        if kind is PODS:
+            body.pop("spec", None)  # there are many, and nothing reads it
         self._objects[kind.name][name] = body
         if key:
             self._children[kind.name][key].add(name)

@@ -1,0 +1,107 @@
+"""The process around the core: flags, log lines, and what /healthz calls trouble."""
+
+import json
+import logging
+
+import pytest
+from kubernetes.aio.client import Configuration
+from rerank_operator import __main__ as program
+from rerank_operator.controller.api import ApiError, KubeApi
+from rerank_operator.controller.handlers import Backoffs, settings
+from rerank_operator.controller.kinds import PODS
+from rerank_operator.controller.reconcile import MISSED_LISTS, Controller, Settings
+from rerank_operator.logs import JsonFormatter, Sparing
+from rerank_operator.manifests.pod_template import WorkerImage
+from unit.operator.build import pod
+
+
+@pytest.fixture
+def controller() -> Controller:
+    made = Settings(WorkerImage("w"), (), "default", "lease", "host_1")
+    return Controller(KubeApi(Configuration(host="https://127.0.0.1:1")), made)
+
+
+def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        program.parse_arguments(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for flag in (
+        "--worker-image",
+        "--namespace",
+        "--lease-name",
+        "--lease-namespace",
+        "--metrics-port",
+        "--log-format",
+    ):
+        assert flag in text
+
+
+def test_namespaces_repeat_and_lease_times_are_checked(monkeypatch: pytest.MonkeyPatch):
+    assert program.parse_arguments(["--worker-image=w", "--namespace=a", "--namespace=b"]).namespace == ["a", "b"]
+    monkeypatch.setattr("sys.argv", ["rerank-operator", "--worker-image=w", "--lease-duration=5"])
+    with pytest.raises(SystemExit, match=r"duration \(5 s\) must exceed the renew deadline \(10 s\)"):
+        program.main()
+
+
+async def test_a_watch_that_is_behind_is_trouble(controller: Controller):
+    assert controller.trouble() is None
+    for version in range(10, 10 + MISSED_LISTS):
+        assert controller.trouble() is None
+        controller.store.listed(PODS, None, [pod("abc")], str(version), controller.store.before_list(PODS))
+    assert controller.trouble() == f"the watch of Pod has not shown what the last {MISSED_LISTS} lists did"
+    controller.store.seen(PODS, False, pod("abc"))
+    assert controller.trouble() is None
+
+
+async def test_a_standby_takes_no_keys(controller: Controller):
+    controller._watched(PODS, False, pod("abc"))
+    assert controller.queue.depth() == 0
+
+
+async def test_a_standby_cannot_write(controller: Controller):
+    with pytest.raises(Exception, match="does not hold the lease"):
+        await controller._api.apply(PODS, pod("abc"))
+
+
+def test_log_lines_are_json_with_the_subject():
+    record = logging.LogRecord("x", logging.INFO, "f", 1, "said %s", ("ü",), None)
+    record.__dict__ |= {"namespace": "search", "reranker": "products"}
+    line = json.loads(JsonFormatter().format(record))
+    assert line["message"] == "said ü"
+    assert (line["namespace"], line["reranker"], line["level"]) == ("search", "products", "info")
+
+
+def test_sparing_passes_one_line_in_a_while():
+    spare = Sparing(30)
+    record = logging.LogRecord("x", logging.INFO, "f", 1, "again", (), None)
+    passed = []
+    for now in (0.0, 1.0, 29.0, 31.0, 32.0):
+        record.created = now
+        passed.append(spare.filter(record))
+    assert passed == [True, False, False, True, False]
+
+
+def test_kopf_neither_gives_up_nor_writes():
+    delays = iter(Backoffs())
+    assert all(0.2 < next(delays) <= 5 for _ in range(100))
+    made = settings()
+    assert made.posting.enabled is False
+    assert made.scanning.disabled is True
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "passing"),
+    [
+        (409, "the object has been modified", True),
+        (429, "storage is (re)initializing", True),
+        (503, "please try again", True),
+        (500, "etcdserver: leader changed", True),
+        (500, "failed to create typed patch object (x): .spec.nonsense: field not declared in schema", False),
+        (403, "exceeded quota", False),
+        (422, "spec.template.spec.tolerations[0].operator", False),
+        (400, "strict decoding error", False),
+    ],
+)
+def test_which_errors_may_pass(status: int, message: str, passing: bool):
+    assert ApiError(status, "", message).passing is passing
