@@ -50,7 +50,7 @@ BAD = [
     ("malformed JSON", "POST", "/v2/rerank", lambda n: b'{"model": ', 400, "JSON"),
     ("not an object", "POST", "/v2/rerank", lambda n: b'["a"]', 400, "object"),
     ("empty body", "POST", "/v2/rerank", lambda n: b"", 400, "JSON"),
-    ("no query", "POST", "/v2/rerank", lambda n: b'{"model": "a/b", "documents": ["a"]}', 400, "query"),
+    ("no query", "POST", "/{n}/products/v2/rerank", lambda n: b'{"documents": ["a"]}', 400, "query"),
     ("query of the wrong type", "POST", "/v2/rerank", lambda n: body(n, query=7), 400, "query"),
     ("empty query", "POST", "/v2/rerank", lambda n: body(n, query=""), 400, "query"),
     ("documents of the wrong type", "POST", "/v2/rerank", lambda n: body(n, documents="a"), 400, "documents"),
