@@ -122,6 +122,3 @@ class WorkQueue(Generic[K]):
     def oldest_work(self) -> float:
         """Seconds for which the slowest key has been worked on."""
         return self._clock() - min(self._working.values(), default=self._clock())
-
-    def idle(self) -> bool:
-        return not self._working
