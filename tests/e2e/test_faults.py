@@ -101,7 +101,7 @@ def test_kill_a_gateway(kube: Cluster, release: Release, model: str):
     again = restarted(kube, SYSTEM_NAMESPACE, victim["pod"], restarts(kube, SYSTEM_NAMESPACE, victim["pod"]))
     begin = time.monotonic()
     report, _ = under_load(release, model, "kill -9 gateway", lambda: kill(victim), again)
-    own = f"http://{victim['ip']}:8080"
+    own = f"http://{victim['podIP']}:8080"
     assert [o for o in report.failed if o.gateway != own] == []
     # Only what was in the killed gateway's own sockets may fail: one second of its share at the very most.
     assert len(report.failed) <= RATE, [f"{o.started - begin:.1f} {o.error}" for o in report.failed]

@@ -111,7 +111,7 @@ class Cluster:
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=text)
 
     def processes(self, **labels: str) -> list[dict[str, Any]]:
-        """Running container processes of the local cluster: namespace, pod, container, pid, ip."""
+        """Running container processes of the local cluster: namespace, pod, container, pid, podIP."""
         found = json.loads(self.devcluster("pods", "-o", "json").stdout)
         return [p for p in found if all(p.get(key) == value for key, value in labels.items())]
 

@@ -162,7 +162,7 @@ func (r *runtime) CreateContainer(_ context.Context, sandboxID string, config *r
 	if len(config.GetCommand()) == 0 {
 		return "", fmt.Errorf("container %q has no command: devcluster runs no images, so spec.containers[].command is required", config.GetMetadata().GetName())
 	}
-	given := make([]string, 0, len(config.GetEnvs()))
+	given := []string{"HOSTNAME=" + sandbox.Name} // as every container runtime sets it
 	for _, e := range config.GetEnvs() {
 		given = append(given, e.GetKey()+"="+string(e.GetValue()))
 	}
