@@ -33,5 +33,5 @@ class WorkerConfig(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_f
     max_delay_seconds: float = 0.005
     length_bucket: int = 16
     max_batch_tokens: int | None = None
-    """Padded tokens in one batch; None: 16,384."""
+    """Padded tokens in one batch; None: 16,384 on a GPU, 1,024 on the CPU."""
     long_documents: LongDocuments = "truncate"
