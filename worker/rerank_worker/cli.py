@@ -38,6 +38,9 @@ def parser() -> argparse.ArgumentParser:
     process.add_argument(
         "--stall-seconds", type=float, default=60.0, help="longest that a batch may take (default: %(default)s)"
     )
+    process.add_argument(
+        "--max-waiting-tokens", type=int, default=2**20, help="answer 429 beyond it (default: %(default)s)"
+    )
     model = serve.add_argument_group("model", f"only without ${names.ENV_WORKER_CONFIG}")
     model.add_argument("--model", help="a folder, file:///path or hf://org/name")
     model.add_argument("--revision", help="commit of an hf:// model")
@@ -48,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--temperature", type=float, help="divides logits before the activation (default: 1)")
     model.add_argument("--device", choices=get_args(Device), help="default: a GPU where there is one")
     model.add_argument("--precision", choices=get_args(Precision), help="default: float16 on a GPU, else float32")
-    model.add_argument("--max-batch-tokens", type=int, help="padded tokens in one batch (default: 16384)")
+    model.add_argument(
+        "--max-batch-tokens", type=int, help="padded tokens in one batch (default: 16384 on a GPU, 1024 on the CPU)"
+    )
     model.add_argument("--max-delay-seconds", type=float, help="longest wait for a fuller batch (default: 0.005)")
     model.add_argument("--length-bucket", type=int, help="padded lengths are multiples of it (default: 16)")
     model.add_argument("--long-documents", choices=get_args(LongDocuments), help="default: truncate")
@@ -120,6 +125,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
             threads=threads,
             lame_duck=parsed.lame_duck_seconds,
             stall_limit=parsed.stall_seconds,
+            waiting_tokens=parsed.max_waiting_tokens,
         )
         return asyncio.run(_serve(config, options))
     except StartupFailure as failure:

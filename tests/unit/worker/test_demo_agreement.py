@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs() -> list[tuple[str, str]]:
-    """``QUERIES`` held-out queries with their shortest passages (the test stays quick), a query's pairs side by side."""
+    """Held-out queries, each with its shortest passages (the test stays quick), a query's pairs side by side."""
     with gzip.open(MODELS / "held_out.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     passages = {row["package"]: row["passage"] for row in rows if "passage" in row}

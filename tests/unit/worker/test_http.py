@@ -236,7 +236,7 @@ async def test_work_of_a_client_that_left_is_dropped(serve: Serve) -> None:
 
 async def test_a_full_worker_says_so_before_it_works(serve: Serve) -> None:
     engine = ObedientEngine()
-    worker = await serve(engine, policy={"max_tokens": 1})
+    worker = await serve(engine, options={"waiting_tokens": 64})
     engine.open.clear()
     # About 64 tokens may wait; one request alone always may, however large.
     first = asyncio.create_task(worker.score({"query": "q", "documents": ["a" * 100] * 20}))

@@ -35,7 +35,8 @@ STOP_TIMEOUT = 5.0
 @dataclass(frozen=True, slots=True)
 class Options:
     """How the process serves. ``lame_duck``: seconds that a draining worker still accepts; ``drain_timeout``: seconds
-    after which it gives up on requests in flight (the kubelet's own grace period is usually shorter)."""
+    after which it gives up on requests in flight (the kubelet's own grace period is usually shorter);
+    ``waiting_tokens``: tokens in flight beyond which the worker says that it is busy."""
 
     host: str
     port: int
@@ -43,6 +44,7 @@ class Options:
     lame_duck: float = 3.0
     drain_timeout: float = 630.0
     stall_limit: float = 60.0
+    waiting_tokens: int = 2**20
 
 
 class Server:
@@ -142,6 +144,7 @@ class Server:
             temperature=config.temperature,
             long_documents=config.long_documents,
             threads=self._options.threads,
+            waiting_tokens=self._options.waiting_tokens,
         )
         facts = {key: self._info.get(key) for key in ("model", "device", "precision", "maxLength", "activation")}
         log.info("ready", extra={"fields": {**facts, "seconds": round(seconds, 3)}})

@@ -24,9 +24,6 @@ from rerank_worker.server.protocol import Refusal
 CHARACTERS_PER_TOKEN = 3
 """A cautious guess before tokenizing: English has about four."""
 
-WAITING_BATCHES = 64
-"""Batches' worth of tokens that may wait; beyond it the worker says that it is busy."""
-
 DOCUMENTS_PER_TASK = 32
 """Documents that one thread tokenizes before another request gets its turn."""
 
@@ -80,7 +77,8 @@ def _sigmoid(value: float) -> float:
 
 
 class Scorer:
-    """Serves requests with a loaded model. ``threads``: how many tokenize at the same time."""
+    """Serves requests with a loaded model. ``threads``: how many tokenize at the same time; ``waiting_tokens``: the
+    bound of admission."""
 
     def __init__(
         self,
@@ -91,6 +89,7 @@ class Scorer:
         temperature: float,
         long_documents: LongDocuments,
         threads: int,
+        waiting_tokens: int,
     ) -> None:
         # Threads are ours (one clone each); the library's own pool would compete with torch for the cores.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -103,7 +102,7 @@ class Scorer:
         self._max_length = loaded.policy.max_length
         self._parallel = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
-        self.admission = Admission(WAITING_BATCHES * loaded.policy.max_tokens, metrics)
+        self.admission = Admission(waiting_tokens, metrics)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
