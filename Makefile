@@ -43,7 +43,7 @@ test-e2e: setup ## End-to-end tests on the local cluster, or on KUBECONFIG with 
 
 .PHONY: test-go
 test-go: .state/bin/devcluster
-	cd tests/devcluster && ../../.state/bin/go test ./...
+	tests/devcluster/build test
 
 .PHONY: lint
 lint: .venv/.synced ## Style and types
