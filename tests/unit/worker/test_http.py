@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import random
 import signal
 import socket
 
@@ -462,3 +463,29 @@ async def test_many_clients_at_once(serve: Serve) -> None:
 
     await asyncio.gather(*(one(number) for number in range(200)))
     assert worker.metric("rerank_worker_requests_in_flight") == 0
+
+
+async def test_after_a_storm_nothing_is_left_behind(serve: Serve) -> None:
+    """Clients that leave, deadlines of a few milliseconds, failing batches: every sum must come back to zero."""
+    worker = await serve(
+        ObedientEngine(failures=[RuntimeError("odd")] * 3, too_large=5), options={"waiting_tokens": 2000}
+    )
+    chance = random.Random(3)
+
+    async def one() -> int | None:
+        documents = ["a" * chance.randrange(30) for _ in range(chance.randrange(1, 30))]
+        headers = {"X-Rerank-Timeout-Ms": str(chance.choice([1, 5, 10_000]))}
+        try:
+            async with asyncio.timeout(chance.choice([0.001, 0.01, 10.0])):
+                return (await worker.score({"query": "q", "documents": documents}, **headers))[0]
+        except TimeoutError:
+            return None
+
+    answers = await asyncio.gather(*(one() for _ in range(300)))
+    assert set(answers) <= {200, 429, 500, 504, None}
+    assert 200 in answers
+    await until(lambda: worker.metric("rerank_worker_requests_in_flight") == 0)
+    assert worker.metric("rerank_worker_waiting_tokens") == 0
+    assert worker.server._engine._backlog.tokens == 0
+    assert worker.server._engine._coming == 0
+    assert (await worker.score(OK))[0] == 200

@@ -21,7 +21,7 @@ _decoder = msgspec.json.Decoder(ScoreRequest)
 _encoder = msgspec.json.Encoder()
 
 
-@dataclass
+@dataclass(eq=False)
 class Refusal(Exception):
     """A request that is answered with an error."""
 
