@@ -17,7 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from sentence_transformers import CrossEncoder
 
 MODELS = Path(__file__).parents[1] / "models"
-QUERIES = 8
+QUERIES = 5
 
 
 def build(out: Path, variant: str = "good") -> dict[str, str]:
@@ -77,10 +77,10 @@ def test_scores_are_probabilities_and_the_obvious_passage_comes_first(model: Cro
 
 
 def test_the_right_passage_is_near_the_top_for_held_out_queries(model: CrossEncoder) -> None:
-    ranks = []
-    for query, passages, relevant in held_out(QUERIES):
-        scores = model.predict([(query, passage) for passage in passages])
-        ranks.append(int((scores >= scores[relevant]).sum()))
+    questions = held_out(QUERIES)
+    pairs = [(query, passage) for query, passages, _ in questions for passage in passages]
+    table = model.predict(pairs, batch_size=8).reshape(QUERIES, -1)
+    ranks = [int((row >= row[relevant]).sum()) for row, (_, _, relevant) in zip(table, questions, strict=True)]
     assert sum(rank <= 3 for rank in ranks) >= QUERIES * 2 / 3, ranks
 
 
