@@ -23,6 +23,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# As the worker sets it: spinning threads of torch starve whatever else the machine runs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 WAIT = 20.0
 """Seconds until a condition that must come true counts as missed."""

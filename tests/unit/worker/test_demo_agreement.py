@@ -17,7 +17,7 @@ from rerank_api.worker_config import ModelSource, WorkerConfig
 from rerank_worker.loading.model import Loaded, load
 
 MODELS = Path(__file__).parents[2] / "models"
-QUERIES, CANDIDATES = 30, 10
+QUERIES, CANDIDATES = 20, 10
 
 
 @pytest.fixture(scope="module")
