@@ -4,7 +4,6 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from rerank_api.reranker import RerankerSpec
 from rerank_api.revision import revision_from_data, revision_hash, revision_of, revision_to_data
 

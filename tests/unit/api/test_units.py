@@ -1,7 +1,6 @@
 """Durations and quantities in Kubernetes' spelling."""
 
 import pytest
-
 from rerank_api.units import parse_duration, parse_quantity
 
 
