@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import cohere
 import pytest
@@ -11,7 +12,7 @@ from harness.release import Release, condition, reranker, wait_settled
 
 NAME = "products"
 DEMO = json.loads((ROOT / "tests" / "models" / "demo_query.json").read_text())
-SMALL = {"query": DEMO["query"], "documents": [text[:120] for text in DEMO["documents"][:3]]}
+SMALL: dict[str, Any] = {"query": DEMO["query"], "documents": [text[:120] for text in DEMO["documents"][:3]]}
 
 
 @pytest.fixture(scope="module")
