@@ -1,7 +1,8 @@
 """Fixtures of the end-to-end tests: one cluster and one release a session, one namespace a module.
 
-By default the cluster is the local one (``e2e``), left running for the next session. With KUBECONFIG and
-RERANK_E2E_OPERATOR_IMAGE set, the same tests run on that cluster; those that kill processes by pid are skipped there.
+By default the cluster is the local one (``e2e``), left running for the next session. With KUBECONFIG,
+RERANK_E2E_OPERATOR_IMAGE and RERANK_E2E_WORKER_IMAGE set, the same tests run on that cluster, with the models that
+RERANK_E2E_MODEL_URI and RERANK_E2E_OTHER_MODEL_URI name; tests that kill processes by pid are skipped there.
 """
 
 import os
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from harness.cluster import STATE, Cluster, local_cluster
-from harness.release import Release, namespace
+from harness.release import Release, image_values, namespace
 
 OPERATOR_IMAGE = os.environ.get("RERANK_E2E_OPERATOR_IMAGE")
-WORKER_IMAGE = os.environ.get("RERANK_E2E_WORKER_IMAGE")
+WORKER_IMAGE_VARIABLE = "RERANK_E2E_WORKER_IMAGE"
 MODEL_URI = os.environ.get("RERANK_E2E_MODEL_URI")
 OTHER_MODEL_URI = os.environ.get("RERANK_E2E_OTHER_MODEL_URI")
 
@@ -40,7 +41,7 @@ def release(kube: Cluster) -> Release:
     """The chart, installed and available."""
     values = []
     if OPERATOR_IMAGE:
-        values = [f"image.repository={OPERATOR_IMAGE}", f"worker.image.repository={WORKER_IMAGE}"]
+        values = image_values("image", OPERATOR_IMAGE) + image_values("worker.image", os.environ[WORKER_IMAGE_VARIABLE])
     installed = Release(kube)
     installed.install(*values)
     return installed

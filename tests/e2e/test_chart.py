@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from harness.cluster import Cluster, local_cluster, wait_for
-from harness.release import CHART, SYSTEM_NAMESPACE, Release, reranker
+from harness.release import CHART, SYSTEM_NAMESPACE, Release, image_values, reranker
 
 NAME = "chart-test"
 OPERATOR, GATEWAY = f"{NAME}-rerank-operator", f"{NAME}-rerank-gateway"
@@ -24,12 +24,12 @@ EVERY_KIND = (
 )
 
 
-def image_values() -> list[str]:
+def chart_images() -> list[str]:
     """The images of a cluster that really pulls them, as for the rest of the end-to-end tests."""
     values = []
     for key, variable in (("image", "RERANK_E2E_OPERATOR_IMAGE"), ("worker.image", "RERANK_E2E_WORKER_IMAGE")):
         if variable in os.environ:
-            values += ["--set", f"{key}.repository={os.environ[variable]}"]
+            values += [part for value in image_values(key, os.environ[variable]) for part in ("--set", value)]
     return values
 
 
@@ -63,7 +63,7 @@ def left_over(kube: Cluster, home: str) -> list[str]:
 def values(test_namespace: str) -> list[str]:
     """A release beside another one: no CRDs, no user roles, its own namespace only."""
     own = ["crds.enabled=false", "rbac.aggregateToUserRoles=false", f"watchNamespaces={{{test_namespace}}}"]
-    return [*image_values(), *(part for value in own for part in ("--set", value))]
+    return [*chart_images(), *(part for value in own for part in ("--set", value))]
 
 
 @pytest.fixture(scope="module")

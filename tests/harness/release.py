@@ -22,6 +22,15 @@ def namespace(name: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": RESTRICTED}}
 
 
+def image_values(key: str, image: str) -> list[str]:
+    """The chart's values for an image written as ``registry/repository:tag`` or ``...@sha256:...``."""
+    name, _, digest = image.partition("@")
+    repository, colon, tag = name.rpartition(":")
+    if not colon or "/" in tag:  # no tag: the colon, if any, was a registry's port
+        repository, tag = name, ""
+    return [f"{key}.repository={repository}", f"{key}.tag={tag}", f"{key}.digest={digest}"]
+
+
 def is_ready(pod: dict[str, Any]) -> bool:
     conditions = pod.get("status", {}).get("conditions", [])
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
