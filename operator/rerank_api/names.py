@@ -25,6 +25,8 @@ ANNOTATION_APPLIED = f"{GROUP}/applied"
 """Digest of the manifest that was applied last: tells a change by others from a change of ours."""
 ANNOTATION_LENT_TO = f"{GROUP}/lent-to"
 """The newer revision for which one replica of this one has been freed."""
+ANNOTATION_FITS = f"{GROUP}/fits"
+"""Workers of all revisions together that there was room for at that time."""
 
 APP_NAME = "rerank"
 COMPONENT_WORKER = "worker"

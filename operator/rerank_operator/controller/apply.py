@@ -113,7 +113,10 @@ class Applier:
             "metadata": {
                 "uid": action.uid,
                 "resourceVersion": action.resource_version,
-                "annotations": {names.ANNOTATION_LENT_TO: action.lent_to},
+                "annotations": {
+                    names.ANNOTATION_LENT_TO: action.lent_to,
+                    names.ANNOTATION_FITS: None if action.fits is None else str(action.fits),
+                },
             },
             "spec": {"replicas": action.replicas},
         }

@@ -34,6 +34,8 @@ class PodState(msgspec.Struct, frozen=True):
     revision: str
     ready: bool = False
     terminating: bool = False
+    ends_by: float = 0.0
+    """When the time that it was given to end is over."""
     finished: bool = False
     """Succeeded, failed or evicted: it never runs again, and its ReplicaSet makes another."""
     scheduled: bool = True
@@ -64,6 +66,7 @@ class DeploymentState(msgspec.Struct, frozen=True):
     updated: bool = True
     """All its pods are made of the latest template."""
     lent_to: str | None = None
+    fits: int | None = None
     creation_failure: str | None = None
     """The API server's words about pods that it refused (quota, Pod Security)."""
     stalled: str | None = None
@@ -143,6 +146,8 @@ def _revision(body: dict[str, Any]) -> RevisionState:
 def _deployment(body: dict[str, Any]) -> DeploymentState:
     metadata, spec, status = body["metadata"], body["spec"], body.get("status", {})
     conditions = {c["type"]: c for c in status.get("conditions", ())}
+    annotations = metadata.get("annotations", {})
+    fits = annotations.get(names.ANNOTATION_FITS, "")
     failure, progress = conditions.get("ReplicaFailure"), conditions.get("Progressing")
     stalled = progress and progress["status"] == "False" and progress.get("reason") == "ProgressDeadlineExceeded"
     settled = status.get("observedGeneration", 0) >= metadata.get("generation", 0)
@@ -156,7 +161,8 @@ def _deployment(body: dict[str, Any]) -> DeploymentState:
         existing=status.get("replicas", 0),
         settled=settled,
         updated=settled and status.get("updatedReplicas", 0) == status.get("replicas", 0),
-        lent_to=metadata.get("annotations", {}).get(names.ANNOTATION_LENT_TO),
+        lent_to=annotations.get(names.ANNOTATION_LENT_TO),
+        fits=int(fits) if fits.isdecimal() else None,
         creation_failure=failure.get("message", "") if failure and failure["status"] == "True" else None,
         stalled=progress.get("message", "") if progress and stalled else None,
         resources=frozenset(
@@ -181,6 +187,7 @@ def pod_state(body: dict[str, Any]) -> PodState:
         revision=_revision_label(body),
         ready=conditions.get("Ready", {}).get("status") == "True",
         terminating="deletionTimestamp" in metadata,
+        ends_by=parse_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else 0.0,
         finished=status.get("phase") in ("Succeeded", "Failed"),
         scheduled=scheduled.get("status") == "True",
         unschedulable=scheduled.get("message", "") if refused else None,

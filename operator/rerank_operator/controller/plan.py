@@ -14,7 +14,7 @@ from rerank_api.reranker import Metadata, RejectedRevision, Reranker, TrafficSha
 from rerank_api.revision import RevisionSpec, revision_hash, revision_of
 
 from rerank_operator.controller import conditions, events
-from rerank_operator.controller.conditions import Facts, Problem
+from rerank_operator.controller.conditions import READY, Facts, Problem
 from rerank_operator.controller.diagnose import Diagnosis, blocked, diagnose
 from rerank_operator.controller.events import Event
 from rerank_operator.controller.kinds import BUDGETS, CONTROLLER_REVISIONS, DEPLOYMENTS, Kind
@@ -29,6 +29,8 @@ from rerank_operator.scaling.replicas import desired_replicas
 
 KEPT_REVISIONS = 10
 """ControllerRevisions kept for going back, beside those in use."""
+OVERDUE_SECONDS = 30.0
+"""A worker that should have ended so long ago is on a node that is lost, and makes no room."""
 PATIENCE_SECONDS = 10.0
 """How long a new worker waits for room before an old one makes it: a pod that is ending may do so first."""
 
@@ -52,6 +54,7 @@ class Scale(msgspec.Struct, frozen=True):
     resource_version: str
     replicas: int
     lent_to: str | None
+    fits: int | None = None
     event: Event | None = None
 
 
@@ -85,7 +88,7 @@ def make_plan(observed: Observed, worker: WorkerImage, now: float, problem: Prob
 
 def _plan_for_invalid(observed: Observed, problem: Problem, now: float) -> Plan:
     """Nothing is touched: what serves goes on serving."""
-    views = _views(observed, set())
+    views = _views(observed, set(), now)
     current = observed.status.get("currentRevision")
     ready = sum(view.ready for view in views)
     target = observed.status.get("updatedRevision")
@@ -108,8 +111,8 @@ class _Planner:
         self.problem = problem
         self.revision: RevisionSpec = revision_of(reranker.spec)
         self.target = revision_hash(self.revision)
-        self.current: str | None = observed.status.get("currentRevision")
         self.desired = desired_replicas(reranker.spec)
+        self.current = self._served()
         self.deployments = {state.revision: state for state in observed.deployments}
         self.stored = {state.revision: state for state in observed.revisions}
         self.trouble = self._diagnose(self.target)
@@ -146,6 +149,13 @@ class _Planner:
 
     # --- who serves, with how many ---
 
+    def _served(self) -> str | None:
+        """The revision that served. None after a time without workers, when there is nothing to be handed over."""
+        current = self.observed.status.get("currentRevision")
+        reasons = {c["type"]: c["reason"] for c in self.observed.status.get("conditions", ())}
+        idle = reasons.get(READY) in ("Suspended", "NoReplicasRequested")
+        return current if current == self.target or not idle else None
+
     def _hand_over(self) -> tuple[Handover, RejectedRevision | None, float | None]:
         mine = self.deployments.get(self.target)
         held = frozenset[str]().union(
@@ -158,12 +168,17 @@ class _Planner:
         waiting = _pods_of(self.observed.pods, self.target)
         stuck, look_again = blocked(waiting, mine, held, self.now, PATIENCE_SECONDS)
         views = [
-            msgspec.structs.replace(view, blocked=stuck) if view.revision == self.target else view
-            for view in _views(self.observed, self._restorable())
+            msgspec.structs.replace(view, blocked=stuck if view.revision == self.target else self._waiting(view))
+            for view in _views(self.observed, self._restorable(), self.now)
         ]
         rejected = self._rejected(views)
         decided = hand_over(self.target, self.current, self.desired, views, rejected=rejected is not None)
         return decided, rejected, look_again
+
+    def _waiting(self, old: RevisionView) -> int:
+        """Workers of an old revision that find no room."""
+        pods, found = _pods_of(self.observed.pods, old.revision), self.deployments.get(old.revision)
+        return blocked(pods, found, found.resources, self.now, PATIENCE_SECONDS)[0] if found is not None else 0
 
     def _restorable(self) -> set[str]:
         """The serving revision counts also where someone has deleted its Deployment: its spec is kept."""
@@ -204,7 +219,7 @@ class _Planner:
 
     def _deployment_actions(self, handover: Handover, rejected: RejectedRevision | None) -> list[Action]:
         actions: list[Action] = []
-        lent_to = {handover.lent_by: self.target} if handover.lent_by else {}
+        lent = {handover.lent_by: (self.target, handover.fits)} if handover.lent_by else {}
         for revision, replicas in handover.replicas.items():
             found = self.deployments.get(revision)
             if revision == self.target:
@@ -214,7 +229,7 @@ class _Planner:
             elif self._is_done_with(found, replicas, handover):
                 actions.append(_delete(DEPLOYMENTS, found.body))
             else:
-                actions.extend(self._scale(found, replicas, lent_to.get(revision)))
+                actions.extend(self._scale(found, replicas, *lent.get(revision, (None, None))))
         return actions
 
     def _apply_target(
@@ -244,15 +259,17 @@ class _Planner:
             return []
         return _apply_if_different(DEPLOYMENTS, manifest, None, deleted=True)
 
-    def _scale(self, found: DeploymentState, replicas: int, lent_to: str | None) -> list[Action]:
-        if (found.replicas, found.lent_to) == (replicas, lent_to):
+    def _scale(
+        self, found: DeploymentState, replicas: int, lent_to: str | None, fits: int | None = None
+    ) -> list[Action]:
+        if (found.replicas, found.lent_to, found.fits) == (replicas, lent_to, fits):
             return []
         event = None
         if lent_to and found.lent_to != lent_to:
             note = f"no room for revision {lent_to}: one replica of revision {found.revision} is stopped to make some"
             event = Event("Normal", "ReplicaFreed", "Rollout", note)
         namespace = self.owner.namespace
-        return [Scale(namespace, found.name, found.uid, found.resource_version, replicas, lent_to, event)]
+        return [Scale(namespace, found.name, found.uid, found.resource_version, replicas, lent_to, fits, event)]
 
     def _deployment(self, hash_: str, revision: RevisionSpec, replicas: int) -> dict[str, Any]:
         return deployment(self.owner, hash_, revision, replicas, self.spec.requests.timeout, self.worker)
@@ -260,7 +277,8 @@ class _Planner:
     def _is_done_with(self, found: DeploymentState, replicas: int, handover: Handover) -> bool:
         """Nothing of an old revision is left, nor wanted: its last worker has finished its requests and gone."""
         empty = found.replicas == replicas == 0 and found.existing == 0 and found.settled
-        return empty and found.revision != handover.current and not _pods_of(self.observed.pods, found.revision)
+        left = any(not pod.finished for pod in _pods_of(self.observed.pods, found.revision))
+        return empty and found.revision != handover.current and not left
 
     def _prune(self, handover: Handover) -> list[Action]:
         in_use = {self.target, handover.current, *self.deployments}
@@ -275,7 +293,7 @@ def _pods_of(pods: Sequence[PodState], revision: str) -> list[PodState]:
     return [pod for pod in pods if pod.revision == revision]
 
 
-def _views(observed: Observed, restorable: set[str]) -> list[RevisionView]:
+def _views(observed: Observed, restorable: set[str], now: float) -> list[RevisionView]:
     """Every revision that has a Deployment or could have one again, newest first."""
     target = None if observed.reranker is None else revision_hash(revision_of(observed.reranker.spec))
     numbers = {state.revision: state.number for state in observed.revisions}
@@ -287,8 +305,11 @@ def _views(observed: Observed, restorable: set[str]) -> list[RevisionView]:
             replicas=found[revision].replicas if revision in found else 0,
             ready=sum(pod.ready and pod.counts for pod in _pods_of(observed.pods, revision)),
             loading=sum(pod.counts and pod.scheduled and not pod.ready for pod in _pods_of(observed.pods, revision)),
-            stopping=sum(pod.terminating for pod in _pods_of(observed.pods, revision)),
+            stopping=sum(
+                pod.terminating and now < pod.ends_by + OVERDUE_SECONDS for pod in _pods_of(observed.pods, revision)
+            ),
             lent=revision in found and target is not None and found[revision].lent_to == target,
+            fits=found[revision].fits if revision in found else None,
         )
         for revision in newest_first
     ]

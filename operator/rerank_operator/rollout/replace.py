@@ -20,13 +20,15 @@ class RevisionView(msgspec.Struct, frozen=True):
     ready: int = 0
     """Ready workers that are not being stopped."""
     blocked: int = 0
-    """Workers that cannot start for lack of a resource which older revisions hold (and have waited long enough)."""
+    """Workers that cannot start for lack of a resource which other revisions hold (and have waited long enough)."""
     loading: int = 0
     """Workers that have a place and are not ready yet: nothing need be freed for them."""
     stopping: int = 0
     """Workers that are about to make room."""
     lent: bool = False
     """One of its replicas has been freed for the target."""
+    fits: int | None = None
+    """Workers of all revisions together that there was room for when it was freed; None: all that were asked for."""
 
 
 class Handover(msgspec.Struct, frozen=True):
@@ -38,6 +40,8 @@ class Handover(msgspec.Struct, frozen=True):
     traffic: tuple[TrafficShare, ...]
     lent_by: str | None = None
     """The old revision that bears the mark: one replica fewer than needed is kept, so that the target finds room."""
+    fits: int | None = None
+    """To be kept with that mark."""
 
 
 def hand_over(
@@ -48,26 +52,40 @@ def hand_over(
     old = [view for view in revisions if view.revision != target]
     if rejected and old:
         return _restore(new, _serving_first(old, current), desired)
-    if current == target or desired == 0 or new.ready >= desired or not old:
+    old = _serving_first(old, current)
+    lent, fits = any(view.lent for view in old), next((view.fits for view in old if view.lent), None)
+    if not lent and _stuck(new, old, desired - new.ready, current):
+        lent, fits = True, min(desired, _placed([new, *old]))
+    # Beyond what there is room for nothing is waited for: the last of the old would never go.
+    goal = desired if fits is None else min(desired, max(fits, _placed([new, *old])))
+    if desired == 0 or new.ready >= goal or not old:
         serving = target if current == target or old or new.ready or desired == 0 else current
         replicas = {view.revision: 0 for view in old} | {target: desired}
-        return Handover(replicas, serving, new.ready >= desired, share_traffic([new, *old]))
+        return Handover(replicas, serving, new.ready >= goal, share_traffic([new, *old]))
 
-    old = _serving_first(old, current)
-    missing = desired - new.ready
-    lent = any(view.lent for view in old) or _stuck(new, old, missing)
+    needed = goal - new.ready - lent
     if current is None and not any(view.ready for view in old):
-        missing = lent = 0  # nothing has ever served: unready leftovers would only hold resources
-    replicas = _spread(missing - lent, old)
+        needed = lent = 0  # nothing has ever served: unready leftovers would only hold resources
+    replicas = _spread(needed, old, grow=current != target)
     lent_by = old[0].revision if lent else None
-    serving = old[0].revision if current or old[0].ready else None
-    return Handover(replicas | {target: desired}, serving, False, share_traffic([new, *old]), lent_by)
+    serving = target if current == target else old[0].revision if current or old[0].ready else None
+    traffic = share_traffic([new, *old])
+    return Handover(replicas | {target: desired}, serving, False, traffic, lent_by, fits if lent else None)
 
 
-def _stuck(new: RevisionView, old: list[RevisionView], missing: int) -> bool:
+def _placed(revisions: Sequence[RevisionView]) -> int:
+    return sum(view.ready + view.loading for view in revisions)
+
+
+def _stuck(new: RevisionView, old: list[RevisionView], missing: int, current: str | None) -> bool:
     """The new revision finds no room, none is on its way, and the old ones have no replica beyond what is needed."""
     coming = new.loading or any(view.stopping for view in old)
-    return new.blocked > 0 and not coming and sum(view.replicas for view in old) == missing
+    if not new.blocked or coming or not _placed(old):
+        return False
+    replicas = sum(view.replicas for view in old)
+    # Old workers that find no room either are none to wait for; others that are not placed yet are.
+    known = _placed(old) + sum(view.blocked for view in old) >= replicas
+    return known and (replicas <= missing if current == new.revision else replicas == missing)
 
 
 def _restore(new: RevisionView, old: list[RevisionView], desired: int) -> Handover:
@@ -81,13 +99,17 @@ def _serving_first(old: list[RevisionView], current: str | None) -> list[Revisio
     return sorted(old, key=lambda view: (view.revision != current, -view.ready))
 
 
-def _spread(needed: int, old: list[RevisionView]) -> dict[str, int]:
-    """``needed`` replicas over the old revisions: ready ones first; what is missing then is the first one's to grow."""
+def _spread(needed: int, old: list[RevisionView], grow: bool = True) -> dict[str, int]:
+    """``needed`` replicas over the old revisions: ready ones first; what is missing then is the first one's to grow.
+
+    Not to ``grow``: the spec has turned back to the revision that serves, so the others only stand in.
+    """
     replicas = {}
     for view in old:
         replicas[view.revision] = min(view.ready, view.replicas, needed)
         needed -= replicas[view.revision]
-    replicas[old[0].revision] += needed
+    if grow:
+        replicas[old[0].revision] += needed
     return replicas
 
 

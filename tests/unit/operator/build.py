@@ -175,8 +175,11 @@ class World:
                     metadata = old["metadata"] | {"generation": old["metadata"]["generation"] + 1}
                     annotations = dict(metadata.get("annotations", {}))
                     annotations.pop(names.ANNOTATION_LENT_TO, None)
+                    annotations.pop(names.ANNOTATION_FITS, None)
                     if action.lent_to:
                         annotations[names.ANNOTATION_LENT_TO] = action.lent_to
+                    if action.fits is not None:
+                        annotations[names.ANNOTATION_FITS] = str(action.fits)
                     metadata["annotations"] = annotations
                     spec = old["spec"] | {"replicas": action.replicas}
                     self.put(DEPLOYMENTS, old | {"metadata": metadata, "spec": spec})
@@ -188,20 +191,23 @@ class World:
             self.put(RERANKERS, body | {"status": plan.status["status"]})
 
     def run_deployments(self) -> None:
-        """Pods as many as each Deployment asks for: unready ones go first, new ones wait for room, no one is ready."""
+        """Pods as many as each Deployment asks for: unready ones go first, new ones wait for room, no one is ready.
+
+        Failed pods are left alone, as ReplicaSets do.
+        """
         for body in self.store.children(DEPLOYMENTS, KEY):
             revision = body["metadata"]["labels"][names.LABEL_REVISION]
-            pods = sorted(self.pods(revision), key=lambda p: p["status"]["conditions"][0]["status"])
+            alive = [p for p in self.pods(revision) if p["status"]["phase"] != "Failed"]
+            pods = sorted(alive, key=lambda p: p["status"]["conditions"][0]["status"])
             wanted = body["spec"]["replicas"]
             for surplus in pods[: max(0, len(pods) - wanted)]:
                 self.remove(PODS, surplus["metadata"]["name"])
             for _ in range(wanted - len(pods)):
                 self.put(PODS, unschedulable(revision, self.version))
-            count = len(self.pods(revision))
             status = {
                 "observedGeneration": body["metadata"]["generation"],
-                "replicas": count,
-                "updatedReplicas": count,
+                "replicas": wanted,
+                "updatedReplicas": wanted,
             }
             if body.get("status") != status:
                 self.put(DEPLOYMENTS, body | {"status": status})
@@ -219,7 +225,7 @@ class World:
         for body in self.pods():
             revision = body["metadata"]["labels"][names.LABEL_REVISION]
             status = body["status"]
-            if status["phase"] == "Pending" or status["conditions"][0]["status"] == "True":
+            if status["phase"] in ("Pending", "Failed") or status["conditions"][0]["status"] == "True":
                 continue
             broken = revision in self.broken
             after = crashed(revision, 64, "spec.model: no such file") if broken else pod(revision)

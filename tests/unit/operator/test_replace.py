@@ -24,7 +24,11 @@ def view(revision: str, replicas: int = 0, ready: int = 0, **more: Any) -> Revis
         pytest.param("old", 2, [view("new", 2, 2), view("old", 1, 1)], {"new": 2, "old": 0}, "new", id="complete"),
         pytest.param("old", 4, [view("new", 2, 0), view("old", 2, 2)], {"new": 4, "old": 4}, "old", id="grows stuck"),
         pytest.param("old", 2, [view("new", 2, 0), view("old", 1, 1)], {"new": 2, "old": 2}, "old", id="new one lost"),
-        pytest.param("new", 2, [view("new", 2, 0), view("old", 1, 1)], {"new": 2, "old": 0}, "new", id="never back"),
+        pytest.param(
+            "new", 3, [view("b", 3, 2), view("new", 1, 1)], {"new": 3, "b": 2}, "new",
+            id="turned back: what is ready stands in until it is replaced",
+        ),
+        pytest.param("new", 3, [view("new", 3, 1), view("b")], {"new": 3, "b": 0}, "new", id="never grown again"),
         pytest.param("old", 0, [view("new", 0, 0), view("old", 2, 2)], {"new": 0, "old": 0}, "new", id="to zero"),
         pytest.param(
             "a", 2, [view("new", 2), view("b", 2, 1), view("a", 1, 1)], {"new": 2, "b": 1, "a": 1}, "a",
@@ -62,6 +66,16 @@ def test_a_replica_is_freed_where_there_is_no_room(views: list[RevisionView], re
     assert decided.lent_by == lent_by
 
 
+def test_more_is_asked_for_than_there_is_room():
+    """One of three old workers is pending too: to free that one would free nothing."""
+    decided = hand_over("new", "old", 3, [view("new", 3, blocked=3), view("old", 3, 2, blocked=1)])
+    assert (decided.replicas, decided.lent_by, decided.fits) == ({"new": 3, "old": 1}, "old", 2)
+    half = [view("new", 3, 1, blocked=2), view("old", 1, 1, lent=True, fits=2)]
+    assert hand_over("new", "old", 3, half).replicas == {"new": 3, "old": 0}
+    last = hand_over("new", "old", 3, [view("new", 3, 2, blocked=1), view("old", 0, 0, lent=True, fits=2)])
+    assert (last.replicas, last.current, last.complete) == ({"new": 3, "old": 0}, "new", True)
+
+
 def test_a_rejected_revision_goes_and_the_old_one_is_restored():
     decided = hand_over("new", "old", 3, [view("new", 3, 0), view("old", 2, 2, lent=True)], rejected=True)
     assert decided.replicas == {"new": 0, "old": 3}
@@ -86,7 +100,9 @@ def test_traffic_follows_ready_workers(ready: dict[str, int], shares: dict[str, 
 
 counts = st.integers(0, 8)
 views = st.lists(
-    st.builds(RevisionView, st.sampled_from("abcd"), counts, counts, counts, counts, counts, st.booleans()),
+    st.builds(
+        RevisionView, st.sampled_from("abcd"), counts, counts, counts, counts, counts, st.booleans(), st.none() | counts
+    ),
     unique_by=lambda v: v.revision,
 )
 
@@ -99,7 +115,7 @@ def test_invariants(views: list[RevisionView], desired: int, current: str | None
     ready = sum(min(v.ready, v.replicas) for v in views)
     old = [v for v in views if v.revision != "a"]
     taken_back = rejected and bool(old)
-    if current != "a" and desired > 0 and not taken_back:
+    if desired > 0 and not taken_back:
         spare = 1 if decided.lent_by else 0
         new = by_name.get("a", view("a"))
         assert kept >= min(desired, ready - max(0, new.replicas - desired)) - spare
