@@ -219,27 +219,30 @@ class EngineThread:
                 self._metrics.queue_time.observe(started - work.arrived)
         engine = loaded.engine
         try:
-            prepared = engine.prepare([work.pairs[slot.index] for work, slot in batch])
-            logits = engine.collect(engine.compute(prepared))
+            logits = engine.collect(engine.compute(engine.prepare([work.pairs[slot.index] for work, slot in batch])))
         except EngineOutOfMemory as error:
-            if len(batch) == 1:
-                log.error("one pair does not fit into memory", extra={"fields": {"tokens": batch[0][1].tokens}})
-                message = f"out of memory scoring one pair of {batch[0][1].tokens} tokens: lower spec.model.maxLength"
-                self._fail(batch, Failed("internal", message))
-                return policy
-            self._metrics.out_of_memory_recoveries.inc()
-            smaller = replace(policy, max_tokens=max(policy.max_length, policy.max_tokens // 2))
-            log.warning(
-                "a batch did not fit into memory: splitting it",
-                extra={"fields": {"pairs": len(batch), "max_batch_tokens": smaller.max_tokens, "error": str(error)}},
-            )
-            for half in halves(batch):
-                self._beat = time.monotonic()
-                smaller = self._run(loaded, smaller, half)
-            return smaller
-        self._observe(policy, batch, time.monotonic() - started)
-        self._deliver(batch, logits)
-        return policy
+            why = str(error)
+        else:
+            self._observe(policy, batch, time.monotonic() - started)
+            self._deliver(batch, logits)
+            return policy
+        # Outside of the except clause: the error's traceback keeps everything alive that the batch had allocated.
+        if len(batch) == 1:
+            log.error("one pair does not fit into memory", extra={"fields": {"tokens": batch[0][1].tokens}})
+            message = f"out of memory scoring one pair of {batch[0][1].tokens} tokens: lower spec.model.maxLength"
+            self._fail(batch, Failed("internal", message))
+            return policy
+        self._metrics.out_of_memory_recoveries.inc()
+        # Never more than before: the longest pair may be above the budget.
+        smaller = replace(policy, max_tokens=min(policy.max_tokens, max(policy.max_length, policy.max_tokens // 2)))
+        log.warning(
+            "a batch did not fit into memory: splitting it",
+            extra={"fields": {"pairs": len(batch), "max_batch_tokens": smaller.max_tokens, "error": why}},
+        )
+        for half in halves(batch):
+            self._beat = time.monotonic()
+            smaller = self._run(loaded, smaller, half)
+        return smaller
 
     def _observe(self, policy: Policy, batch: Sequence[tuple[Work, Slot]], seconds: float) -> None:
         metrics = self._metrics
