@@ -1,6 +1,8 @@
 """What all child objects share: owner, labels, digests, and the comparison of a manifest with what is stored."""
 
 import hashlib
+import re
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -80,7 +82,8 @@ def differences(wanted: Any, found: Any, path: str = "") -> list[str]:
             for index, (mine, theirs) in enumerate(zip(wanted, found, strict=True))
             for place in differences(mine, theirs, f"{path}[{index}]")
         ]
-    return [] if _same_scalar(wanted, found) else [path]
+    amounts = ".resources." in f".{path}" or path.endswith(".sizeLimit")
+    return [] if _same_scalar(wanted, found) or (amounts and _same_amount(wanted, found)) else [path]
 
 
 _MERGE_KEYS = {
@@ -103,8 +106,25 @@ def merge_key(path: str, items: list[Any]) -> str | None:
     return key if key and all(isinstance(item, dict) and key in item for item in items) else None
 
 
+_AMOUNT = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([numkMGTPE]|[KMGTPE]i)|[eE]([+-]?\d{1,2}))?")
+_TENS = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+_TWOS = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
+
+
+def _same_amount(wanted: Any, found: Any) -> bool:
+    """Kubernetes stores quantities in its own spelling: "0.5" comes back as "500m", "1024Mi" as "1Gi"."""
+    amounts = []
+    for match in (_AMOUNT.fullmatch(str(value)) for value in (wanted, found)):
+        if match is None:
+            return False
+        number, unit, exponent = match.groups()
+        scale = Decimal(2) ** _TWOS[unit] if unit in _TWOS else Decimal(10) ** int(exponent or _TENS.get(unit, 0))
+        amounts.append(Decimal(number) * scale)
+    return amounts[0] == amounts[1]
+
+
 def _same_scalar(wanted: Any, found: Any) -> bool:
-    """Kubernetes stores quantities as text: 1 comes back as "1"."""
+    """Numbers may come back as text: 1 as "1"."""
     if isinstance(wanted, bool) or isinstance(found, bool):
         return wanted is found
     return wanted == found or (wanted is not None and str(wanted) == str(found))

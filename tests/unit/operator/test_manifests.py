@@ -190,6 +190,12 @@ def test_merge(base: Any, overlay: Any, merged: Any):
         ({"env": [{"name": "x", "value": "1"}]}, {"env": [{"name": "w"}, {"name": "x", "value": "1"}]}, []),
         ({"env": [{"name": "x", "value": "1"}]}, {"env": [{"name": "x", "value": "2"}]}, ["env[x].value"]),
         ({"env": [{"name": "x", "value": "1"}]}, {"env": []}, ["env[x]"]),
+        ({"resources": {"limits": {"cpu": "0.5"}}}, {"resources": {"limits": {"cpu": "500m"}}}, []),
+        ({"resources": {"limits": {"memory": "1024Mi"}}}, {"resources": {"limits": {"memory": "1Gi"}}}, []),
+        ({"resources": {"limits": {"memory": "1e9"}}}, {"resources": {"limits": {"memory": "1G"}}}, []),
+        ({"resources": {"limits": {"cpu": "2"}}}, {"resources": {"limits": {"cpu": "2m"}}}, ["resources.limits.cpu"]),
+        ({"emptyDir": {"sizeLimit": "2048Mi"}}, {"emptyDir": {"sizeLimit": "2Gi"}}, []),
+        ({"env": [{"name": "x", "value": "0.5"}]}, {"env": [{"name": "x", "value": "500m"}]}, ["env[x].value"]),
     ],
 )
 def test_differences(wanted: Any, found: Any, places: list[str]):
