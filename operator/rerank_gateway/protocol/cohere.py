@@ -21,6 +21,9 @@ from rerank_gateway.protocol.common import (
     to_text,
 )
 
+# Each is looked up in each document: a body full of them would keep the event loop busy for minutes.
+MAX_RANK_FIELDS = 100
+
 
 class DocumentsRequest(msgspec.Struct):
     query: str
@@ -42,8 +45,11 @@ def parse(body: bytes, max_documents: int, owner: str) -> tuple[DocumentsRequest
     check_count("documents", len(request.documents), max_documents, owner)
     check_at_least_one("top_n", request.top_n)
     check_at_least_one("max_tokens_per_doc", request.max_tokens_per_doc)
+    rank_fields = list(dict.fromkeys(request.rank_fields or ()))
+    if len(rank_fields) > MAX_RANK_FIELDS:
+        raise invalid("rank_fields", f"names {len(rank_fields)} fields, more than {MAX_RANK_FIELDS}: name fewer")
     texts = [
-        document if isinstance(document, str) else _text_of(document, request.rank_fields, f"documents[{index}]")
+        document if isinstance(document, str) else _text_of(document, rank_fields, f"documents[{index}]")
         for index, document in enumerate(request.documents)
     ]
     query = RerankQuery(
@@ -62,7 +68,7 @@ def _within_any_model(tokens: int | None) -> int | None:
     return None if tokens is None else min(tokens, 2**30)
 
 
-def _text_of(document: dict[str, Any], rank_fields: list[str] | None, where: str) -> str:
+def _text_of(document: dict[str, Any], rank_fields: list[str], where: str) -> str:
     """The ``text`` of a document that is an object, or a line ``field: value`` for each of ``rank_fields``."""
     if not rank_fields:
         text = to_text(document.get("text"))

@@ -71,6 +71,13 @@ BAD_BODIES = [
         path="/v1/rerank",
     ),
     Bad(
+        "more rank_fields than a document is searched for",
+        msgspec.json.encode({"query": "a", "documents": [{"f0": "b"}], "rank_fields": [f"f{n}" for n in range(101)]}),
+        "name fewer",
+        field="rank_fields",
+        path="/v1/rerank",
+    ),
+    Bad(
         "nested rank field",
         b'{"query": "a", "documents": [{"title": []}], "rank_fields": ["title"]}',
         "string or a number",

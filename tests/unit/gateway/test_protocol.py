@@ -69,7 +69,8 @@ async def test_rank_fields_become_lines(house: House) -> None:
         {"title": None, "watts": 3},
         "as it is",
     ]
-    body = {"query": "q", "documents": documents, "rank_fields": ["title", "watts", "dim"]}
+    # Named twice, a field still counts once: a small body must not become a large one.
+    body = {"query": "q", "documents": documents, "rank_fields": ["title", "watts", "title", "dim", "dim"]}
     assert (await house.post(body, "/v1/rerank"))[0] == 200
     assert worker.seen[0].documents == ["title: Bulb\nwatts: 7.5\ndim: true", "watts: 3", "as it is"]
 
