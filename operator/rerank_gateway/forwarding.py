@@ -143,8 +143,10 @@ class Forwarder:
             wire.HEADER_TIMEOUT: str(max(1, int((deadline - self._clock()) * 1000))),
         }
         data = payload if len(payload) < STREAMED_BODY_BYTES else io.BytesIO(payload)
+        url = _url(endpoint, wire.SCORE_PATH)
         try:
-            async with self._session.post(_url(endpoint, wire.SCORE_PATH), data=data, headers=headers) as response:
+            # No redirects: whoever may run a pod could send the gateway to any address that it can reach.
+            async with self._session.post(url, data=data, headers=headers, allow_redirects=False) as response:
                 return response.status, await response.read()
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise _Unreachable from error
@@ -174,7 +176,8 @@ class Forwarder:
     async def _is_alive(self, endpoint: Endpoint) -> bool:
         limit = aiohttp.ClientTimeout(total=PROBE_TIMEOUT)
         try:
-            async with self._session.get(_url(endpoint, wire.LIVE_PATH), timeout=limit) as response:
+            url = _url(endpoint, wire.LIVE_PATH)
+            async with self._session.get(url, timeout=limit, allow_redirects=False) as response:
                 return response.status == 200
         except (aiohttp.ClientError, OSError, TimeoutError):
             return False

@@ -50,6 +50,20 @@ async def test_a_worker_killed_with_requests_in_flight_fails_none(house: House) 
     assert await house.metric("rerank_gateway_retries_total", 'reason="broken"') == 20
 
 
+async def test_a_worker_cannot_send_the_gateway_elsewhere(house: House) -> None:
+    elsewhere = await house.worker()
+    place = str(forwarding._url(elsewhere.endpoint(), wire.SCORE_PATH))
+    pretender = await house.worker(
+        behave=_answers(
+            *[lambda: web.Response(status=307, headers={"Location": place})] * forwarding.MAX_BROKEN_ATTEMPTS
+        )
+    )
+    house.serve(pretender)
+    status, _ = await house.rerank()
+    assert status == 502
+    assert elsewhere.seen == []
+
+
 async def test_the_only_worker_killed_and_back_fails_no_request(house: House) -> None:
     worker = await house.worker(behave=_never)
     house.serve(worker)
