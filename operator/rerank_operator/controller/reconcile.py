@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 WORKERS = 8
 """A reconcile mostly waits for the API server."""
+LAST_WORK_SECONDS = 10.0
+"""What is at work when the process is told to stop may go on for so long."""
 RECONCILE_SECONDS = 120.0
 """Longer than any reconcile whose requests are answered at all."""
 FIRST_RETRY_SECONDS = 0.5
@@ -76,7 +78,7 @@ class Controller:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until ``stop`` is set: then the work in hand is finished and the lease released."""
+        """Until ``stop`` is set: then the work in hand is finished and, where that has ended, the lease released."""
         self.watches.start()
         workers = [asyncio.create_task(self._work(), name=f"worker-{n}") for n in range(WORKERS)]
         leading = asyncio.create_task(self.leader.run(), name="leader")
@@ -88,10 +90,11 @@ class Controller:
         finally:
             self.queue.close()
             resync.cancel()
-        await asyncio.wait(workers, timeout=10)
+        _, working = await asyncio.wait(workers, timeout=LAST_WORK_SECONDS)
         leading.cancel()
         await asyncio.wait([leading, resync], timeout=1)
-        await self.leader.release()
+        if not working:  # else a write may still be on its way: the lease runs out by itself
+            await self.leader.release()
         await self.watches.stop()
         for task in done - {stopping}:
             task.result()  # a loop that ended by itself is a defect: let the process end with its error
@@ -151,7 +154,7 @@ class Controller:
                 if self.synced:
                     metrics.MISSED.inc(len(changed))
         self.synced = True
-        if leading:  # already when the list began
+        if leading and not self._resync_now.is_set():  # already when the list began, and without a break
             self._lead_after_list = False
         keys = self.store.keys()
         for key in keys:

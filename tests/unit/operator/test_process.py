@@ -1,14 +1,16 @@
 """The process around the core: flags, log lines, and what /healthz calls trouble."""
 
+import asyncio
 import json
 import logging
 
 import pytest
 from kubernetes.aio.client import Configuration
 from rerank_operator import __main__ as program
+from rerank_operator.controller import reconcile
 from rerank_operator.controller.api import ApiError, KubeApi
 from rerank_operator.controller.handlers import Backoffs, settings
-from rerank_operator.controller.kinds import PODS
+from rerank_operator.controller.kinds import PODS, Kind
 from rerank_operator.controller.reconcile import MISSED_LISTS, Controller, Settings
 from rerank_operator.logs import JsonFormatter, Sparing
 from rerank_operator.manifests.pod_template import WorkerImage
@@ -62,6 +64,50 @@ async def test_a_standby_takes_no_keys(controller: Controller):
 async def test_a_standby_cannot_write(controller: Controller):
     with pytest.raises(Exception, match="does not hold the lease"):
         await controller._api.apply(PODS, pod("abc"))
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_the_lease_is_not_released_while_a_write_may_be_on_its_way(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch, hangs: bool
+):
+    released = []
+
+    async def nothing() -> None: ...
+
+    async def work() -> None:
+        await (asyncio.Event() if hangs else stop).wait()
+
+    async def release() -> None:
+        released.append(True)
+
+    stop = asyncio.Event()
+    monkeypatch.setattr(reconcile, "LAST_WORK_SECONDS", 0.05 if hangs else 10.0)
+    monkeypatch.setattr(controller, "_work", work)
+    monkeypatch.setattr(controller.leader, "release", release)
+    monkeypatch.setattr(controller.watches, "start", lambda: None)
+    monkeypatch.setattr(controller.watches, "stop", nothing)
+    stop.set()
+    await controller.run(stop)
+    assert bool(released) is not hangs
+
+
+async def test_leadership_lost_and_won_again_during_a_list_waits_for_the_next_list(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+):
+    async def listed(kind: Kind, _: str | None) -> dict[str, object]:
+        if kind is PODS and again:
+            again.pop()
+            controller._start_leading()
+        return {"metadata": {"resourceVersion": "1"}, "items": []}
+
+    again = [True]
+    monkeypatch.setattr(type(controller.leader), "leading", property(lambda _: True))
+    monkeypatch.setattr(controller._api, "list", listed)
+    await controller._resync()
+    assert controller._lead_after_list
+    controller._resync_now.clear()
+    await controller._resync()
+    assert not controller._lead_after_list
 
 
 def test_log_lines_are_json_with_the_subject():
