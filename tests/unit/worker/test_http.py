@@ -408,7 +408,7 @@ async def drained(worker: Running) -> None:
 
 async def test_a_draining_worker_finishes_what_it_has(serve: Serve) -> None:
     engine = ObedientEngine()
-    worker = await serve(engine, options={"lame_duck": 0.3})
+    worker = await serve(engine, options={"lame_duck": 2.0})  # long enough for two probes and a request, however slow
     engine.open.clear()
     first = asyncio.create_task(worker.score(OK))
     await until(lambda: engine.computing == 1)

@@ -89,8 +89,8 @@ def _oid(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:40]
 
 
-def resolve(endpoint: str, home: Path, model: str) -> subprocess.CompletedProcess[str]:
-    """Resolve the source (JSON) in a process of its own: the library reads its environment once."""
+def resolve(endpoint: str, home: Path, model: str, then: str = "") -> subprocess.CompletedProcess[str]:
+    """Resolve the source (JSON), and run more code, in a process of its own: the library reads its environment once."""
     code = (
         "import sys, time, msgspec\n"
         "time.sleep = lambda seconds: None\n"  # the library's pauses between its tries
@@ -105,7 +105,7 @@ def resolve(endpoint: str, home: Path, model: str) -> subprocess.CompletedProces
         "    sys.exit(failure.exit_code)\n"
         "print(folder)\n"
         "print(source.resolved_revision(model, folder))\n"
-    )
+    ) + then
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     return subprocess.run(
@@ -132,6 +132,14 @@ def test_a_second_start_needs_no_download(hub: Hub, tmp_path: Path) -> None:
     hub.paths.clear()
     assert resolve(hub.endpoint, tmp_path, model).returncode == 0
     assert not any(path.endswith("model.safetensors") for path in hub.paths)
+
+
+def test_nothing_is_asked_of_the_hub_once_the_download_is_over(hub: Hub, tmp_path: Path) -> None:
+    model = json.dumps({"repo": "org/name", "revision": COMMIT})
+    ask = "source.go_offline()\nfrom huggingface_hub import HfApi\nHfApi().model_info('org/later')\n"
+    ended = resolve(hub.endpoint, tmp_path, model, ask)
+    assert "OfflineModeIsEnabled" in ended.stderr
+    assert not any("later" in path for path in hub.paths)
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,17 @@ def test_weights_without_a_head(copy: Path) -> None:
         load(config(copy), 2)
 
 
+def test_a_tokenizer_with_tokens_that_the_model_does_not_know(copy: Path) -> None:
+    """Such a token in one request would break a GPU for all of them."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_tokens(["<added>"])
+    tokenizer.save_pretrained(copy)
+    with pytest.raises(ConfigurationFailure, match=r"spec\.model\.uri: the model's tokenizer has (\d+) tokens where"):
+        load(config(copy), 2)
+
+
 def test_weights_that_score_nothing(copy: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -54,7 +54,7 @@ def load(config: WorkerConfig, threads: int) -> Loaded:
     started = time.monotonic()
     folder = source.resolve(config.model)
     # From here on everything is local: a library that wants the network is wrong.
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    source.go_offline()
     # Read when torch is first imported. Threads that spin while they wait take the cores from whoever shares them (the
     # tokenizer, the server, other pods): measured on 2 busy cores, 8 pairs a CPU second instead of 30.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -134,6 +134,14 @@ def _load_torch(
         raise ConfigurationFailure(
             f"spec.model.uri: the model's weights lack {missing}: transformers would fill them with random numbers; "
             "use a model that was trained as a cross-encoder"
+        )
+
+    # Such a token in a request would fail its batch on the CPU, and on a GPU break the device for all.
+    tokens, rows = max(reference.get_vocab().values()) + 1, model.get_input_embeddings().weight.shape[0]
+    if tokens > rows:
+        raise ConfigurationFailure(
+            f"spec.model.uri: the model's tokenizer has {tokens} tokens where its weights have embeddings for {rows}: "
+            "use the tokenizer that the model was trained with"
         )
 
     limit = settings.own_limit(model_config, reference.model_max_length)

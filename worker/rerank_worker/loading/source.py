@@ -3,6 +3,7 @@
 Only file kinds that the worker reads are fetched: never code, never pickled weights.
 """
 
+import os
 from pathlib import Path
 
 from rerank_api.worker_config import ModelSource
@@ -51,6 +52,15 @@ def resolve(source: ModelSource) -> Path:
 def resolved_revision(source: ModelSource, folder: Path) -> str | None:
     """The commit that a snapshot folder holds (the hub's cache names snapshot folders by commit)."""
     return folder.name if source.repo is not None else None
+
+
+def go_offline() -> None:
+    """Keep every library of the hub's from the network, for the rest of the process."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from huggingface_hub import constants
+
+    # The environment is read once, at the first import: a download has had that already.
+    constants.HF_HUB_OFFLINE = True
 
 
 def _snapshot(repo: str, revision: str | None) -> Path:
