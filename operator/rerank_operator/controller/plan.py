@@ -14,7 +14,7 @@ from rerank_api.reranker import Metadata, RejectedRevision, Reranker, TrafficSha
 from rerank_api.revision import RevisionSpec, revision_hash, revision_of
 
 from rerank_operator.controller import conditions, events
-from rerank_operator.controller.conditions import READY, Facts, Problem
+from rerank_operator.controller.conditions import Facts, Problem
 from rerank_operator.controller.diagnose import Diagnosis, blocked, diagnose
 from rerank_operator.controller.events import Event
 from rerank_operator.controller.kinds import BUDGETS, CONTROLLER_REVISIONS, DEPLOYMENTS, Kind
@@ -112,7 +112,7 @@ class _Planner:
         self.revision: RevisionSpec = revision_of(reranker.spec)
         self.target = revision_hash(self.revision)
         self.desired = desired_replicas(reranker.spec)
-        self.current = self._served()
+        self.current: str | None = observed.status.get("currentRevision")
         self.deployments = {state.revision: state for state in observed.deployments}
         self.stored = {state.revision: state for state in observed.revisions}
         self.trouble = self._diagnose(self.target)
@@ -148,13 +148,6 @@ class _Planner:
         return diagnose(_pods_of(self.observed.pods, revision), self.deployments.get(revision))
 
     # --- who serves, with how many ---
-
-    def _served(self) -> str | None:
-        """The revision that served. None after a time without workers, when there is nothing to be handed over."""
-        current = self.observed.status.get("currentRevision")
-        reasons = {c["type"]: c["reason"] for c in self.observed.status.get("conditions", ())}
-        idle = reasons.get(READY) in ("Suspended", "NoReplicasRequested")
-        return current if current == self.target or not idle else None
 
     def _hand_over(self) -> tuple[Handover, RejectedRevision | None, float | None]:
         mine = self.deployments.get(self.target)

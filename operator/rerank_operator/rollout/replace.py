@@ -58,10 +58,14 @@ def hand_over(
         lent, fits = True, min(desired, _placed([new, *old]))
     # Beyond what there is room for nothing is waited for: the last of the old would never go.
     goal = desired if fits is None else min(desired, max(fits, _placed([new, *old])))
-    if desired == 0 or new.ready >= goal or not old:
-        serving = target if current == target or old or new.ready or desired == 0 else current
-        replicas = {view.revision: 0 for view in old} | {target: desired}
-        return Handover(replicas, serving, new.ready >= goal, share_traffic([new, *old]))
+    none = {view.revision: 0 for view in old}
+    if desired == 0:
+        # Who served is who serves again: at zero the target has not shown that it can.
+        known = current == target or any(view.revision == current for view in old)
+        return Handover(none | {target: 0}, current if known else None, current == target, share_traffic([new, *old]))
+    if new.ready >= goal or not old:
+        serving = target if current == target or old or new.ready else current
+        return Handover(none | {target: desired}, serving, new.ready >= goal, share_traffic([new, *old]))
 
     needed = goal - new.ready - lent
     if current is None and not any(view.ready for view in old):
@@ -80,7 +84,7 @@ def _placed(revisions: Sequence[RevisionView]) -> int:
 def _stuck(new: RevisionView, old: list[RevisionView], missing: int, current: str | None) -> bool:
     """The new revision finds no room, none is on its way, and the old ones have no replica beyond what is needed."""
     coming = new.loading or any(view.stopping for view in old)
-    if not new.blocked or coming or not _placed(old):
+    if not new.blocked or coming or not _placed([new, *old]):
         return False
     replicas = sum(view.replicas for view in old)
     # Old workers that find no room either are none to wait for; others that are not placed yet are.

@@ -162,22 +162,6 @@ def test_suspend_and_resume():
     assert world.condition("Ready") == ("True", "Serving")
 
 
-@pytest.mark.parametrize("idle", [{"suspend": True}, {"replicas": 0}])
-def test_resuming_with_another_model_does_not_start_the_old_one(idle: dict[str, Any]):
-    world = World()
-    world.want(MODEL_A, replicas=2)
-    world.settle()
-    a = world.want(MODEL_A, **idle)
-    world.settle()
-    b = world.want(MODEL_B, replicas=2)
-    while world.ready(b) < 2:
-        world.step()
-        assert not world.pods(a)
-        world.run_one_pod()
-    world.settle()
-    assert world.replicas() == {b: 2}
-
-
 def test_no_replicas_requested():
     world = World()
     world.want(replicas=0)
@@ -383,6 +367,29 @@ def test_a_revision_that_a_replica_was_freed_for_in_vain_is_taken_back_for_good(
     assert world.replicas() == {b: 1}
 
 
+@pytest.mark.parametrize("nothing", [{"replicas": 0}, {"suspend": True}], ids=["scaled to zero", "suspended"])
+def test_at_zero_a_failing_revision_does_not_take_the_place_of_the_one_that_served(nothing: dict[str, Any]):
+    """Regression: at zero the target was taken for serving, and the good revision was gone when replicas came back."""
+    world = World()
+    a = world.want(MODEL_A, replicas=1)
+    world.settle()
+    b = world.want(MODEL_B, replicas=1)
+    world.broken.add(b)
+    world.settle()
+    world.want(MODEL_B, **{"replicas": 1, **nothing})
+    world.settle()
+    assert set(world.replicas().values()) == {0}
+    assert world.status["currentRevision"] == a
+    world.want(MODEL_B, replicas=1)
+    world.settle()
+    assert world.ready(a) == 1
+    assert world.condition("Ready") == ("True", "Serving")
+    assert world.condition("Degraded") == ("True", "ModelLoadFailed")
+    world.broken.clear()
+    world.settle()
+    assert world.replicas() == {b: 1}
+
+
 def test_what_the_api_server_refuses_is_told_in_its_words():
     world = World()
     world.want()
@@ -477,7 +484,10 @@ def test_any_history_of_specs_converges(changes: list[tuple[dict[str, Any], int]
             assert sum(share["percent"] for share in world.status["traffic"]) in (0, 100)
     world.settle(steps=80)
     wanted = 0 if changes[-1][0]["suspend"] else changes[-1][0]["replicas"]
-    assert world.replicas() == {revision: wanted}
+    if wanted:
+        assert world.replicas() == {revision: wanted}
+        assert world.status["currentRevision"] == revision
+    else:  # the Deployment of the revision that served last is kept beside it
+        assert set(world.replicas().values()) == {0}
     assert world.ready(revision) == min(wanted, room)
-    assert world.status["currentRevision"] == revision
     assert world.observe().metadata.namespace == NAMESPACE

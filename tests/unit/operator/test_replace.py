@@ -29,7 +29,10 @@ def view(revision: str, replicas: int = 0, ready: int = 0, **more: Any) -> Revis
             id="turned back: what is ready stands in until it is replaced",
         ),
         pytest.param("new", 3, [view("new", 3, 1), view("b")], {"new": 3, "b": 0}, "new", id="never grown again"),
-        pytest.param("old", 0, [view("new", 0, 0), view("old", 2, 2)], {"new": 0, "old": 0}, "new", id="to zero"),
+        pytest.param("old", 0, [view("new", 0, 0), view("old", 2, 2)], {"new": 0, "old": 0}, "old", id="to zero"),
+        pytest.param("old", 1, [view("new"), view("old")], {"new": 1, "old": 1}, "old", id="back from zero"),
+        pytest.param("new", 0, [view("new", 2, 2)], {"new": 0}, "new", id="to zero without a rollout"),
+        pytest.param(None, 0, [view("new")], {"new": 0}, None, id="never served"),
         pytest.param(
             "a", 2, [view("new", 2), view("b", 2, 1), view("a", 1, 1)], {"new": 2, "b": 1, "a": 1}, "a",
             id="a third revision: what is ready stays, what is not goes",
