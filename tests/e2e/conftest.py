@@ -51,9 +51,11 @@ def release(kube: Cluster) -> Release:
 def test_namespace(request: pytest.FixtureRequest, kube: Cluster) -> Iterator[str]:
     """A fresh namespace that enforces the restricted Pod Security Standard; gone after the module."""
     name = "t-" + re.sub(r"[^a-z0-9]+", "-", request.module.__name__.rsplit(".", 1)[-1].removeprefix("test_").lower())
+    away = ("delete", "namespace", name, "--ignore-not-found", "--wait=true", "--timeout=90s")
+    kube.kubectl(*away, timeout=100)  # what a run that was killed has left behind
     kube.apply(namespace(name))
     yield name
-    kube.kubectl("delete", "namespace", name, "--wait=true", "--timeout=90s", timeout=100)
+    kube.kubectl(*away, timeout=100)
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from harness.cluster import Cluster, local_cluster, wait_for
-from harness.release import CHART, SYSTEM_NAMESPACE, Release, image_values, reranker
+from harness.cluster import Cluster, devcluster, local_cluster, wait_for
+from harness.release import CHART, SYSTEM_NAMESPACE, Release, code_of_checkout, image_values, reranker
 
 NAME = "chart-test"
 OPERATOR, GATEWAY = f"{NAME}-rerank-operator", f"{NAME}-rerank-gateway"
@@ -101,6 +101,19 @@ def test_the_api_server_accepts_every_field(
     path.write_text(yaml.safe_dump({**more, "watchNamespaces": [test_namespace], "crds": {"enabled": False}}))
     manifests = kube.helm("template", NAME, CHART, "--namespace", test_namespace, "--values", path).stdout
     kube.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", input=manifests)
+
+
+@pytest.mark.local_only
+def test_the_processes_under_test_run_this_checkout(release: Release):
+    """A cluster left from an earlier run would else be tested with the code of then."""
+    release.install()
+    code = code_of_checkout()
+
+    def all_new() -> bool:
+        pods = release.pods("operator") + release.pods("gateway")
+        return len(pods) == 4 and all(pod["metadata"].get("annotations", {}).get("code") == code for pod in pods)
+
+    wait_for("the old processes to end", all_new, timeout=60)
 
 
 def test_install_upgrade_rollback_uninstall(kube: Cluster, helm: Any, test_namespace: str):
@@ -199,6 +212,7 @@ def test_accounts_may_do_what_they_need_and_no_more(kube: Cluster, release: Rele
 @pytest.fixture
 def fresh() -> Iterator[Cluster]:
     """A local cluster with nothing in it, gone afterwards."""
+    devcluster("down", "--name", "chart")  # what a run that was killed has left behind
     cluster = local_cluster("chart")
     try:
         yield cluster

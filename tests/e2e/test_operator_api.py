@@ -74,6 +74,7 @@ class Operator:
 @pytest.fixture(scope="module")
 def kube() -> Iterator[Cluster]:
     name = "operator"
+    devcluster("down", "--name", name)  # what a run that was killed has left behind
     devcluster("up", "--name", name, "--nodes", "0", timeout=240)
     cluster = Cluster(kubeconfig=STATE / "clusters" / name / "kubeconfig", name=name)
     cluster.kubectl("apply", "--server-side", "-f", ROOT / "crds" / "rerankers.yaml")

@@ -1,6 +1,7 @@
 """The installed chart: put in with real Helm, and the ways to reach its gateways and read its Rerankers."""
 
 import contextlib
+import hashlib
 import re
 import subprocess
 from collections.abc import Generator
@@ -31,6 +32,19 @@ def image_values(key: str, image: str) -> list[str]:
     return [f"{key}.repository={repository}", f"{key}.tag={tag}", f"{key}.digest={digest}"]
 
 
+def code_of_checkout() -> str:
+    """A digest of the sources that operator and gateway run on the local cluster."""
+    digest = hashlib.sha256()
+    for path in sorted([ROOT / "uv.lock", *(ROOT / "operator").rglob("*.py")]):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return f"sha256-{digest.hexdigest()[:16]}"
+
+
+def address_value(cluster: Cluster) -> str:
+    """The chart's value for where to listen: on the local cluster all pods share the machine's ports."""
+    return f"bindToPodIP={str(cluster.local).lower()}"
+
+
 def is_ready(pod: dict[str, Any]) -> bool:
     conditions = pod.get("status", {}).get("conditions", [])
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
@@ -46,7 +60,11 @@ class Release:
     def install(self, *values: str, timeout: float = 180) -> None:
         """``helm upgrade --install`` and wait until operator and gateway are available."""
         self.cluster.apply(namespace(SYSTEM_NAMESPACE))
-        sets = [part for value in values for part in ("--set", value)]
+        if self.cluster.local:
+            # No image tag tells that the code has changed, and a running process keeps the code that it started with.
+            code = code_of_checkout()
+            values = (f"operator.podAnnotations.code={code}", f"gateway.podAnnotations.code={code}", *values)
+        sets = [part for value in (address_value(self.cluster), *values) for part in ("--set", value)]
         self.cluster.helm(
             "upgrade", "--install", RELEASE, CHART, "--namespace", SYSTEM_NAMESPACE, "--wait",
             "--timeout", f"{timeout:.0f}s", *sets, timeout=timeout + 30,
