@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Serves the rerank API for all Rerankers of a cluster: holds, routes and retries requests.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--host", default=defaults.host, help="address to listen on")
+    parser.add_argument("--host", default=defaults.host, help="address to listen on; empty: all")
     parser.add_argument("--port", type=int, default=defaults.port, help="port of the rerank API")
     parser.add_argument(
         "--admin-port", type=int, default=defaults.admin_port, help="port of /healthz, /readyz and /metrics"

@@ -36,7 +36,8 @@ KEEPALIVE_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    host: str = "0.0.0.0"  # noqa: S104 (the default of a container; the chart passes the pod's IP)
+    host: str = ""
+    """Empty: all addresses, of both families. kubectl port-forward comes to localhost."""
     port: int = 8080
     admin_port: int = 9090
     api_keys_file: Path | None = None

@@ -35,7 +35,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--renew-deadline", type=float, default=10.0, help="seconds after which a leader that cannot renew stops")
     add("--retry-period", type=float, default=2.0, help="seconds between tries to take or renew the lease")
     add("--resync-seconds", type=float, default=60.0, help="seconds between full lists that repair drift")
-    add("--metrics-host", default="0.0.0.0", help="address of /healthz, /readyz and /metrics")  # noqa: S104
+    add("--metrics-host", default="", help="address of /healthz, /readyz and /metrics; empty: all")
     add("--metrics-port", type=int, default=9090)
     add("--log-format", default="json", choices=["json", "text"])
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from harness.cluster import Cluster, devcluster, local_cluster, wait_for
-from harness.release import CHART, SYSTEM_NAMESPACE, Release, code_of_checkout, image_values, reranker
+from harness.release import CHART, SYSTEM_NAMESPACE, Release, address_value, code_of_checkout, image_values, reranker
 
 NAME = "chart-test"
 OPERATOR, GATEWAY = f"{NAME}-rerank-operator", f"{NAME}-rerank-gateway"
@@ -60,10 +60,10 @@ def left_over(kube: Cluster, home: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def values(test_namespace: str) -> list[str]:
+def values(kube: Cluster, test_namespace: str) -> list[str]:
     """A release beside another one: no CRDs, no user roles, its own namespace only."""
     own = ["crds.enabled=false", "rbac.aggregateToUserRoles=false", f"watchNamespaces={{{test_namespace}}}"]
-    return [*chart_images(), *(part for value in own for part in ("--set", value))]
+    return [*chart_images(), *(part for value in [address_value(kube), *own] for part in ("--set", value))]
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,8 @@ class Facts(msgspec.Struct, frozen=True):
     """Ready workers that get traffic, of all revisions."""
     target: str | None
     current: str | None
+    unheard: int = 0
+    """Workers of nodes that do not report; gateways use them while there is no other."""
     target_ready: int = 0
     target_updated: bool = True
     """The target's Deployment runs what was last applied, in all its pods."""
@@ -84,6 +86,13 @@ def _serving(facts: Facts) -> Answer | None:
     return "True", "Serving", f"{facts.ready} of {facts.desired} workers are ready"
 
 
+def _unheard(facts: Facts) -> Answer | None:
+    """What nobody reports on is not known to be down: an API server that was away must page no one."""
+    if facts.unheard == 0:
+        return None
+    return "Unknown", "NodeSilent", f"the nodes of {facts.unheard} workers do not report; gateways go on using them"
+
+
 def _not_ready_trouble(facts: Facts) -> Answer | None:
     trouble = facts.problem or facts.target_trouble or facts.serving_trouble
     return ("False", trouble.reason, trouble.message) if trouble else None
@@ -109,7 +118,8 @@ def _taken_back(facts: Facts) -> Answer | None:
 def _rolling_out(facts: Facts) -> Answer | None:
     if facts.desired == 0 or (facts.target == facts.current and facts.target_ready >= facts.desired):
         return None
-    return "True", "RollingOut", f"{facts.target_ready} of {facts.desired} workers of revision {facts.target} are ready"
+    reason = "WaitingForWorkers" if facts.target == facts.current else "RollingOut"
+    return "True", reason, f"{facts.target_ready} of {facts.desired} workers of revision {facts.target} are ready"
 
 
 def _updating(facts: Facts) -> Answer | None:
@@ -150,7 +160,7 @@ def _rejection(rejected: RejectedRevision) -> str:
 
 
 _CHAINS: dict[str, tuple[Check, ...]] = {
-    READY: (_suspended, _none_wanted, _serving, _not_ready_trouble, _waiting),
+    READY: (_suspended, _none_wanted, _serving, _unheard, _not_ready_trouble, _waiting),
     PROGRESSING: (_suspended, _cannot_roll_out, _taken_back, _none_wanted, _rolling_out, _updating, _rolled_out),
     DEGRADED: (_degraded_problem, _degraded_rejection, _degraded_trouble, _healthy),
 }

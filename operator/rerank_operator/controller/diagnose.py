@@ -98,6 +98,12 @@ def _unschedulable(pod: PodState) -> Diagnosis | None:
     return Diagnosis("Unschedulable", f"no node for pod {pod.name}: {pod.unschedulable}")
 
 
+def _node_silent(pod: PodState) -> Diagnosis | None:
+    if not pod.unheard:
+        return None
+    return Diagnosis("NodeSilent", f"the node of pod {pod.name} does not report: see `kubectl get nodes`")
+
+
 _POD_CHECKS: tuple[Callable[[PodState], Diagnosis | None], ...] = (
     _cannot_load,
     _out_of_memory,
@@ -105,6 +111,7 @@ _POD_CHECKS: tuple[Callable[[PodState], Diagnosis | None], ...] = (
     _not_created,
     _crashing,
     _unschedulable,
+    _node_silent,
 )
 
 

@@ -33,6 +33,8 @@ class PodState(msgspec.Struct, frozen=True):
     name: str
     revision: str
     ready: bool = False
+    unheard: bool = False
+    """Its node does not report, so Ready was taken from it; the kubelet's last word was that it is ready."""
     terminating: bool = False
     ends_by: float = 0.0
     """When the time that it was given to end is over."""
@@ -182,10 +184,12 @@ def pod_state(body: dict[str, Any]) -> PodState:
     refused = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
     containers = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
     unready = [c for c in containers if not c.get("ready")]
+    ready = conditions.get("Ready", {}).get("status") == "True"
     return PodState(
         name=metadata["name"],
         revision=_revision_label(body),
-        ready=conditions.get("Ready", {}).get("status") == "True",
+        ready=ready,
+        unheard=not ready and conditions.get("ContainersReady", {}).get("status") == "True",
         terminating="deletionTimestamp" in metadata,
         ends_by=parse_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else 0.0,
         finished=status.get("phase") in ("Succeeded", "Failed"),

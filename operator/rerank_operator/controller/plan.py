@@ -133,6 +133,7 @@ class _Planner:
             ready=sum(pod.ready and pod.counts for pod in self.observed.pods if pod.revision in sharing),
             target=self.target,
             current=serving,
+            unheard=sum(pod.unheard and pod.counts for pod in self.observed.pods),
             target_ready=sum(pod.ready and pod.counts for pod in _pods_of(self.observed.pods, self.target)),
             target_updated=mine is None or mine.updated,
             suspended=self.spec.suspend,

@@ -19,6 +19,7 @@ FULL = {
     "imagePullSecrets": [{"name": "pull"}],
     "watchNamespaces": ["search", "shop"],
     "security": {"runAsUser": 1234},
+    "bindToPodIP": True,
     "operator": {
         "replicas": 3,
         "logFormat": "text",
@@ -311,6 +312,15 @@ def test_programs_understand_their_commands(rendered: Any):
 def test_programs_understand_each_choice(render: Any, values: dict[str, Any]):
     for deployment in render(values).of("Deployment"):
         parse_command(container_of(deployment)["command"])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_port_forward_reaches_the_pods_unless_they_must_listen_on_their_own_address(render: Any, own: bool):
+    """The kubelet forwards to localhost in the pod: what listens on the pod's address alone refuses it."""
+    found = render({"bindToPodIP": own})
+    gateway = parse_command(container_of(found.one("Deployment", GATEWAY))["command"])
+    operator = parse_command(container_of(found.one("Deployment", NAME))["command"])
+    assert (gateway.host, operator.metrics_host) == (("192.0.2.1",) * 2 if own else ("", ""))
 
 
 def test_disruption_budgets_only_for_two_or_more(render: Any):

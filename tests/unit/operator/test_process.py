@@ -3,11 +3,13 @@
 import asyncio
 import json
 import logging
+from collections.abc import AsyncIterator
 
 import pytest
+from aiohttp import web
 from kubernetes.aio.client import Configuration
 from rerank_operator import __main__ as program
-from rerank_operator.controller import reconcile
+from rerank_operator.controller import health, reconcile
 from rerank_operator.controller.api import ApiError, KubeApi
 from rerank_operator.controller.handlers import Backoffs, settings
 from rerank_operator.controller.kinds import PODS, Kind
@@ -18,9 +20,11 @@ from unit.operator.build import pod
 
 
 @pytest.fixture
-def controller() -> Controller:
+async def controller() -> AsyncIterator[Controller]:
     made = Settings(WorkerImage("w"), (), "default", "lease", "host_1")
-    return Controller(KubeApi(Configuration(host="https://127.0.0.1:1")), made)
+    api = KubeApi(Configuration(host="https://127.0.0.1:1"))
+    yield Controller(api, made)
+    await api.close()
 
 
 def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]):
@@ -44,6 +48,14 @@ def test_namespaces_repeat_and_lease_times_are_checked(monkeypatch: pytest.Monke
     monkeypatch.setattr("sys.argv", ["rerank-operator", "--worker-image=w", "--lease-duration=5"])
     with pytest.raises(SystemExit, match=r"duration \(5 s\) must exceed the renew deadline \(10 s\)"):
         program.main()
+
+
+async def test_by_default_it_listens_on_all_addresses():
+    runner = await health.serve(web.Application(), program.parse_arguments(["--worker-image=w"]).metrics_host, 0)
+    try:
+        assert "0.0.0.0" in {address[0] for address in runner.addresses}
+    finally:
+        await runner.cleanup()
 
 
 async def test_a_watch_that_is_behind_is_trouble(controller: Controller):
