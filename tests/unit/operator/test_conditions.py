@@ -14,6 +14,8 @@ GPU = Diagnosis("Unschedulable", "Insufficient nvidia.com/gpu")
 REFUSED = Problem("ApplyFailed", "tolerations[0].operator")
 REJECTED = RejectedRevision("new", "ModelLoadFailed", "no such folder")
 
+SILENT = Diagnosis("NodeSilent", "the node of pod products-a-1 does not report")
+
 SERVING: dict[str, Any] = {"desired": 2, "ready": 2, "target": "a", "current": "a", "target_ready": 2}
 STARTING: dict[str, Any] = {"desired": 2, "ready": 0, "target": "a", "current": None}
 ROLLING: dict[str, Any] = {"desired": 2, "ready": 3, "target": "b", "current": "a", "target_ready": 1}
@@ -38,6 +40,12 @@ STOPPED = SERVING | {"suspended": True, "desired": 0}
         (STARTING | {"problem": REFUSED}, "False ApplyFailed", "False ApplyFailed", "True ApplyFailed"),
         (SERVING | {"problem": REFUSED}, "True Serving", "False ApplyFailed", "True ApplyFailed"),
         (BROKEN | {"problem": REFUSED}, "False ApplyFailed", "False ApplyFailed", "True ApplyFailed"),
+        # Regression: an API server that was away for a while made Ready False, though clients were served.
+        (SERVING | {"ready": 0, "target_ready": 0, "unheard": 2, "target_trouble": SILENT},
+         "Unknown NodeSilent", "True WaitingForWorkers", "True NodeSilent"),
+        # Regression: a worker of a lost node was called a rollout, and nothing was called wrong.
+        (SERVING | {"ready": 1, "target_ready": 1, "unheard": 1, "target_trouble": SILENT},
+         "True Serving", "True WaitingForWorkers", "True NodeSilent"),
         (BROKEN | {"desired": 0}, "False NoReplicasRequested", "False NoReplicasRequested", "False Healthy"),
     ],
 )  # fmt: skip

@@ -20,6 +20,13 @@ def deployment(**changes: Any) -> DeploymentState:
     return DeploymentState("products-abc", "abc", "uid", "1", {}, changes.pop("replicas", 2), **changes)
 
 
+def silent(revision: str) -> dict[str, Any]:
+    """The node controller has taken Ready away; what the kubelet said last is left."""
+    body = pod(revision, ready=False)
+    body["status"]["conditions"].append({"type": "ContainersReady", "status": "True"})
+    return body
+
+
 def restarting(code: int, words: str) -> dict[str, Any]:
     """Running again after it failed: what it said still counts until it is ready."""
     body = crashed("abc", code, words)
@@ -41,6 +48,7 @@ def restarting(code: int, words: str) -> dict[str, Any]:
         (crashed("abc", 139, "", restarts=5), "CrashLooping", "exit code 139", True),
         (waiting("ImagePullBackOff", "Back-off pulling image"), "ImagePullFailed", "Back-off pulling image", True),
         (waiting("CreateContainerConfigError", 'secret "x" not found'), "PodCreationFailed", 'secret "x"', True),
+        (silent("abc"), "NodeSilent", "kubectl get nodes", False),
         (unschedulable("abc"), "Unschedulable", "Insufficient nvidia.com/gpu", False),
     ],
 )  # fmt: skip
