@@ -1,8 +1,8 @@
 """From texts to pairs of token ids, as transformers' fast tokenizers would build them.
 
 The query is tokenized once a request and only the document is ever cut; sentence-transformers cuts whichever is longer,
-so the two differ exactly where a query fills more than half of the model's length. Texts are tokenized in full before
-they are cut: a tokenizer may look arbitrarily far ahead, so cutting characters first could change tokens.
+so the two differ exactly where a query fills more than half of the model's length. Tokens are cut, not characters: a
+tokenizer looks ahead. Only what lies far beyond the last token that counts is never tokenized.
 """
 
 import threading
@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from rerank_worker.engine import Pair
+
+FAR = 64
+"""Characters for each token of the model's length, beyond which a text is not tokenized: a token takes about 500 bytes
+of memory while its text is tokenized, so that one request of 8 MB would take a gigabyte."""
 
 
 class UnsupportedTokenizer(Exception):
@@ -107,11 +111,27 @@ class PairTokenizer:
         return self.max_length - self.template.specials - len(query)
 
     def query(self, text: str) -> list[int]:
-        return self._own().encode(text, add_special_tokens=False).ids
+        """All tokens of ``text``, or more than there is room for."""
+        return self._tokens([text])[0]
 
     def documents(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._own().encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        """All tokens of each text, or more than there is room for: those at the side that is kept."""
+        return self._tokens(texts)
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        own, far = self._own(), FAR * self.max_length
+        encodings = own.encode_batch_fast([self._part(text, far) for text in texts], add_special_tokens=False)
+        tokens = [encoding.ids for encoding in encodings]
+        for index, text in enumerate(texts):
+            length = far
+            # The end of a part may be tokenized otherwise than in the whole text: what counts must be far from it.
+            while length < len(text) and len(tokens[index]) <= 2 * self.max_length:
+                length *= 8
+                tokens[index] = own.encode(self._part(text, length), add_special_tokens=False).ids
+        return tokens
+
+    def _part(self, text: str, length: int) -> str:
+        return text[-length:] if self.template.cut_left else text[:length]
 
     def pair(self, query: list[int], document: list[int], limit: int | None = None) -> tuple[Pair, bool, bool]:
         """The pair, whether the document was cut to ``limit`` tokens, and whether it was cut to fit max_length."""

@@ -49,6 +49,38 @@ def test_a_million_characters() -> None:
     assert cut
 
 
+LONG = {
+    "words": "some words " * 20_000,
+    "one word": "abc" * 70_000,
+    "cjk": "\u4e2d\u6587" * 100_000,
+    "words after what is dropped": "\u0000" * 100_000 + "some words " * 10_000,
+    "words after spaces": " " * 100_000 + "some words " * 10_000,
+    "one word after spaces": " " * 100_000 + "abc",
+    "combining": "e\u0301 " * 70_000,
+}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_a_long_text_gives_the_tokens_that_it_gives_in_full(text: str) -> None:
+    expected = REFERENCE.encode("q", text)
+    ids, types, _, cut = encode("q", text)
+    assert (ids, types, cut) == (expected.ids, expected.type_ids, bool(expected.overflowing))
+
+
+def test_a_long_text_is_tokenized_from_the_side_that_is_kept() -> None:
+    left = PairTokenizer(make_tokenizer(), MAX, cut_left=True)
+    ids = left.documents(["zz " * 50_000 + "abcdefgh"])[0]
+    assert ids[-8:] == left.documents(["x abcdefgh"])[0][-8:]
+    assert len(ids) < 10_000
+
+
+def test_the_memory_for_a_text_does_not_grow_with_what_is_cut_off() -> None:
+    """An 8 MB document took a gigabyte, in each thread that tokenizes."""
+    (ids,) = OURS.documents(["some words " * 500_000])
+    assert MAX < len(ids) < 10_000
+    assert MAX < len(OURS.query("some words " * 500_000)) < 10_000
+
+
 def test_room_is_what_the_query_leaves() -> None:
     assert OURS.room(OURS.query("abcd")) == MAX - 3 - 4
 

@@ -33,7 +33,7 @@ _SAMPLES = (
     ("short query", "A document, with punctuation; and UPPER case."),
     ("ünïcödé 中文 🙂", "tabs\tand\nlines  \u00a0 \u200d end"),
     ("q", ""),
-    ("long", "word " * 4000),
+    ("long", "a longer word, " * 4000),
 )
 
 

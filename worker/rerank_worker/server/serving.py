@@ -145,8 +145,8 @@ class Scorer:
         if self._tokenizer.room(query) < 1:
             raise Refusal(
                 "too_long",
-                f"the query has {len(query)} tokens and leaves no room for a document within {self._max_length}: "
-                "shorten it",
+                f"the query has {len(query)} tokens or more and leaves no room for a document within "
+                f"{self._max_length}: shorten it",
             )
 
         def pairs_of(start: int) -> list[tuple[Pair, bool, bool]]:
