@@ -212,7 +212,8 @@ def what_next(cluster: Cluster, options: argparse.Namespace, url: str, name: str
 
 def take_down(options: argparse.Namespace) -> None:
     if not options.context:
-        print(devcluster("down", "--name", options.name).stdout, end="")
+        devcluster("down", "--name", options.name)
+        print(f"the local cluster {options.name} and everything in it are gone")
         return
     cluster = Cluster(kubeconfig=options.kubeconfig, context=options.context)
     example = options.example or EXAMPLES / "minimal.yaml"

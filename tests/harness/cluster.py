@@ -123,9 +123,11 @@ def devcluster(*args: str, check: bool = True, timeout: float = 180) -> subproce
     return run(binary, *args, check=check, timeout=timeout)
 
 
-def local_cluster(name: str, nodes: int = 1, gpus: int = 4) -> Cluster:
-    """Bring up (or find) the local cluster ``name``; its containers find this checkout's programs on PATH."""
-    devcluster(
-        "up", "--name", name, "--nodes", str(nodes), "--gpus", str(gpus), "--path", str(VENV_BIN), timeout=240
-    )  # fmt: skip
+def local_cluster(name: str, nodes: int | None = None) -> Cluster:
+    """Bring up (or find) the local cluster ``name``; its containers find this checkout's programs on PATH.
+
+    Without ``nodes`` a cluster that is there keeps those that it has; a new one has one.
+    """
+    size = () if nodes is None else ("--nodes", str(nodes))
+    devcluster("up", "--name", name, *size, "--path", str(VENV_BIN), timeout=240)
     return Cluster(kubeconfig=STATE / "clusters" / name / "kubeconfig", name=name)
