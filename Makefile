@@ -76,6 +76,6 @@ $(UV):
 
 .state/models/.built: .venv/.synced $(wildcard tests/models/*.py tests/models/*.safetensors)
 	@echo "setup: the demo model and its deliberately worse revision"
-	@.venv/bin/python tests/models/build.py --variant good --out .state/models/demo-reranker
-	@.venv/bin/python tests/models/build.py --variant worse --out .state/models/demo-reranker-worse
+	@.venv/bin/python tests/models/build.py --variant good --out .state/models/demo-reranker >/dev/null
+	@.venv/bin/python tests/models/build.py --variant worse --out .state/models/demo-reranker-worse >/dev/null
 	@touch $@
