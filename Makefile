@@ -35,7 +35,7 @@ test: setup lint test-go ## All checks and tests
 
 .PHONY: test-unit
 test-unit: setup ## Unit tests (under a minute)
-	.venv/bin/pytest tests/unit $(ARGS)
+	.venv/bin/pytest tests/unit -n auto --dist loadfile $(ARGS)
 
 .PHONY: test-e2e
 test-e2e: setup ## End-to-end tests on the local cluster, or on KUBECONFIG with RERANK_E2E_OPERATOR_IMAGE set
