@@ -66,7 +66,7 @@ $(UV):
 	@.state/tools/uv-$(UV_VERSION)/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 .venv/.synced: $(UV) pyproject.toml uv.lock operator/pyproject.toml operator/rerank_api/pyproject.toml worker/pyproject.toml
-	@echo "setup: Python packages (about 3 GB the first time: torch brings CUDA with it)"
+	@echo "setup: Python packages (6 GB on disk: torch brings CUDA with it)"
 	@$(UV) sync --frozen
 	@touch $@
 

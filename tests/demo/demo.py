@@ -17,7 +17,7 @@ from cohere.core.api_error import ApiError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness.cluster import BIN, ROOT, STATE, Cluster, CommandError, devcluster, local_cluster
+from harness.cluster import BIN, ROOT, STATE, Cluster, CommandError, devcluster, local_cluster, wait_for
 from harness.release import SYSTEM_NAMESPACE, Release, condition, is_settled, namespace
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -145,21 +145,23 @@ def provide_model(cluster: Cluster, home: str) -> None:
 
 
 def wait_until_ready(cluster: Cluster, name: str, home: str, timeout: float) -> None:
-    """Wait, and say each new thing that the conditions say. Raises CommandError with the last words at the deadline."""
-    deadline = time.monotonic() + timeout
+    """Wait, and say each new thing that the conditions say. Raises CommandError at the deadline."""
     said = ""
-    while True:
+
+    def settled() -> bool:
+        nonlocal said
         reranker = cluster.get("reranker", name, "-n", home)
-        if is_settled(reranker):
-            return
         ready = condition(reranker, "Ready")
         message = f"{ready.get('reason', 'Waiting')}: {ready.get('message', 'the operator has not seen it yet')}"
-        if message != said:
+        if not is_settled(reranker) and message != said:
             print(f"     ... {message}", flush=True)
             said = message
-        if time.monotonic() > deadline:
-            raise CommandError(f"{home}/{name} is not Ready after {timeout:.0f} s. {message}")
-        time.sleep(0.3)
+        return is_settled(reranker)
+
+    try:
+        wait_for(f"{home}/{name} to be Ready", settled, timeout)
+    except CommandError as error:
+        raise CommandError(f"{error}. {said}") from None
 
 
 def show_ranking(url: str, model: str) -> None:

@@ -125,7 +125,7 @@ def test_kill_the_api_server(kube: Cluster, release: Release, model: str, test_n
     )
 
 
-def test_a_frozen_leader_is_replaced_and_writes_nothing_when_it_wakes(kube: Cluster, release: Release, model: str):
+def test_a_frozen_leader_is_replaced_and_does_not_lead_when_it_wakes(kube: Cluster, release: Release, model: str):
     leader = wait_for("a leader", release.leader, timeout=60)
     victim = next(p for p in kube.processes(namespace=SYSTEM_NAMESPACE) if p["pod"] in leader)
     os.kill(victim["pid"], signal.SIGSTOP)

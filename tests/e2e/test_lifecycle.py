@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import cohere
+import httpx
 import pytest
 from harness.cluster import ROOT, Cluster, wait_for
 from harness.load import SteadyLoad
@@ -127,19 +128,12 @@ def test_the_first_request_waits_for_a_cold_start(
     client = cohere.ClientV2(api_key="unused", base_url=gateways[0])
     wait_for(
         "the gateway to know it",
-        lambda: f"{test_namespace}/cold" in kube_models(gateways[0]),
+        lambda: f"{test_namespace}/cold" in httpx.get(f"{gateways[0]}/v1/models").text,
         timeout=20,
     )
     answer = client.rerank(model=f"{test_namespace}/cold", query=SMALL["query"], documents=SMALL["documents"])
     assert len(answer.results) == len(SMALL["documents"])
     kube.kubectl("delete", "reranker", "cold", "-n", test_namespace)
-
-
-def kube_models(url: str) -> str:
-    import urllib.request
-
-    with urllib.request.urlopen(f"{url}/v1/models", timeout=5) as response:
-        return response.read().decode()
 
 
 def test_delete_leaves_nothing_behind(kube: Cluster, served: str, test_namespace: str):
