@@ -9,10 +9,12 @@ from typing import Any, Literal
 import msgspec
 
 Device = Literal["auto", "cuda", "cpu"]
-Precision = Literal["auto", "float32", "float16", "bfloat16"]
-Backend = Literal["auto", "torch"]
+Precision = Literal["auto", "float32", "float16", "bfloat16", "int8", "float8"]
+Backend = Literal["auto", "torch", "onnx", "openvino"]
+Compile = Literal["auto", "never", "always"]
 Activation = Literal["auto", "sigmoid", "identity"]
-LongDocuments = Literal["truncate", "reject"]
+LongDocuments = Literal["truncate", "chunk", "reject"]
+ChunkPooling = Literal["max", "mean"]
 ConditionStatus = Literal["True", "False", "Unknown"]
 
 
@@ -39,6 +41,8 @@ class Runtime(_Resource, frozen=True):
     device: Device = "auto"
     precision: Precision = "auto"
     backend: Backend = "auto"
+    compile: Compile = "auto"
+    quality_floor: float = 0.99
     resources: dict[str, dict[str, str | int]] = {}
     pod_template: dict[str, Any] = {}
 

@@ -8,6 +8,9 @@ from typing import Literal
 import msgspec
 
 SCORE_PATH = "/v1/score"
+MODELS_PATH = "/v1/models"
+"""GET: the models in this process; PUT and DELETE of /v1/models/{key}: load or swap, unload (with the admin's bearer
+token); POST of /v1/models/{key}/score: as SCORE_PATH, for that model."""
 LIVE_PATH = "/healthz"
 READY_PATH = "/readyz"
 METRICS_PATH = "/metrics"
@@ -15,6 +18,12 @@ METRICS_PATH = "/metrics"
 HEADER_REQUEST_ID = "X-Request-Id"
 HEADER_TIMEOUT = "X-Rerank-Timeout-Ms"
 """Milliseconds that the sender will still wait; the worker drops work whose time is over."""
+
+
+HEADER_PRIORITY = "X-Rerank-Priority"
+"""high, normal (the default) or low: which request's pairs come first. Low ones wait, but never for ever."""
+
+Priority = Literal["high", "normal", "low"]
 
 
 class ScoreRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -33,6 +42,8 @@ class ScoreResponse(msgspec.Struct):
     """Real tokens scored, over all pairs, special tokens included."""
     truncated: list[int] = []
     """Indices of the documents that were cut to fit."""
+    chunked: list[int] = []
+    """Indices of the documents that were scored in several chunks, none of their text left out."""
 
 
 ErrorCode = Literal[

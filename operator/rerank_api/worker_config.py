@@ -6,7 +6,7 @@ does not understand its operator must say so instead of serving something else.
 
 import msgspec
 
-from rerank_api.reranker import Activation, Backend, Device, LongDocuments, Precision
+from rerank_api.reranker import Activation, Backend, ChunkPooling, Compile, Device, LongDocuments, Precision
 
 
 class ModelSource(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fields=True):
@@ -26,6 +26,10 @@ class WorkerConfig(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_f
     device: Device = "auto"
     precision: Precision = "auto"
     backend: Backend = "auto"
+    compile: Compile = "auto"
+    quality_floor: float = 0.99
+    """Least nDCG@10 of an int8 or float8 ranking where float32's own scores are the gains; below it the worker does not
+    serve. Measured at load on the worker's own sample."""
     max_length: int | None = None
     """Tokens of query and document together; None: the model's own limit, 512 at most."""
     activation: Activation = "auto"
@@ -33,5 +37,7 @@ class WorkerConfig(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_f
     max_delay_seconds: float = 0.005
     length_bucket: int = 16
     max_batch_tokens: int | None = None
-    """Padded tokens in one batch; None: 16,384 on a GPU, 1,024 on the CPU."""
+    """Tokens in one batch, padding included; None: what the device takes, measured at start."""
     long_documents: LongDocuments = "truncate"
+    chunk_pooling: ChunkPooling = "max"
+    """How the scores of a document's chunks become one, where long_documents is chunk."""

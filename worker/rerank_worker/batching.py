@@ -17,8 +17,8 @@ LOOK_AHEAD = 4
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """``max_tokens``: padded tokens a batch; ``bucket``: padded lengths are multiples of it; ``max_length``: the
-    longest pair that the model takes; ``max_delay``: seconds that a batch waits for company at most."""
+    """``max_tokens``: tokens a batch, padding included; ``bucket``: padded lengths are multiples of it; ``max_length``:
+    the longest pair that the model takes; ``max_delay``: seconds that a batch waits for company at most."""
 
     max_tokens: int
     bucket: int
@@ -27,7 +27,12 @@ class Policy:
 
     def padded(self, tokens: int) -> int:
         """Length that a batch is padded to when its longest pair has ``tokens``."""
-        return max(tokens, min(-(-tokens // self.bucket) * self.bucket, self.max_length))
+        return padded_length(tokens, self.bucket, self.max_length)
+
+
+def padded_length(tokens: int, bucket: int, max_length: int) -> int:
+    """``tokens`` rounded up to a multiple of ``bucket``, but not beyond ``max_length``."""
+    return max(tokens, min(-(-tokens // bucket) * bucket, max_length))
 
 
 @dataclass(frozen=True, slots=True)

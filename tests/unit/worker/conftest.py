@@ -76,6 +76,8 @@ class ObedientEngine:
     score: Callable[[Pair], float] = len
     batches: list[list[Pair]] = field(default_factory=list)
     computing: int = 0
+    name: str = "obedient"
+    padded: bool = True
 
     def __post_init__(self) -> None:
         self.open.set()
@@ -101,6 +103,9 @@ class ObedientEngine:
 
     def collect(self, output: list[float]) -> list[float]:
         return output
+
+    def close(self) -> None:
+        return None
 
 
 def make_policy(**changes: Any) -> Policy:

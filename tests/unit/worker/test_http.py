@@ -23,13 +23,13 @@ async def test_scores_come_in_the_order_of_the_documents(serve: Serve) -> None:
     worker = await serve()
     status, body, _ = await worker.score({"query": "q", "documents": ["abc", "", "abcdef", "ab"]})
     assert status == 200
-    assert body == {"scores": [7.0, 4.0, 10.0, 6.0], "tokens": 27, "truncated": []}
+    assert body == {"scores": [7.0, 4.0, 10.0, 6.0], "tokens": 27, "truncated": [], "chunked": []}
 
 
 async def test_no_documents_no_scores(serve: Serve) -> None:
     worker = await serve()
     status, body, _ = await worker.score({"query": "q", "documents": []})
-    assert (status, body) == (200, {"scores": [], "tokens": 0, "truncated": []})
+    assert (status, body) == (200, {"scores": [], "tokens": 0, "truncated": [], "chunked": []})
     assert worker.engine.batches == []
 
 

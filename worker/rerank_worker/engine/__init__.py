@@ -24,6 +24,10 @@ class EngineOutOfMemory(Exception):
     """The batch did not fit; a smaller one may."""
 
 
+class EngineUnsupported(Exception):
+    """This engine cannot serve this model here; the message says why. Another engine may."""
+
+
 class EngineLost(Exception):
     """The device is gone for good (its context is broken): only a new process helps."""
 
@@ -31,8 +35,15 @@ class EngineLost(Exception):
 class Engine(Protocol):
     """Scores batches of pairs, one logit a pair, in the order given.
 
-    Each step may raise EngineOutOfMemory or EngineLost; any other exception concerns that batch only.
+    Each step may raise EngineOutOfMemory or EngineLost; any other exception concerns that batch only. A pair's score
+    does not depend on the pairs beside it.
     """
+
+    name: str
+    """What /v1/info and the tables of tune call it, such as torch-flat."""
+
+    padded: bool
+    """Whether a batch costs its longest pair times their number; False: only the tokens that are there."""
 
     def prepare(self, pairs: Sequence[Pair]) -> Any:
         """Host work: build the device's inputs."""
@@ -44,4 +55,8 @@ class Engine(Protocol):
 
     def collect(self, output: Any) -> list[float]:
         """Wait for the output and bring it to the host as float32 logits."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back. Nothing is called afterwards."""
         ...

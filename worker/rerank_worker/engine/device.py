@@ -16,7 +16,7 @@ from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure
 log = logging.getLogger(__name__)
 
 ChosenDevice = Literal["cuda", "cpu"]
-ChosenPrecision = Literal["float32", "float16", "bfloat16"]
+ChosenPrecision = Literal["float32", "float16", "bfloat16", "int8", "float8"]
 
 
 def choose_device(asked: Device, cuda_present: bool, cuda_error: str | None) -> tuple[ChosenDevice, str | None]:

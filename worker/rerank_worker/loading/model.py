@@ -19,6 +19,7 @@ from rerank_worker.batching import Policy
 from rerank_worker.engine import Engine, EngineOutOfMemory
 from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure, StartupFailure, out_of_memory
 from rerank_worker.loading import settings, source, verify
+from rerank_worker.loading.checkpoint import Checkpoint
 from rerank_worker.loading.settings import ChosenActivation
 from rerank_worker.tokenization import PairTokenizer, UnsupportedTokenizer
 
@@ -67,7 +68,7 @@ def load(config: WorkerConfig, threads: int) -> Loaded:
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         sums = pool.submit(verify.checksums, folder)
-        loaded = _load_torch(config, folder, model_config, threads)
+        loaded = _build(config, folder, model_config, architecture, threads)
         engine, tokenizer, policy, facts = loaded
         _warm_up(engine, tokenizer)
         digests = sums.result()
@@ -94,15 +95,16 @@ def load(config: WorkerConfig, threads: int) -> Loaded:
     )
 
 
-def _load_torch(
-    config: WorkerConfig, folder: Path, model_config: dict[str, Any], threads: int
+def _build(
+    config: WorkerConfig, folder: Path, model_config: dict[str, Any], architecture: str, threads: int
 ) -> tuple[Engine, PairTokenizer, Policy, dict[str, Any]]:
     import torch
     import transformers
     from transformers.utils import logging as library_logging
 
     from rerank_worker.engine import device as devices
-    from rerank_worker.engine.torch_padded import TorchPaddedEngine, is_out_of_memory
+    from rerank_worker.engine import select
+    from rerank_worker.engine.torch_errors import is_out_of_memory
 
     library_logging.set_verbosity_error()
     library_logging.disable_progress_bar()
@@ -114,55 +116,44 @@ def _load_torch(
         reference: Any = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-        model, notes = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            dtype=getattr(torch, precision),
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
+        limit = settings.own_limit(model_config, reference.model_max_length)
+        preferred = verify.read_json(folder, "sentence_bert_config.json").get("max_seq_length")
+        max_length = settings.choose_max_length(config.max_length, limit, preferred)
+        checkpoint = Checkpoint(
+            folder=folder,
+            config=model_config,
+            architecture=architecture,
+            tokenizer=reference,
+            device=device,
+            precision=precision,
+            max_length=max_length,
+            length_bucket=config.length_bucket,
+            threads=threads,
         )
-        model = model.eval().requires_grad_(False).to(device)
+        _check_vocabulary(checkpoint)
+        tokenizer = _pair_tokenizer(reference, max_length)
+        engine = select.choose(config.backend, checkpoint)
+    except StartupFailure:
+        raise
     except Exception as error:
         if is_out_of_memory(error):
             raise out_of_memory("loading the model", str(error).splitlines()[0]) from error
         raise ConfigurationFailure(
             f"spec.model.uri: the model in {folder} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
-    if notes["missing_keys"]:
-        missing = ", ".join(sorted(notes["missing_keys"])[:3])
-        raise ConfigurationFailure(
-            f"spec.model.uri: the model's weights lack {missing}: transformers would fill them with random numbers; "
-            "use a model that was trained as a cross-encoder"
-        )
-
-    # Such a token in a request would fail its batch on the CPU, and on a GPU break the device for all.
-    tokens, rows = max(reference.get_vocab().values()) + 1, model.get_input_embeddings().weight.shape[0]
-    if tokens > rows:
-        raise ConfigurationFailure(
-            f"spec.model.uri: the model's tokenizer has {tokens} tokens where its weights have embeddings for {rows}: "
-            "use the tokenizer that the model was trained with"
-        )
-
-    limit = settings.own_limit(model_config, reference.model_max_length)
-    preferred = verify.read_json(folder, "sentence_bert_config.json").get("max_seq_length")
-    max_length = settings.choose_max_length(config.max_length, limit, preferred)
-    tokenizer = _pair_tokenizer(reference, max_length)
+    checkpoint.release()
     policy = Policy(
         max_tokens=config.max_batch_tokens or DEFAULT_MAX_BATCH_TOKENS[device],
         bucket=config.length_bucket,
         max_length=max_length,
         max_delay=config.max_delay_seconds,
     )
-    takes_types = "token_type_ids" in reference.model_input_names and "token_type_ids" in _forward_names(model)
-    pad = reference.pad_token_id if reference.pad_token_id is not None else model.config.pad_token_id or 0
-    engine = TorchPaddedEngine(model, device, pad, takes_types, policy)
     return (
         engine,
         tokenizer,
         policy,
         {
-            "backend": "torch",
+            "engine": engine.name,
             "device": device,
             "deviceName": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "precision": precision,
@@ -172,10 +163,14 @@ def _load_torch(
     )
 
 
-def _forward_names(model: Any) -> set[str]:
-    import inspect
-
-    return set(inspect.signature(model.forward).parameters)
+def _check_vocabulary(checkpoint: Checkpoint) -> None:
+    """Such a token in a request would fail its batch on the CPU, and on a GPU break the device for all."""
+    tokens, rows = max(checkpoint.tokenizer.get_vocab().values()) + 1, checkpoint.config.get("vocab_size", 0)
+    if tokens > rows:
+        raise ConfigurationFailure(
+            f"spec.model.uri: the model's tokenizer has {tokens} tokens where its weights have embeddings for {rows}: "
+            "use the tokenizer that the model was trained with"
+        )
 
 
 def _pair_tokenizer(reference: Any, max_length: int) -> PairTokenizer:

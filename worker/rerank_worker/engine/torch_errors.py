@@ -1,0 +1,32 @@
+"""torch's memory and device errors as the seam's: what a batch may be split for, and what only a new process mends."""
+
+from typing import Any
+
+import torch
+
+from rerank_worker.engine import EngineLost, EngineOutOfMemory
+
+
+class TorchErrors:
+    """A context in which torch's errors become EngineOutOfMemory and EngineLost."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            return
+        if is_out_of_memory(error):
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            raise EngineOutOfMemory(str(error).splitlines()[0]) from error
+        # A CUDA error other than memory leaves the context unusable: every later call fails the same way.
+        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+            raise EngineLost(str(error).splitlines()[0]) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA raises its own class; the CPU allocator raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )

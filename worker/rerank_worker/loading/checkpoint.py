@@ -1,0 +1,76 @@
+"""A verified model folder and what was decided about it: all that an engine is built from.
+
+Loads weights only when an engine asks for the transformers module; never runs code that came with the model.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rerank_worker.engine.device import ChosenDevice, ChosenPrecision
+from rerank_worker.failures import ConfigurationFailure
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """``config``: config.json; ``tokenizer``: the transformers one; ``precision``: what matrices are multiplied in."""
+
+    folder: Path
+    config: dict[str, Any]
+    architecture: str
+    tokenizer: Any
+    device: ChosenDevice
+    precision: ChosenPrecision
+    max_length: int
+    length_bucket: int
+    threads: int
+    _modules: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pad_token_id(self) -> int:
+        own = self.tokenizer.pad_token_id
+        return own if own is not None else self.config.get("pad_token_id") or 0
+
+    @property
+    def takes_types(self) -> bool:
+        """Whether the model tells query and document apart by type ids."""
+        return "token_type_ids" in self.tokenizer.model_input_names and bool(self.config.get("type_vocab_size"))
+
+    def at(self, precision: ChosenPrecision) -> "Checkpoint":
+        """The same files at another precision."""
+        return replace(self, precision=precision)
+
+    def module(self, dtype: Any) -> Any:
+        """The transformers module on the CPU with weights as ``dtype``, in eval mode, without gradients.
+
+        Loaded once a dtype; an engine that moves or empties it must take it for itself with ``release``. Raises
+        ConfigurationFailure, or torch's own errors when memory runs out.
+        """
+        key = str(dtype)
+        if key not in self._modules:
+            self._modules[key] = _load(self.folder, dtype)
+        return self._modules[key]
+
+    def release(self) -> None:
+        """Forget the loaded modules."""
+        self._modules.clear()
+
+
+def _load(folder: Path, dtype: Any) -> Any:
+    import transformers
+
+    module, notes = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if notes["missing_keys"]:
+        missing = ", ".join(sorted(notes["missing_keys"])[:3])
+        raise ConfigurationFailure(
+            f"spec.model.uri: the model's weights lack {missing}: transformers would fill them with random numbers; "
+            "use a model that was trained as a cross-encoder"
+        )
+    return module.eval().requires_grad_(False)
