@@ -63,6 +63,7 @@ class Requests(_Resource, frozen=True):
     timeout: str = "10s"
     queue_limit: int = 1000
     long_documents: LongDocuments = "truncate"
+    chunk_pooling: ChunkPooling = "max"
 
 
 class Scaling(_Resource, frozen=True):

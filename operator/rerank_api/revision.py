@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from rerank_api.reranker import Batching, LongDocuments, Model, RerankerSpec, Runtime
+from rerank_api.reranker import Batching, ChunkPooling, LongDocuments, Model, RerankerSpec, Runtime
 
 # Kubernetes' own alphabet for generated names: no vowels, so no words, and no look-alikes.
 _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
@@ -23,11 +23,16 @@ class RevisionSpec(msgspec.Struct, rename="camel", frozen=True, omit_defaults=Tr
     runtime: Runtime = Runtime()
     batching: Batching = Batching()
     long_documents: LongDocuments = "truncate"
+    chunk_pooling: ChunkPooling = "max"
 
 
 def revision_of(spec: RerankerSpec) -> RevisionSpec:
     return RevisionSpec(
-        model=spec.model, runtime=spec.runtime, batching=spec.batching, long_documents=spec.requests.long_documents
+        model=spec.model,
+        runtime=spec.runtime,
+        batching=spec.batching,
+        long_documents=spec.requests.long_documents,
+        chunk_pooling=spec.requests.chunk_pooling,
     )
 
 

@@ -18,7 +18,9 @@ class ModelSource(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fi
     sha256: dict[str, str] = {}
 
 
-class WorkerConfig(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fields=True):
+class WorkerConfig(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Defaults are left out, so that a field added by a later release does not renew the pods of every fleet."""
+
     model: ModelSource
     namespace: str = ""
     reranker: str = ""

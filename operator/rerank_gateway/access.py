@@ -72,6 +72,7 @@ def _write(record: Record, duration: float) -> None:
         "documents": record.documents,
         "tokens": record.tokens,
         "truncated": record.truncated,
+        "chunked": record.chunked,
         "attempts": record.attempts,
         "queue_ms": round(record.waited * 1000, 1),
         "duration_ms": round(duration * 1000, 1),

@@ -66,6 +66,12 @@ class Metrics:
         self._truncated = Counter(
             "rerank_gateway_truncated_documents", "Documents cut to fit.", _REVISION, registry=self.registry
         )
+        self._chunked = Counter(
+            "rerank_gateway_chunked_documents",
+            "Documents scored in several parts, as requests.longDocuments: chunk asks.",
+            _REVISION,
+            registry=self.registry,
+        )
         self._retries = Counter(
             "rerank_gateway_retries",
             "Attempts that were tried again elsewhere: the worker was busy, unreachable or broken.",
@@ -78,6 +84,7 @@ class Metrics:
             self._queue_time,
             self._tokens,
             self._truncated,
+            self._chunked,
             self._retries,
         )
 
@@ -93,6 +100,7 @@ class Metrics:
             self._queue_time.labels(*labels).observe(record.waited)
             self._tokens.labels(*labels).inc(record.tokens)
             self._truncated.labels(*labels).inc(record.truncated)
+            self._chunked.labels(*labels).inc(record.chunked)
 
     def retried(self, endpoint: Endpoint, reason: str) -> None:
         labels = (endpoint.namespace, endpoint.reranker, endpoint.revision)

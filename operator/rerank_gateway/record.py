@@ -19,6 +19,7 @@ class Record:
     documents: int = 0
     tokens: int = 0
     truncated: int = 0
+    chunked: int = 0
     attempts: int = 0
     waited: float = 0.0
 

@@ -68,11 +68,14 @@ class Serving:
             scored = await self._forwarder.score(queue, ticket, job.payload, record)
         record.tokens = scored.tokens
         record.truncated = len(scored.truncated)
+        record.chunked = len(scored.chunked)
         if job.refuse_truncation and scored.truncated:
             where = f"texts[{scored.truncated[0]}]"
             message = f"{where}: is longer than the model takes, and truncate is false: shorten it"
             raise ApiError(422, "too_long", message, field=where)
-        answer = RerankAnswer(record.request_id, job.model, scored.scores, scored.tokens, scored.truncated)
+        answer = RerankAnswer(
+            record.request_id, job.model, scored.scores, scored.tokens, scored.truncated, scored.chunked
+        )
         return web.Response(body=job.render(answer), content_type="application/json")
 
     def _accept(self, body: bytes, path: Key | None, with_texts: bool, api_version: str, record: Record) -> _Job:

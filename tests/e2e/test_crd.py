@@ -25,7 +25,7 @@ EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.yaml"))
 REFUSED = ROOT / "docs" / "reference" / "refused-manifests.md"
 
 DEFAULTS = {
-    "runtime": {"device": "auto", "precision": "auto", "backend": "auto"},
+    "runtime": {"device": "auto", "precision": "auto", "backend": "auto", "compile": "auto", "qualityFloor": 0.99},
     "batching": {"maxDelay": "5ms", "lengthBucket": 16},
     "requests": {
         "maxDocuments": 1000,
@@ -33,6 +33,7 @@ DEFAULTS = {
         "timeout": "10s",
         "queueLimit": 1000,
         "longDocuments": "truncate",
+        "chunkPooling": "max",
     },
     "scaling": {"minReplicas": 0, "maxReplicas": 1000},
     "rollout": {"strategy": "Replace"},

@@ -111,6 +111,7 @@ class _Meta(msgspec.Struct, omit_defaults=True):
     billed_units: _BilledUnits
     tokens: _Tokens
     truncated_documents: list[int] | None = None
+    chunked_documents: list[int] | None = None
     warnings: list[str] | None = None
 
 
@@ -132,6 +133,8 @@ def render(request: DocumentsRequest, answer: RerankAnswer, api_version: str) ->
     if answer.truncated:
         meta.truncated_documents = answer.truncated
         meta.warnings = [f"{len(answer.truncated)} of {len(answer.scores)} documents were cut to fit the model"]
+    if answer.chunked:
+        meta.chunked_documents = answer.chunked
     results = [
         _Result(index, answer.scores[index], _returned(request.documents[index]) if request.documents else None)
         for index in ranking(answer.scores, request.top_n)

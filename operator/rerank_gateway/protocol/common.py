@@ -31,6 +31,7 @@ class RerankAnswer:
     scores: list[float]
     tokens: int
     truncated: list[int]
+    chunked: list[int]
 
 
 class Envelope(msgspec.Struct):

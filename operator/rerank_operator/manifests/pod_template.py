@@ -66,6 +66,8 @@ def worker_config(namespace: str, reranker: str, hash_: str, revision: RevisionS
         device=revision.runtime.device,
         precision=revision.runtime.precision,
         backend=revision.runtime.backend,
+        compile=revision.runtime.compile,
+        quality_floor=revision.runtime.quality_floor,
         max_length=revision.model.max_length,
         activation=revision.model.activation,
         temperature=revision.model.temperature,
@@ -73,6 +75,7 @@ def worker_config(namespace: str, reranker: str, hash_: str, revision: RevisionS
         length_bucket=revision.batching.length_bucket,
         max_batch_tokens=revision.batching.max_batch_tokens,
         long_documents=revision.long_documents,
+        chunk_pooling=revision.chunk_pooling,
     )
 
 

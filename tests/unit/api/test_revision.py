@@ -50,6 +50,9 @@ def test_same_workers_same_hash(fields):
         {"runtime": {"resources": {"limits": {"nvidia.com/gpu": 1}}}},
         {"batching": {"maxDelay": "6ms"}},
         {"requests": {"longDocuments": "reject"}},
+        {"requests": {"chunkPooling": "mean"}},
+        {"runtime": {"compile": "never"}},
+        {"runtime": {"qualityFloor": 0.9}},
     ],
 )
 def test_other_workers_other_hash(fields):

@@ -84,8 +84,8 @@ class Worker:
         return scores([len(document) / 1000 for document in query.documents])
 
 
-def scores(values: Sequence[float], truncated: Sequence[int] = ()) -> web.Response:
-    response = wire.ScoreResponse(list(values), tokens=10 * len(values), truncated=list(truncated))
+def scores(values: Sequence[float], truncated: Sequence[int] = (), chunked: Sequence[int] = ()) -> web.Response:
+    response = wire.ScoreResponse(list(values), 10 * len(values), list(truncated), list(chunked))
     return web.Response(body=msgspec.json.encode(response))
 
 

@@ -13,7 +13,7 @@ from .conftest import House, Worker, scores
 
 
 async def _truncating(worker: Worker, query: Any) -> Any:
-    return scores([0.25, 0.75, 0.75, 0.5][: len(query.documents)], truncated=[1, 3])
+    return scores([0.25, 0.75, 0.75, 0.5][: len(query.documents)], truncated=[1, 3], chunked=[0])
 
 
 TEXTS = ["a", "b", "c", "d"]
@@ -40,6 +40,7 @@ async def test_cohere_v2(house: House) -> None:
             "billed_units": {"search_units": 1},
             "tokens": {"input_tokens": 40, "output_tokens": 0},
             "truncated_documents": [1, 3],
+            "chunked_documents": [0],
             "warnings": ["2 of 4 documents were cut to fit the model"],
         },
         "usage": {"prompt_tokens": 40, "total_tokens": 40},
