@@ -135,7 +135,8 @@ def test_nothing_comes_from_elsewhere_and_nothing_floats(dockerfile: Dockerfile)
 def test_the_lock_decides_what_is_installed(dockerfile: Dockerfile):
     package = IMAGES[dockerfile.folder]
     syncs = [shlex.split(run) for run in dockerfile.of("RUN") if run.startswith("uv ")]
-    base = ["uv", "sync", "--frozen", "--package", package, "--no-dev", "--no-editable"]
+    extras = ["--all-extras"] if package == "rerank-worker" else []
+    base = ["uv", "sync", "--frozen", "--package", package, "--no-dev", "--no-editable", *extras]
     assert syncs == [[*base, "--no-install-workspace"], base]
     assert package in LOCKED
     copied = {source for sources, _ in copies(dockerfile) for source in sources}
