@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
+from rerank_worker import chunking
 from rerank_worker.engine import Pair
 
 FAR = 64
@@ -114,18 +115,20 @@ class PairTokenizer:
         """All tokens of ``text``, or more than there is room for."""
         return self._tokens([text])[0]
 
-    def documents(self, texts: Sequence[str]) -> list[list[int]]:
-        """All tokens of each text, or more than there is room for: those at the side that is kept."""
-        return self._tokens(texts)
+    def documents(self, texts: Sequence[str], most: int | None = None) -> list[list[int]]:
+        """All tokens of each text, or more than ``most`` of them (None: than the model takes): those at the side that
+        is kept."""
+        return self._tokens(texts, most)
 
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+    def _tokens(self, texts: Sequence[str], most: int | None = None) -> list[list[int]]:
+        # The end of a part may be tokenized otherwise than in the whole text: what counts must be far from it.
+        enough = self.max_length + (self.max_length if most is None else most)
         own, far = self._own(), FAR * self.max_length
         encodings = own.encode_batch_fast([self._part(text, far) for text in texts], add_special_tokens=False)
         tokens = [encoding.ids for encoding in encodings]
         for index, text in enumerate(texts):
             length = far
-            # The end of a part may be tokenized otherwise than in the whole text: what counts must be far from it.
-            while length < len(text) and len(tokens[index]) <= 2 * self.max_length:
+            while length < len(text) and len(tokens[index]) <= enough:
                 length *= 8
                 tokens[index] = own.encode(self._part(text, length), add_special_tokens=False).ids
         return tokens
@@ -138,3 +141,14 @@ class PairTokenizer:
         limited = document if limit is None else self.template.cut(document, limit)
         fitting = self.template.cut(limited, self.room(query))
         return self.template.assemble(query, fitting), len(limited) < len(document), len(fitting) < len(limited)
+
+    def chunks(self, query: list[int], document: list[int], limit: int | None = None) -> tuple[list[Pair], bool, bool]:
+        """As ``pair``, with a pair for each chunk of a document that does not fit into one; cut only where it has more
+        chunks than chunking.MAX_CHUNKS."""
+        room = self.room(query)
+        limited = document if limit is None else self.template.cut(document, limit)
+        if len(limited) <= room:
+            return [self.template.assemble(query, limited)], len(limited) < len(document), False
+        parts = chunking.spans(len(limited), room, self.template.cut_left)
+        pairs = [self.template.assemble(query, limited[start:end]) for start, end in parts]
+        return pairs, len(limited) < len(document), len(limited) > chunking.most_tokens(room)
