@@ -308,9 +308,9 @@ def next_budget(trials: Sequence[Trial], room: int, longest: int, asked: int | N
     previous = trials[-1]
     if previous.budget >= last:
         return None
-    if asked is None and len(trials) > 1:
-        if previous.tokens_per_second < trials[-2].tokens_per_second * (1 + SAME_SPEED / 2):
-            return None
+    grew = len(trials) < 2 or previous.tokens_per_second >= trials[-2].tokens_per_second * (1 + SAME_SPEED / 2)
+    if asked is None and not grew:
+        return None
     following = min(previous.budget * 2, last)
     per_token = max((trial.bytes or 0) / trial.budget for trial in trials)
     return following if per_token * following <= room else None

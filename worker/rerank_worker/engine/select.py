@@ -1,15 +1,19 @@
-"""Which engine serves a model: those that the spec allows, in order of preference, and the first that can.
+"""Which engine serves a model: those that the spec allows and that can, and among several the fastest by measurement.
 
 Never picks an engine that the spec rules out; one that is asked for by name and cannot serve is an error.
 """
 
 import importlib
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
 
 from rerank_api.reranker import Backend
 
-from rerank_worker.engine import Engine, EngineUnsupported
+from rerank_worker.batching import Policy
+from rerank_worker.engine import Engine, EngineLost, EngineUnsupported, Pair, capacity
 from rerank_worker.failures import ConfigurationFailure
 from rerank_worker.loading.checkpoint import Checkpoint
 
@@ -24,6 +28,23 @@ _BACKENDS: dict[Backend, tuple[str, ...]] = {
     "auto": ("torch-padded",),
     "torch": ("torch-padded",),
 }
+"""The preferred first: it is taken where nothing is measured, and when another one is not clearly faster."""
+
+SECONDS = 0.5
+"""How long comparing engines takes at start, about."""
+
+COMPARED_BYTES = 512 * 2**20
+"""Largest weights of a model whose engines are compared: they are in memory together meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """``speeds``: tokens a second of the engines that were compared, by name; empty when none were. ``reasons``: why
+    the others that the spec allows do not serve."""
+
+    engine: Engine
+    speeds: Mapping[str, float] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 def candidates(backend: Backend) -> Sequence[str]:
@@ -37,16 +58,104 @@ def build(name: str, checkpoint: Checkpoint) -> Engine:
     return engine
 
 
-def choose(backend: Backend, checkpoint: Checkpoint) -> Engine:
-    """The preferred engine that can serve ``checkpoint``. Raises ConfigurationFailure when none can."""
-    reasons = []
+def choose(
+    backend: Backend, checkpoint: Checkpoint, sample: capacity.Sample | None = None, seconds: float = SECONDS
+) -> Selected:
+    """The fastest engine that can serve ``checkpoint``; the others' memory is given back.
+
+    Without a ``sample``, without ``seconds`` or with a large model, the preferred one. Raises ConfigurationFailure when
+    none can serve, and what loading raises.
+    """
+    comparing = sample is not None and seconds > 0 and _weights(checkpoint) <= COMPARED_BYTES
+    built: list[Engine] = []
+    reasons: dict[str, str] = {}
     for name in candidates(backend):
         try:
-            return build(name, checkpoint)
+            built.append(build(name, checkpoint))
         except EngineUnsupported as reason:
             log.info("an engine cannot serve this model", extra={"fields": {"engine": name, "reason": str(reason)}})
-            reasons.append(f"{name}: {reason}")
-    raise ConfigurationFailure(
-        f"spec.runtime.backend {backend} with precision {checkpoint.precision}: no engine of the worker can serve "
-        f"the model so ({'; '.join(reasons)})"
-    )
+            reasons[name] = str(reason)
+        except Exception as error:
+            # There is one that serves already, and perhaps no room for two.
+            if not built:
+                raise
+            log.warning("an engine does not start", extra={"fields": {"engine": name, "error": str(error)}})
+            reasons[name] = f"{type(error).__name__}: {error}"
+        if built and not comparing:
+            break
+    if not built:
+        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise ConfigurationFailure(
+            f"spec.runtime.backend {backend} with precision {checkpoint.precision}: no engine of the worker can serve "
+            f"the model so ({told})"
+        )
+    if len(built) == 1 or sample is None:
+        return Selected(built[0], {}, reasons)
+    policy = Policy(0, checkpoint.length_bucket, checkpoint.max_length, 0.0)
+    speeds = compare(built, policy, sample, seconds, checkpoint)
+    winner = fastest(speeds)
+    log.info("engines compared", extra={"fields": {"chosen": winner, "tokens_per_second": speeds}})
+    for engine in built:
+        if engine.name != winner:
+            engine.close()
+    return Selected(next(engine for engine in built if engine.name == winner), speeds, reasons)
+
+
+def compare(
+    engines: Sequence[Engine],
+    policy: Policy,
+    sample: capacity.Sample,
+    seconds: float,
+    checkpoint: Checkpoint,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Tokens a second of each engine on the same pairs, in turn, each at its usual budget. One that fails has 0."""
+    started = clock()
+    one = sample.pairs(1)
+    speeds: dict[str, list[float]] = {}
+    for engine in engines:
+        # Twice: the first time may allocate.
+        found = _speed(engine, [one], clock) and _speed(engine, [one], clock)
+        speeds[engine.name] = [found]
+    running = [engine for engine in engines if speeds[engine.name][0] > 0]
+    # Two rounds in what is left of the time, if all are as fast as with a pair alone.
+    slowest = min((speeds[engine.name][0] for engine in running), default=0.0)
+    pairs = sample.pairs(int(slowest * seconds / 2 / len(engines)))
+    batches = {
+        engine.name: capacity.cut(
+            pairs,
+            replace(policy, max_tokens=capacity.DEFAULT_BUDGETS[checkpoint.device, engine.padded]),
+        )
+        for engine in running
+    }
+    while len(running) > 1 and pairs:
+        before = clock()
+        for engine in running:
+            speeds[engine.name].append(_speed(engine, batches[engine.name], clock))
+        now = clock()
+        if now + (now - before) > started + seconds:
+            break
+    # What a pair alone takes says little about batches, where there were any.
+    return {name: round(median(found[1:] or found), 1) for name, found in speeds.items()}
+
+
+def fastest(speeds: Mapping[str, float]) -> str:
+    """The first of ``speeds`` unless another one is faster by more than noise."""
+    preferred = next(iter(speeds))
+    other = max(speeds, key=lambda name: speeds[name])
+    return other if speeds[other] > speeds[preferred] * (1 + capacity.SAME_SPEED) else preferred
+
+
+def _speed(engine: Engine, batches: Sequence[Sequence[Pair]], clock: Callable[[], float]) -> float:
+    tokens = sum(len(pair) for batch in batches for pair in batch)
+    try:
+        return tokens / capacity.run(engine, batches, clock)
+    except EngineLost:
+        raise
+    except Exception as error:
+        log.warning("an engine cannot score", extra={"fields": {"engine": engine.name, "error": str(error)}})
+        return 0.0
+
+
+def _weights(checkpoint: Checkpoint) -> int:
+    return sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors"))

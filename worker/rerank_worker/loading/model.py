@@ -132,7 +132,7 @@ def _build(
         )
         _check_vocabulary(checkpoint)
         tokenizer = _pair_tokenizer(reference, max_length)
-        engine = select.choose(config.backend, checkpoint)
+        engine = select.choose(config.backend, checkpoint).engine
     except StartupFailure:
         raise
     except Exception as error:
