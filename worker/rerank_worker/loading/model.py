@@ -110,7 +110,7 @@ def _build(
     library_logging.disable_progress_bar()
     torch.set_num_threads(threads)
     device = devices.probe_device(config.device)
-    precision = devices.choose_precision(config.precision, device)
+    precision = devices.probe_precision(config.precision, device)
 
     try:
         reference: Any = transformers.AutoTokenizer.from_pretrained(
