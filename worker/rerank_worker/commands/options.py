@@ -1,0 +1,99 @@
+"""The options by which a person names a model and how it is to be run, for the commands beside serve."""
+
+import argparse
+import sys
+import time
+from typing import get_args
+
+from rerank_api.reranker import Activation, Backend, ChunkPooling, Compile, Device, LongDocuments, Precision
+from rerank_api.worker_config import WorkerConfig
+
+from rerank_worker.loading.source import parse_model
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 and the signal's number."""
+
+_FLAGS = (
+    "max_length",
+    "activation",
+    "temperature",
+    "device",
+    "precision",
+    "backend",
+    "compile",
+    "max_batch_tokens",
+    "length_bucket",
+    "long_documents",
+    "chunk_pooling",
+)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and on what."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", required=True, help="a folder, file:///path or hf://org/name")
+    group.add_argument("--revision", help="commit of an hf:// model")
+    group.add_argument(
+        "--max-length", type=int, help="tokens of query and document (default: the model's, at most 512)"
+    )
+    group.add_argument("--device", choices=get_args(Device), help="default: a GPU where there is one")
+    group.add_argument("--threads", type=int, help="cores to use (default: those this process may use)")
+    group.add_argument("--length-bucket", type=int, help="padded lengths are multiples of it (default: 16)")
+    group.add_argument("--activation", choices=get_args(Activation), help="default: the model's own")
+    group.add_argument("--temperature", type=float, help="divides logits before the activation (default: 1)")
+    parser.add_argument("--log-format", choices=("json", "text"), default="text", help="default: %(default)s")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """What serve takes besides, for a command that runs one engine."""
+    group = parser.add_argument_group("engine")
+    group.add_argument("--precision", choices=get_args(Precision), help="default: float16 on a GPU, else float32")
+    group.add_argument("--backend", choices=get_args(Backend), help="default: the faster one of torch")
+    group.add_argument("--compile", choices=get_args(Compile), help="default: auto")
+    group.add_argument("--max-batch-tokens", type=int, help="tokens in one batch (default: measured at start)")
+    group.add_argument("--long-documents", choices=get_args(LongDocuments), help="default: truncate")
+    group.add_argument("--chunk-pooling", choices=get_args(ChunkPooling), help="default: max")
+
+
+def config_of(arguments: argparse.Namespace) -> WorkerConfig:
+    """What the options say. Raises ConfigurationFailure."""
+    flags = {name: value for name in _FLAGS if (value := getattr(arguments, name, None)) is not None}
+    return WorkerConfig(model=parse_model(arguments.model, arguments.revision), **flags)
+
+
+_EVERY = {True: 0.5, False: 10.0}
+"""Seconds between lines of progress, by whether a person watches."""
+
+
+class Progress:
+    """One line on stderr that tells how far a command is: rewritten in a terminal, now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._last = float("-inf")
+        self._shown = False
+
+    def show(self, text: str, now: bool = False) -> None:
+        """``now``: though the last one was only just shown."""
+        moment = time.monotonic()
+        if not now and moment - self._last < _EVERY[self._terminal]:
+            return
+        self._last = moment
+        # The end of a longer line before this one is wiped away.
+        print(f"\r{text}\033[K" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr)
+        sys.stderr.flush()
+        self._shown = True
+
+    def end(self) -> None:
+        """What follows on stderr begins on a line of its own."""
+        if self._terminal and self._shown:
+            print(file=sys.stderr)
+        self._shown = False
+
+
+def duration(seconds: float) -> str:
+    """For people: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
