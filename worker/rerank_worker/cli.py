@@ -12,6 +12,7 @@ from rerank_api.reranker import Activation, Device, LongDocuments, Precision
 from rerank_api.worker_config import WorkerConfig
 
 from rerank_worker import logs
+from rerank_worker.commands import score
 from rerank_worker.engine.device import available_cores
 from rerank_worker.failures import ConfigurationFailure, StartupFailure, report, unexpected
 from rerank_worker.loading.model import load
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--max-delay-seconds", type=float, help="longest wait for a fuller batch (default: 0.005)")
     model.add_argument("--length-bucket", type=int, help="padded lengths are multiples of it (default: 16)")
     model.add_argument("--long-documents", choices=get_args(LongDocuments), help="default: truncate")
+    score.add_parser(commands)
     return top
 
 
@@ -117,6 +119,8 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     parsed = parser().parse_args(arguments)
     logs.set_up(parsed.log_format)
     try:
+        if "run" in parsed:
+            return parsed.run(parsed)
         config = read_config(parsed, environment)
         threads = parsed.threads or available_cores()
         options = Options(
