@@ -30,7 +30,7 @@ def save_minilm(folder: Path, **settings: Any) -> Path:
     """The shape of ms-marco-MiniLM-L6 and L12."""
     import transformers
 
-    sizes = _sizes(len(BERT_VOCABULARY), 0) | {"max_position_embeddings": 80}
+    sizes: dict[str, Any] = _sizes(len(BERT_VOCABULARY), 0) | {"max_position_embeddings": 80}
     config = transformers.BertConfig(**sizes | settings)
     return _save(folder, transformers.BertForSequenceClassification, config, _bert_tokenizer(), types=True)
 
@@ -191,6 +191,125 @@ def save_qwen3(folder: Path, **settings: Any) -> Path:
     return folder
 
 
+RERANKER_TEMPLATE = """\
+{%- set instruction = messages | selectattr("role", "eq", "system") | map(attribute="content") | first
+    | default("Find what answers the query") -%}
+{%- set query_text = messages | selectattr("role", "eq", "query") | map(attribute="content") | first -%}
+{%- set document_text = messages | selectattr("role", "eq", "document") | map(attribute="content") | first -%}
+<|im_start|>system
+Judge. Answer "yes" or "no".<|im_end|>
+<|im_start|>user
+<Instruct>: {{ instruction }}
+<Query>: {{ query_text }}
+<Document>: {{ document_text }}<|im_end|>
+<|im_start|>assistant
+<think>
+
+</think>
+
+
+"""
+"""Laid out as Qwen3-Reranker's, with fewer words."""
+
+
+def save_qwen3_reranker(folder: Path, **settings: Any) -> Path:
+    """``save_qwen3`` with what sentence-transformers 5.4 and later save beside a decoder, as Qwen3-Reranker has it."""
+    save_qwen3(folder, **settings)
+    vocabulary = _qwen_tokenizer()
+    _save_prompt(folder, "text-generation", "logits", "causal_logits")
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_LogitScore",
+            "type": "sentence_transformers.cross_encoder.modules.logit_score.LogitScore",
+        },
+    ]
+    answers = {"true_token_id": vocabulary.token_to_id("yes"), "false_token_id": vocabulary.token_to_id("no")}
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_LogitScore").mkdir()
+    (folder / "1_LogitScore" / "config.json").write_text(json.dumps(answers))
+    return folder
+
+
+def save_qwen3_classifier(folder: Path, **settings: Any) -> Path:
+    """A Qwen3 reranker that was converted to one label."""
+    import transformers
+
+    save_qwen3(folder)
+    pad = _qwen_tokenizer().token_to_id("<|endoftext|>")
+    config = transformers.Qwen3Config.from_pretrained(folder, num_labels=1, pad_token_id=pad, **settings)
+    (folder / "model.safetensors").unlink()
+    _save_model(folder, transformers.Qwen3ForSequenceClassification, config)
+    _save_prompt(folder, "sequence-classification", "logits", "scores")
+    kind = "sentence_transformers.base.modules.transformer.Transformer"
+    (folder / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": kind}]))
+    return folder
+
+
+def _save_prompt(folder: Path, task: str, output: str, module_output: str) -> None:
+    (folder / "chat_template.jinja").write_text(RERANKER_TEMPLATE)
+    ways = {"method": "forward", "method_output_name": output}
+    transformer = {
+        "transformer_task": task,
+        "modality_config": {"text": ways, "message": ways | {"format": "flat"}},
+        "module_output_name": module_output,
+    }
+    (folder / "sentence_bert_config.json").write_text(json.dumps(transformer))
+    own = {
+        "model_type": "CrossEncoder",
+        "activation_fn": "torch.nn.modules.linear.Identity",
+        "prompts": {"web": "Given a web search query, retrieve passages"},
+        "default_prompt_name": "web",
+    }
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(own))
+
+
+def save_albert(folder: Path, **settings: Any) -> Path:
+    """ALBERT: one layer's weights for all layers."""
+    import transformers
+
+    sizes: dict[str, Any] = _sizes(len(BERT_VOCABULARY), 0) | {"max_position_embeddings": 80, "embedding_size": 16}
+    config = transformers.AlbertConfig(**sizes | settings)
+    return _save(folder, transformers.AlbertForSequenceClassification, config, _bert_tokenizer(), types=True)
+
+
+def save_electra(folder: Path, **settings: Any) -> Path:
+    """ELECTRA (ms-marco-electra-base)."""
+    import transformers
+
+    sizes: dict[str, Any] = _sizes(len(BERT_VOCABULARY), 0) | {"max_position_embeddings": 80, "embedding_size": 16}
+    config = transformers.ElectraConfig(**sizes | settings)
+    return _save(folder, transformers.ElectraForSequenceClassification, config, _bert_tokenizer(), types=True)
+
+
+def save_mpnet(folder: Path, **settings: Any) -> Path:
+    """MPNet: relative positions beside RoBERTa's."""
+    import transformers
+
+    config = transformers.MPNetConfig(**_roberta_sizes() | settings)
+    return _save(folder, transformers.MPNetForSequenceClassification, config, _roberta_tokenizer())
+
+
+def save_distilbert(folder: Path, **settings: Any) -> Path:
+    """DistilBERT: no types, another name for each size."""
+    import transformers
+
+    sizes = {
+        "vocab_size": len(BERT_VOCABULARY),
+        "dim": 32,
+        "n_layers": 3,
+        "n_heads": 4,
+        "hidden_dim": 64,
+        "pad_token_id": 0,
+        "max_position_embeddings": 80,
+        "num_labels": 1,
+    }
+    config = transformers.DistilBertConfig(**sizes | settings)
+    return _save(folder, transformers.DistilBertForSequenceClassification, config, _bert_tokenizer())
+
+
 FLATTENABLE: dict[str, Callable[[Path], Path]] = {
     "minilm": save_minilm,
     "xlm-roberta": save_xlm_roberta,
@@ -206,6 +325,20 @@ CLASSIFIERS: dict[str, Callable[[Path], Path]] = {
     name: save for name, save in FLATTENABLE.items() if name != "jina"
 } | {"deberta": save_deberta}
 """What transformers loads as a sequence classifier without remote code."""
+
+PADDED: dict[str, Callable[[Path], Path]] = CLASSIFIERS | {
+    "albert": save_albert,
+    "electra": save_electra,
+    "mpnet": save_mpnet,
+    "distilbert": save_distilbert,
+}
+"""What torch-padded serves."""
+
+DECODERS: dict[str, Callable[[Path], Path]] = {
+    "qwen3-reranker": save_qwen3_reranker,
+    "qwen3-classifier": save_qwen3_classifier,
+}
+"""What is asked with a prompt, which the folder has."""
 
 
 def checkpoint(folder: Path, **settings: Any) -> Checkpoint:
