@@ -53,6 +53,10 @@ ErrorCode = Literal[
     "deadline",  # 504: X-Rerank-Timeout-Ms was over before the scores were ready
     "unavailable",  # 503: loading or draining
     "internal",  # 500
+    # Of the admin calls and of requests for a model by its key only:
+    "unauthorized",  # 401: no bearer token, or the wrong one
+    "not_found",  # 404: no model has this key, or the admin calls are switched off
+    "no_room",  # 507: the model does not fit beside those that are loaded
 ]
 
 

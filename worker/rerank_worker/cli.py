@@ -8,16 +8,18 @@ from typing import get_args
 
 import msgspec
 from rerank_api import names
-from rerank_api.reranker import Activation, Device, LongDocuments, Precision
+from rerank_api.reranker import Activation, Backend, ChunkPooling, Compile, Device, LongDocuments, Precision
 from rerank_api.worker_config import WorkerConfig
 
 from rerank_worker import logs
 from rerank_worker.commands import score
 from rerank_worker.engine.device import available_cores
 from rerank_worker.failures import ConfigurationFailure, StartupFailure, report, unexpected
-from rerank_worker.loading.model import load
+from rerank_worker.loading.model import Loaded, check_ranges, load, stand_by
 from rerank_worker.loading.source import parse_model
+from rerank_worker.server.admin import ENV_TOKEN_FILE
 from rerank_worker.server.lifecycle import Options, Server
+from rerank_worker.server.models import Limits
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,6 +44,25 @@ def parser() -> argparse.ArgumentParser:
     process.add_argument(
         "--max-waiting-tokens", type=int, default=2**20, help="answer 429 beyond it (default: %(default)s)"
     )
+    process.add_argument(
+        "--max-waiting-bytes",
+        type=int,
+        default=2**28,
+        help="answer 429 beyond so many bytes of bodies in flight (default: %(default)s)",
+    )
+    models = serve.add_argument_group("several models")
+    models.add_argument(
+        "--standby", action="store_true", help="start without a model, ready to be given some by admin calls"
+    )
+    models.add_argument(
+        "--admin-token-file", help=f"holds the bearer token of the admin calls (default: ${ENV_TOKEN_FILE}, else off)"
+    )
+    models.add_argument("--max-models", type=int, default=8, help="most models in this process (default: %(default)s)")
+    models.add_argument(
+        "--max-model-bytes",
+        type=int,
+        help="most memory of all models together (default: 80 %% of the device's, or of the host's without one)",
+    )
     model = serve.add_argument_group("model", f"only without ${names.ENV_WORKER_CONFIG}")
     model.add_argument("--model", help="a folder, file:///path or hf://org/name")
     model.add_argument("--revision", help="commit of an hf:// model")
@@ -53,11 +74,17 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--device", choices=get_args(Device), help="default: a GPU where there is one")
     model.add_argument("--precision", choices=get_args(Precision), help="default: float16 on a GPU, else float32")
     model.add_argument(
-        "--max-batch-tokens", type=int, help="padded tokens in one batch (default: 16384 on a GPU, 1024 on the CPU)"
+        "--max-batch-tokens", type=int, help="tokens in one batch, padding included (default: measured at start)"
     )
     model.add_argument("--max-delay-seconds", type=float, help="longest wait for a fuller batch (default: 0.005)")
     model.add_argument("--length-bucket", type=int, help="padded lengths are multiples of it (default: 16)")
     model.add_argument("--long-documents", choices=get_args(LongDocuments), help="default: truncate")
+    model.add_argument(
+        "--chunk-pooling", choices=get_args(ChunkPooling), help="of a long document's chunks; default: max"
+    )
+    model.add_argument("--backend", choices=get_args(Backend), help="default: the fastest of those that can serve it")
+    model.add_argument("--compile", choices=get_args(Compile), help="default: auto")
+    model.add_argument("--quality-floor", type=float, help="least nDCG@10 of int8 and float8 (default: 0.99)")
     score.add_parser(commands)
     return top
 
@@ -72,13 +99,23 @@ _MODEL_FLAGS = (
     "max_delay_seconds",
     "length_bucket",
     "long_documents",
+    "chunk_pooling",
+    "backend",
+    "compile",
+    "quality_floor",
 )
 
 
-def read_config(arguments: argparse.Namespace, environment: Mapping[str, str]) -> WorkerConfig:
-    """What to serve. Raises ConfigurationFailure."""
+def read_config(arguments: argparse.Namespace, environment: Mapping[str, str]) -> WorkerConfig | None:
+    """What to serve; None: nothing yet (--standby). Raises ConfigurationFailure."""
     given = environment.get(names.ENV_WORKER_CONFIG)
     flags = {name: value for name in _MODEL_FLAGS if (value := getattr(arguments, name)) is not None}
+    if arguments.standby:
+        if given is not None or flags or arguments.model or arguments.revision:
+            raise ConfigurationFailure(
+                f"--standby starts without a model: drop the flags that name one, and unset ${names.ENV_WORKER_CONFIG}"
+            )
+        return None
     if given is not None:
         if flags or arguments.model or arguments.revision:
             raise ConfigurationFailure(
@@ -101,17 +138,28 @@ def read_config(arguments: argparse.Namespace, environment: Mapping[str, str]) -
     return config
 
 
-def check_ranges(config: WorkerConfig) -> None:
-    """Refuse numbers that cannot work; the CRD's own bounds are narrower."""
-    for name, good in (
-        ("model.maxLength", config.max_length is None or config.max_length >= 1),
-        ("model.temperature", config.temperature > 0),
-        ("batching.maxDelay", config.max_delay_seconds >= 0),
-        ("batching.lengthBucket", config.length_bucket >= 1),
-        ("batching.maxBatchTokens", config.max_batch_tokens is None or config.max_batch_tokens >= 1),
-    ):
-        if not good:
-            raise ConfigurationFailure(f"spec.{name} is out of range: it must be positive")
+def read_options(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Options:
+    """How to serve. Raises ConfigurationFailure."""
+    admin_token_file = arguments.admin_token_file or environment.get(ENV_TOKEN_FILE) or None
+    if arguments.standby and admin_token_file is None:
+        raise ConfigurationFailure(
+            f"--standby waits for admin calls, which need --admin-token-file (or ${ENV_TOKEN_FILE})"
+        )
+    for flag in ("threads", "max_waiting_tokens", "max_waiting_bytes", "max_models", "max_model_bytes"):
+        value = getattr(arguments, flag)
+        if value is not None and value < 1:
+            raise ConfigurationFailure(f"--{flag.replace('_', '-')} is {value}: it must be at least 1")
+    return Options(
+        host=arguments.host or environment.get(names.ENV_POD_IP) or "127.0.0.1",
+        port=arguments.port,
+        threads=arguments.threads or available_cores(),
+        lame_duck=arguments.lame_duck_seconds,
+        stall_limit=arguments.stall_seconds,
+        waiting_tokens=arguments.max_waiting_tokens,
+        waiting_bytes=arguments.max_waiting_bytes,
+        admin_token_file=admin_token_file,
+        models=Limits(arguments.max_models, arguments.max_model_bytes),
+    )
 
 
 def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
@@ -122,15 +170,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
         if "run" in parsed:
             return parsed.run(parsed)
         config = read_config(parsed, environment)
-        threads = parsed.threads or available_cores()
-        options = Options(
-            host=parsed.host or environment.get(names.ENV_POD_IP) or "127.0.0.1",
-            port=parsed.port,
-            threads=threads,
-            lame_duck=parsed.lame_duck_seconds,
-            stall_limit=parsed.stall_seconds,
-            waiting_tokens=parsed.max_waiting_tokens,
-        )
+        options = read_options(parsed, environment)
         return asyncio.run(_serve(config, options))
     except StartupFailure as failure:
         report(failure, environment.get(names.ENV_TERMINATION_LOG))
@@ -141,5 +181,9 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
         return failure.exit_code
 
 
-async def _serve(config: WorkerConfig, options: Options) -> int:
-    return await Server(config, options, lambda: load(config, options.threads)).run()
+async def _serve(config: WorkerConfig | None, options: Options) -> int:
+    # Whoever loads a model into a process that stands by, or swaps one, waits for it.
+    def build(wanted: WorkerConfig) -> Loaded:
+        return load(wanted, options.threads, quick=wanted is not config)
+
+    return await Server(config, options, build, lambda: stand_by(options.threads)).run()

@@ -4,8 +4,29 @@ The operator shows the sentence in the Reranker's conditions, so it names the sp
 query or a document into it.
 """
 
+import errno
 import sys
 from pathlib import Path
+
+_MACHINE = frozenset(
+    {
+        errno.EIO,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ESTALE,
+        errno.ENODEV,
+        errno.ENXIO,
+        errno.EREMOTEIO,
+        errno.ETIMEDOUT,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+    }
+)
 
 MAX_SENTENCE = 1000
 """Characters; the kubelet cuts termination messages at 4096 bytes."""
@@ -40,6 +61,18 @@ def out_of_memory(where: str, detail: str) -> EnvironmentFailure:
         f"out of memory while {where}: raise spec.runtime.resources limits, choose a smaller model, "
         f"or set spec.runtime.precision to float16 ({detail})"
     )
+
+
+def is_of_the_machine(error: BaseException | None) -> bool:
+    """Whether a disk, a volume or the network failed, and not what was read: ``error`` or what it came from.
+
+    Libraries raise OSError without a number too, for files that they do not like.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _MACHINE:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def unexpected(error: BaseException) -> EnvironmentFailure:

@@ -40,6 +40,9 @@ class Metrics:
         self.truncated_documents = Counter(
             "rerank_worker_truncated_documents", "Documents cut before scoring.", registry=registry
         )
+        self.chunked_documents = Counter(
+            "rerank_worker_chunked_documents", "Documents scored in several chunks.", registry=registry
+        )
         self.batch_pairs = Histogram("rerank_worker_batch_pairs", "Pairs a batch.", buckets=_COUNTS, registry=registry)
         self.batch_tokens = Histogram(
             "rerank_worker_batch_tokens", "Tokens a batch, padding included.", buckets=_TOKENS, registry=registry
@@ -70,6 +73,17 @@ class Metrics:
         )
         self.waiting_tokens = Gauge(
             "rerank_worker_waiting_tokens", "Tokens admitted and not yet answered (estimated).", registry=registry
+        )
+        self.waiting_bytes = Gauge(
+            "rerank_worker_waiting_bytes",
+            "Bytes of bodies of requests that are not yet answered.",
+            registry=registry,
+        )
+        self.models = Gauge("rerank_worker_models", "Models in this process, by state.", ["state"], registry=registry)
+        self.admin_refused = Counter(
+            "rerank_worker_admin_refused_requests",
+            "Admin calls without the right bearer token.",
+            registry=registry,
         )
         self.model_load = Gauge(
             "rerank_worker_model_load_seconds", "From start to the first score; 0 while loading.", registry=registry

@@ -8,6 +8,7 @@ tokenizer looks ahead. Only what lies far beyond the last token that counts is n
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from tokenizers import Tokenizer
 
@@ -17,6 +18,10 @@ from rerank_worker.engine import Pair
 FAR = 64
 """Characters for each token of the model's length, beyond which a text is not tokenized: a token takes about 500 bytes
 of memory while its text is tokenized, so that one request of 8 MB would take a gigabyte."""
+
+
+Fitted: TypeAlias = tuple[list[Pair], bool, bool]
+"""What a document became: its pairs, whether it was cut to the caller's limit, and whether it was cut to fit."""
 
 
 class UnsupportedTokenizer(Exception):
@@ -35,6 +40,10 @@ class Template:
     special_types: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
     cut_left: bool
     """Cut documents at their start (the tokenizer's truncation_side)."""
+    query_edges: tuple[str, str] = ("", "")
+    """Text of a prompt around the query that is tokenized with it: its tokens may join the query's."""
+    document_edge: str = ""
+    """Likewise, before the document."""
 
     @property
     def specials(self) -> int:
@@ -92,14 +101,16 @@ def read_template(tokenizer: Tokenizer, cut_left: bool) -> Template:
 class PairTokenizer:
     """Tokenizes in any thread; each thread has a clone of its own (sharing one across threads is not safe)."""
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int, cut_left: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, max_length: int, cut_left: bool = False, template: Template | None = None
+    ) -> None:
         plain = Tokenizer.from_str(tokenizer.to_str())
         # A saved tokenizer may carry the truncation and padding of whoever saved it.
         plain.no_truncation()
         plain.no_padding()
         self._serialized = plain.to_str()
         self._clones = threading.local()
-        self.template = read_template(plain, cut_left)
+        self.template = template or read_template(plain, cut_left)
         self.max_length = max_length
 
     def _own(self) -> Tokenizer:
@@ -113,12 +124,14 @@ class PairTokenizer:
 
     def query(self, text: str) -> list[int]:
         """All tokens of ``text``, or more than there is room for."""
-        return self._tokens([text])[0]
+        before, after = self.template.query_edges
+        return self._tokens([f"{before}{text}{after}"])[0]
 
     def documents(self, texts: Sequence[str], most: int | None = None) -> list[list[int]]:
         """All tokens of each text, or more than ``most`` of them (None: than the model takes): those at the side that
         is kept."""
-        return self._tokens(texts, most)
+        edge = self.template.document_edge
+        return self._tokens([edge + text for text in texts] if edge else texts, most)
 
     def _tokens(self, texts: Sequence[str], most: int | None = None) -> list[list[int]]:
         # The end of a part may be tokenized otherwise than in the whole text: what counts must be far from it.
@@ -142,7 +155,12 @@ class PairTokenizer:
         fitting = self.template.cut(limited, self.room(query))
         return self.template.assemble(query, fitting), len(limited) < len(document), len(fitting) < len(limited)
 
-    def chunks(self, query: list[int], document: list[int], limit: int | None = None) -> tuple[list[Pair], bool, bool]:
+    def one(self, query: list[int], document: list[int], limit: int | None = None) -> Fitted:
+        """As ``pair``, in the form of ``chunks``."""
+        pair, limited, cut = self.pair(query, document, limit)
+        return [pair], limited, cut
+
+    def chunks(self, query: list[int], document: list[int], limit: int | None = None) -> Fitted:
         """As ``pair``, with a pair for each chunk of a document that does not fit into one; cut only where it has more
         chunks than chunking.MAX_CHUNKS."""
         room = self.room(query)

@@ -15,9 +15,11 @@ import aiohttp
 import pytest
 from rerank_api.worker_config import ModelSource, WorkerConfig
 from rerank_worker.batching import Policy
-from rerank_worker.engine import Pair
+from rerank_worker.engine import Pair, capacity, select
 from rerank_worker.loading.model import Loaded
+from rerank_worker.scheduler import EngineThread
 from rerank_worker.server.lifecycle import Options, Server
+from rerank_worker.server.models import OWN
 from rerank_worker.tokenization import PairTokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -25,6 +27,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # As the worker sets it: spinning threads of torch starve whatever else the machine runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# How fast a model is does not matter here, so no test waits for it to be measured.
+capacity.SECONDS["cpu"] = 0.02
+select.SECONDS = 0.02
 
 WAIT = 20.0
 """Seconds until a condition that must come true counts as missed."""
@@ -140,6 +146,13 @@ class Running:
         async with self.client.get(path) as response:
             return response.status, await response.text()
 
+    @property
+    def thread(self) -> EngineThread:
+        """The engine thread of the model that the server was started with."""
+        thread = self.server.models.get(OWN).engine
+        assert thread is not None
+        return thread
+
     def metric(self, name: str, **labels: str) -> float:
         value = self.server.metrics.registry.get_sample_value(name, labels)
         return 0.0 if value is None else value
@@ -167,7 +180,7 @@ async def serve() -> AsyncIterator[Serve]:
         server = Server(
             WorkerConfig(model=ModelSource(path="/obedient"), **config),
             Options(**defaults | (options or {})),
-            build or (lambda: make_loaded(engine, **(policy or {}))),
+            lambda _: build() if build is not None else make_loaded(engine, **(policy or {})),
         )
         await server.start()
         client = aiohttp.ClientSession(f"http://127.0.0.1:{server.port}")

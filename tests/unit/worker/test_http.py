@@ -187,7 +187,7 @@ async def test_requests_of_several_connections_share_a_batch(serve: Serve) -> No
     requests = [asyncio.create_task(worker.score(OK))]
     await until(lambda: engine.computing == 1)
     requests += [asyncio.create_task(worker.score({"query": "q", "documents": ["a" * n]})) for n in range(6)]
-    await until(lambda: worker.server._engine._backlog.tokens == sum(n + 4 for n in range(6)))
+    await until(lambda: worker.thread._backlog.tokens == sum(n + 4 for n in range(6)))
     engine.open.set()
     assert [(await request)[1]["scores"] for request in requests] == [[7.0], *([float(n + 4)] for n in range(6))]
     # The oldest waiting request is the shortest (n = 0): its width of 8 takes n = 0..4 along; n = 5 follows.
@@ -212,7 +212,7 @@ async def test_work_whose_deadline_comes_while_it_waits_is_dropped(serve: Serve)
     await until(lambda: engine.computing == 1)
     status, body, _ = await worker.score({"query": "q", "documents": ["late"]}, **{"X-Rerank-Timeout-Ms": "500"})
     assert (status, body["code"]) == (504, "deadline")
-    assert worker.server._engine._backlog.tokens == 0
+    assert worker.thread._backlog.tokens == 0
     engine.open.set()
     assert (await first)[0] == 200
     assert len(engine.batches) == 1
@@ -228,8 +228,8 @@ async def test_work_of_a_client_that_left_is_dropped(serve: Serve) -> None:
     body = json.dumps({"query": "q", "documents": ["gone"]}).encode()
     with socket.create_connection(("127.0.0.1", worker.server.port)) as client:
         client.sendall(b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-        await until(lambda: worker.server._engine._backlog.tokens > 0)
-    await until(lambda: worker.server._engine._backlog.tokens == 0)
+        await until(lambda: worker.thread._backlog.tokens > 0)
+    await until(lambda: worker.thread._backlog.tokens == 0)
     engine.open.set()
     assert (await first)[0] == 200
     assert len(engine.batches) == 1
@@ -325,7 +325,7 @@ async def test_an_engine_that_dies_answers_everyone_and_fails_liveness(serve: Se
     first = asyncio.create_task(worker.score(OK))
     await until(lambda: engine.computing == 1)
     waiting = [asyncio.create_task(worker.score(OK)) for _ in range(3)]
-    await until(lambda: worker.server._engine._backlog.tokens == 3 * 7)
+    await until(lambda: worker.thread._backlog.tokens == 3 * 7)
     engine.open.set()
     for request in [first, *waiting]:
         status, body, headers = await request
@@ -417,7 +417,7 @@ async def test_a_draining_worker_finishes_what_it_has(serve: Serve) -> None:
     assert (await worker.get("/readyz"))[0] == 503
     assert (await worker.get("/healthz"))[0] == 200
     during = asyncio.create_task(worker.score(OK))
-    await until(lambda: worker.server._engine._backlog.tokens > 0)
+    await until(lambda: worker.thread._backlog.tokens > 0)
     await until(lambda: worker.server._refusing)
     status, body, headers = await worker.score(OK)
     assert (status, body["code"], headers["Connection"]) == (503, "unavailable", "close")
@@ -523,6 +523,6 @@ async def test_after_a_storm_nothing_is_left_behind(serve: Serve) -> None:
     assert 200 in answers
     await until(lambda: worker.metric("rerank_worker_requests_in_flight") == 0)
     assert worker.metric("rerank_worker_waiting_tokens") == 0
-    assert worker.server._engine._backlog.tokens == 0
-    assert worker.server._engine._coming == 0
+    assert worker.thread._backlog.tokens == 0
+    assert worker.thread._coming == 0
     assert (await worker.score(OK))[0] == 200

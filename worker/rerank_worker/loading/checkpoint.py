@@ -7,8 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rerank_api.reranker import Compile
+
 from rerank_worker.engine.device import ChosenDevice, ChosenPrecision
 from rerank_worker.failures import ConfigurationFailure
+from rerank_worker.loading.prompts import Prompt
 
 
 @dataclass(slots=True)
@@ -24,6 +27,9 @@ class Checkpoint:
     max_length: int
     length_bucket: int
     threads: int
+    compile: Compile = "never"
+    prompt: Prompt | None = None
+    """How a decoder is asked; None for other models."""
     _modules: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -48,7 +54,7 @@ class Checkpoint:
         """
         key = str(dtype)
         if key not in self._modules:
-            self._modules[key] = _load(self.folder, dtype)
+            self._modules[key] = _load(self.folder, dtype, self.architecture)
         return self._modules[key]
 
     def release(self) -> None:
@@ -56,10 +62,12 @@ class Checkpoint:
         self._modules.clear()
 
 
-def _load(folder: Path, dtype: Any) -> Any:
+def _load(folder: Path, dtype: Any, architecture: str) -> Any:
     import transformers
 
-    module, notes = transformers.AutoModelForSequenceClassification.from_pretrained(
+    causal = architecture.endswith("ForCausalLM")
+    kind: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForSequenceClassification
+    module, notes = kind.from_pretrained(
         folder,
         dtype=dtype,
         local_files_only=True,

@@ -8,26 +8,34 @@ import logging
 import math
 import os
 import time
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rerank_api.worker_config import WorkerConfig
 
+from rerank_worker import memory
 from rerank_worker.batching import Policy
-from rerank_worker.engine import Engine, EngineOutOfMemory
-from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure, StartupFailure, out_of_memory
-from rerank_worker.loading import settings, source, verify
+from rerank_worker.engine import Engine, EngineOutOfMemory, capacity
+from rerank_worker.failures import (
+    ConfigurationFailure,
+    EnvironmentFailure,
+    StartupFailure,
+    is_of_the_machine,
+    out_of_memory,
+)
+from rerank_worker.loading import prompts, settings, source, verify
 from rerank_worker.loading.checkpoint import Checkpoint
 from rerank_worker.loading.settings import ChosenActivation
 from rerank_worker.tokenization import PairTokenizer, UnsupportedTokenizer
 
 log = logging.getLogger(__name__)
 
-# Padded tokens a batch. A CPU has no more parallelism to fill after a few pairs: beyond that a batch only falls out of
-# its caches and pads more (measured on 2 cores: 30 pairs a CPU second in batches of 4, 14 in batches of 50).
-DEFAULT_MAX_BATCH_TOKENS = {"cuda": 16_384, "cpu": 1_024}
+QUICK_SECONDS = 0.25
+"""How long measuring takes at most where somebody waits for the model."""
 
 # A tokenizer that disagrees with transformers on any of these is refused: its scores would be wrong in silence.
 _SAMPLES = (
@@ -50,28 +58,122 @@ class Loaded:
     """Facts for /v1/info."""
 
 
-def load(config: WorkerConfig, threads: int) -> Loaded:
-    """The model that ``config`` asks for, warm. ``threads``: cores for torch. Raises a StartupFailure."""
+class _Parts:
+    """Seconds that each part of loading took, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, name: str) -> Generator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 3)
+
+
+def load(config: WorkerConfig, threads: int, quick: bool = False) -> Loaded:
+    """The model that ``config`` asks for, warm. Raises a StartupFailure.
+
+    ``threads``: cores for torch. ``quick``: somebody waits, so the preferred engine is taken without comparing and its
+    capacity measured for ``QUICK_SECONDS`` only.
+    """
     started = time.monotonic()
-    folder = source.resolve(config.model)
-    # From here on everything is local: a library that wants the network is wrong.
-    source.go_offline()
+    check_ranges(config)
+    parts = _Parts()
+    with parts.timed("read"):
+        folder = source.resolve(config.model)
+    sealed = verify.seal(folder)
+    with parts.timed("verify"):
+        # What says how the weights are read is checked before it is read.
+        lock = config.model.sha256
+        known = verify.check_lock(folder, {name: lock[name] for name in lock if not name.endswith(".safetensors")})
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        # The weights are numbers: they are checked beside everything else, and nothing serves before that has ended.
+        verified = pool.submit(_verify, folder, config, known)
+        try:
+            loaded = _load(config, folder, threads, quick, parts)
+        except Exception:
+            # A file that was changed is why a load fails, rather than what the failure says.
+            verified.result()
+            verify.check_seal(folder, sealed)
+            raise
+        with parts.timed("verify"):
+            digests = verified.result()
+    verify.check_seal(folder, sealed)
+    seconds = {"loadSeconds": round(time.monotonic() - started, 3), "loadSecondsOf": parts.seconds}
+    log.info("loaded", extra={"fields": {"model": source.model_name(config.model), **seconds}})
+    sums = {"sha256": digests, "tokenizerSha256": digests["tokenizer.json"]}
+    return replace(loaded, info=loaded.info | sums | seconds)
+
+
+def check_ranges(config: WorkerConfig) -> None:
+    """Refuse numbers that cannot work; the CRD's own bounds are narrower."""
+    for name, good in (
+        ("model.maxLength", config.max_length is None or config.max_length >= 1),
+        ("model.temperature", config.temperature > 0),
+        ("batching.maxDelay", config.max_delay_seconds >= 0),
+        ("batching.lengthBucket", config.length_bucket >= 1),
+        ("batching.maxBatchTokens", config.max_batch_tokens is None or config.max_batch_tokens >= 1),
+    ):
+        if not good:
+            raise ConfigurationFailure(f"spec.{name} is out of range: it must be positive")
+
+
+def import_libraries(threads: int) -> None:
+    """Import torch and what loads models, for the whole process; the first time takes seconds.
+
+    ``threads``: cores for torch, which they are set for.
+    """
     # Read when torch is first imported. Threads that spin while they wait take the cores from whoever shares them (the
     # tokenizer, the server, other pods): measured on 2 busy cores, 8 pairs a CPU second instead of 30.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401 (they are lazy)
+    from transformers.utils import logging as library_logging
+
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+
+
+def stand_by(threads: int) -> dict[str, Any]:
+    """Do what every load needs and none can do quickly: import the libraries, initialise CUDA where there is one.
+
+    Facts for /v1/info. Raises a StartupFailure when CUDA is there and does not start.
+    """
+    import_libraries(threads)
+    import torch
+
+    from rerank_worker.engine import device as devices
+
+    device = devices.probe_device("cuda" if torch.cuda.is_available() else "cpu")
+    return {
+        "standby": True,
+        "device": device,
+        "deviceName": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "threads": threads,
+    }
+
+
+def _verify(folder: Path, config: WorkerConfig, known: Mapping[str, str]) -> dict[str, str]:
+    digests = verify.checksums(folder, known)
+    verify.check_lock(folder, config.model.sha256, digests)
+    return digests
+
+
+def _load(config: WorkerConfig, folder: Path, threads: int, quick: bool, parts: _Parts) -> Loaded:
+    # From here on everything is local: a library that wants the network is wrong.
+    source.go_offline()
     verify.check_files(folder)
-    verify.check_lock(folder, config.model.sha256)
     model_config = verify.read_json(folder, "config.json")
     architecture = verify.check_config(model_config, verify.read_json(folder, "tokenizer_config.json"))
-    own = settings.check_sentence_transformers(folder)
+    own = settings.check_sentence_transformers(folder, architecture)
     activation = settings.choose_activation(config.activation, model_config, own)
 
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        sums = pool.submit(verify.checksums, folder)
-        loaded = _build(config, folder, model_config, architecture, threads)
-        engine, tokenizer, policy, facts = loaded
-        _warm_up(engine, tokenizer)
-        digests = sums.result()
+    with parts.timed("import"):
+        import_libraries(threads)
+    before = memory.taken()
+    engine, tokenizer, policy, facts = _build(config, folder, model_config, architecture, threads, quick, parts)
     return Loaded(
         engine=engine,
         tokenizer=tokenizer,
@@ -88,37 +190,40 @@ def load(config: WorkerConfig, threads: int) -> Loaded:
             "maxBatchTokens": policy.max_tokens,
             "lengthBucket": policy.bucket,
             "maxDelaySeconds": policy.max_delay,
-            "sha256": digests,
-            "loadSeconds": round(time.monotonic() - started, 3),
+            "memoryBytes": max(0, memory.taken() - before),
             **facts,
         },
     )
 
 
 def _build(
-    config: WorkerConfig, folder: Path, model_config: dict[str, Any], architecture: str, threads: int
+    config: WorkerConfig,
+    folder: Path,
+    model_config: dict[str, Any],
+    architecture: str,
+    threads: int,
+    quick: bool,
+    parts: _Parts,
 ) -> tuple[Engine, PairTokenizer, Policy, dict[str, Any]]:
     import torch
     import transformers
-    from transformers.utils import logging as library_logging
 
     from rerank_worker.engine import device as devices
     from rerank_worker.engine import select
     from rerank_worker.engine.torch_errors import is_out_of_memory
 
-    library_logging.set_verbosity_error()
-    library_logging.disable_progress_bar()
-    torch.set_num_threads(threads)
     device = devices.probe_device(config.device)
     precision = devices.probe_precision(config.precision, device)
 
     try:
-        reference: Any = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        with parts.timed("read"):
+            reference: Any = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         limit = settings.own_limit(model_config, reference.model_max_length)
         preferred = verify.read_json(folder, "sentence_bert_config.json").get("max_seq_length")
         max_length = settings.choose_max_length(config.max_length, limit, preferred)
+        prompt = prompts.read_prompt(folder, architecture, reference) if architecture in verify.DECODERS else None
         checkpoint = Checkpoint(
             folder=folder,
             config=model_config,
@@ -129,25 +234,42 @@ def _build(
             max_length=max_length,
             length_bucket=config.length_bucket,
             threads=threads,
+            compile=config.compile,
+            prompt=prompt,
         )
         _check_vocabulary(checkpoint)
-        tokenizer = _pair_tokenizer(reference, max_length)
-        engine = select.choose(config.backend, checkpoint).engine
+        tokenizer = (
+            _pair_tokenizer(reference, max_length)
+            if prompt is None
+            else prompts.pair_tokenizer(reference, prompt, max_length)
+        )
+        sample = capacity.Sample.of(checkpoint, tokenizer)
+        with parts.timed("build"):
+            selected = select.choose(config.backend, checkpoint, None if quick else sample)
     except StartupFailure:
         raise
     except Exception as error:
         if is_out_of_memory(error):
             raise out_of_memory("loading the model", str(error).splitlines()[0]) from error
+        if is_of_the_machine(error):
+            raise EnvironmentFailure(f"cannot read the model in {folder}: {type(error).__name__}: {error}") from error
         raise ConfigurationFailure(
             f"spec.model.uri: the model in {folder} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
     checkpoint.release()
+    engine = selected.engine
     policy = Policy(
-        max_tokens=config.max_batch_tokens or DEFAULT_MAX_BATCH_TOKENS[device],
+        max_tokens=config.max_batch_tokens or capacity.DEFAULT_BUDGETS[device, engine.padded],
         bucket=config.length_bucket,
         max_length=max_length,
         max_delay=config.max_delay_seconds,
     )
+    with parts.timed("warmUp"):
+        _warm_up(engine, tokenizer, precision)
+    with parts.timed("measure"):
+        seconds = QUICK_SECONDS if quick else capacity.SECONDS[device]
+        measured = _measure(engine, policy, sample, seconds, device, config.max_batch_tokens)
+    policy = replace(policy, max_tokens=measured.max_batch_tokens)
     return (
         engine,
         tokenizer,
@@ -158,6 +280,9 @@ def _build(
             "deviceName": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "precision": precision,
             "threads": threads,
+            "tokensPerSecond": None if measured.tokens_per_second is None else round(measured.tokens_per_second, 1),
+            "bytesPerToken": None if measured.bytes_per_token is None else round(measured.bytes_per_token, 1),
+            "enginesCompared": dict(selected.speeds),
             "versions": {"torch": str(torch.__version__), "transformers": transformers.__version__},
         },
     )
@@ -198,7 +323,7 @@ def _pair_tokenizer(reference: Any, max_length: int) -> PairTokenizer:
     return tokenizer
 
 
-def _warm_up(engine: Engine, tokenizer: PairTokenizer) -> None:
+def _warm_up(engine: Engine, tokenizer: PairTokenizer, precision: str) -> None:
     """Score a short pair and one of full length: allocates, and shows a model that cannot score before it is Ready."""
     query = tokenizer.query("warm-up")
     texts = ["one short document", "word " * tokenizer.max_length]
@@ -207,13 +332,29 @@ def _warm_up(engine: Engine, tokenizer: PairTokenizer) -> None:
             pair, _, _ = tokenizer.pair(query, document)
             logits = engine.collect(engine.compute(engine.prepare([pair])))
             if not all(math.isfinite(logit) for logit in logits):
-                raise ConfigurationFailure(
-                    "the model's scores are not finite numbers: set spec.runtime.precision to bfloat16 or float32, or "
-                    "check the weights"
-                )
+                remedy = "check the weights"
+                if precision != "float32":
+                    remedy = f"set spec.runtime.precision to bfloat16 or float32 (it is {precision}), or {remedy}"
+                raise ConfigurationFailure(f"the model's scores are not finite numbers: {remedy}")
     except StartupFailure:
         raise
     except EngineOutOfMemory as error:
         raise out_of_memory("scoring the first pair", str(error)) from error
     except Exception as error:
         raise EnvironmentFailure(f"the model does not score its first pair: {type(error).__name__}: {error}") from error
+
+
+def _measure(
+    engine: Engine,
+    policy: Policy,
+    sample: capacity.Sample,
+    seconds: float,
+    device: Any,
+    budget: int | None,
+) -> capacity.Capacity:
+    try:
+        return capacity.measure(engine, policy, sample, seconds, device=device, budget=budget)
+    except EngineOutOfMemory as error:
+        raise out_of_memory("measuring the model's speed", str(error)) from error
+    except Exception as error:
+        raise EnvironmentFailure(f"the model does not score batches: {type(error).__name__}: {error}") from error

@@ -1,7 +1,7 @@
 """What the model's own files say about scoring: its activation and its longest input.
 
 Follows sentence-transformers' CrossEncoder, so that "auto" gives the same scores; where a folder asks for something
-that the worker does not do (prompts, further modules), it is refused instead of scored wrongly.
+that the worker does not do (an encoder's prompt, further modules), it is refused instead of scored wrongly.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rerank_api.reranker import Activation
 
 from rerank_worker.failures import ConfigurationFailure
-from rerank_worker.loading.verify import read_json
+from rerank_worker.loading.verify import DECODERS, read_json, read_modules
 
 ChosenActivation = Literal["sigmoid", "identity"]
 
@@ -29,34 +29,38 @@ _ACTIVATIONS: dict[str, ChosenActivation] = {
 }
 
 
-def check_sentence_transformers(folder: Path) -> Mapping[str, Any]:
-    """config_sentence_transformers.json where CrossEncoder would read it; refuses pipelines of several modules."""
+def check_sentence_transformers(folder: Path, architecture: str = "") -> Mapping[str, Any]:
+    """config_sentence_transformers.json where CrossEncoder would read it; refuses what would score otherwise."""
     if not (folder / "modules.json").is_file():
         return {}
-    import msgspec
-
-    try:
-        modules = msgspec.json.decode((folder / "modules.json").read_bytes(), type=list[dict[str, Any]])
-    except msgspec.DecodeError as error:
-        raise ConfigurationFailure(
-            f"spec.model.uri: modules.json of the model is not a list of modules: {error}"
-        ) from error
-    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
-    if kinds != ["Transformer"] or modules[0].get("path", ""):
+    decoder = architecture in DECODERS
+    modules = read_modules(folder)
+    kinds = [module.kind for module in modules]
+    served = [["Transformer"], ["Transformer", "LogitScore"]] if decoder else [["Transformer"]]
+    if kinds not in served or modules[0].path:
         raise ConfigurationFailure(
             f"spec.model.uri: the model is a pipeline of modules ({', '.join(kinds)}); the worker serves a single "
-            "sequence-classification model"
+            "sequence-classification model, or a decoder with LogitScore"
         )
     content = read_json(folder, "config_sentence_transformers.json")
     if content.get("model_type") not in (None, "CrossEncoder"):
         raise ConfigurationFailure(
             f"spec.model.uri: the model is a {content['model_type']}, not a cross-encoder: it has no reranking head"
         )
+    if decoder:
+        return content
     prompt = content.get("default_prompt_name")
     if prompt is not None:
         raise ConfigurationFailure(
             f"spec.model.uri: the model puts the prompt {prompt!r} before its inputs, which the worker does not support"
         )
+    own = read_json(folder, "sentence_bert_config.json")
+    for name in ("do_lower_case", "processing_kwargs", "query_expansion"):
+        if own.get(name):
+            raise ConfigurationFailure(
+                f"spec.model.uri: sentence_bert_config.json of the model sets {name}, which the worker does not "
+                "follow: save the model without it, or put it into the tokenizer"
+            )
     return content
 
 

@@ -10,8 +10,12 @@ from rerank_api.worker_config import ModelSource
 
 from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure
 
-FILES = ("*.json", "*.safetensors", "*.txt")
-"""What the worker reads of a model: configuration, weights, vocabularies."""
+FILES = ("*.json", "*.safetensors", "*.txt", "chat_template.jinja", "*_LogitScore/config.json")
+"""What the worker reads of a model: configuration, weights, vocabularies, a decoder's prompt and answers."""
+
+
+_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+"""Whether whoever started the process wants no downloads."""
 
 
 def model_name(source: ModelSource) -> str:
@@ -55,7 +59,7 @@ def resolved_revision(source: ModelSource, folder: Path) -> str | None:
 
 
 def go_offline() -> None:
-    """Keep every library of the hub's from the network, for the rest of the process."""
+    """Keep every library of the hub's from the network, until another model is to be downloaded."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     from huggingface_hub import constants
 
@@ -64,13 +68,16 @@ def go_offline() -> None:
 
 
 def _snapshot(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import constants, errors, snapshot_download
 
+    # An earlier model of this process has gone offline.
+    constants.HF_HUB_OFFLINE = _OFFLINE
     where = f"hf://{repo}" + (f" at revision {revision}" if revision else "")
     try:
-        # "*" matches "/" too: without the second list, exports in subfolders (onnx/, openvino/) would come along.
+        # "*" matches "/" too: without the second list, exports in subfolders (onnx/, openvino/) would come along. The
+        # folders of sentence-transformers' modules begin with their number.
         # The library itself tries each request several times, with pauses; after that the kubelet starts us again.
-        folder = snapshot_download(repo, revision=revision, allow_patterns=list(FILES), ignore_patterns=["*/*"])
+        folder = snapshot_download(repo, revision=revision, allow_patterns=list(FILES), ignore_patterns=["[!0-9]*/*"])
     except errors.GatedRepoError as error:
         raise ConfigurationFailure(
             f"spec.model.uri: {where} is gated: accept its terms on the hub and give the worker HF_TOKEN through "

@@ -6,10 +6,12 @@ at once, goes on accepting for a moment (the gateway may not know yet), finishes
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from aiohttp import web
 from rerank_api.worker_config import WorkerConfig
@@ -19,6 +21,9 @@ from rerank_worker.loading.model import Loaded
 from rerank_worker.loading.source import model_name
 from rerank_worker.metrics import Metrics
 from rerank_worker.scheduler import EngineThread
+from rerank_worker.server.admin import AdminRoutes, AdminToken
+from rerank_worker.server.admission import Admission
+from rerank_worker.server.models import Limits, Model, Models
 from rerank_worker.server.protocol import Refusal
 from rerank_worker.server.routes import build_app
 from rerank_worker.server.serving import Scorer
@@ -29,14 +34,17 @@ WATCH_INTERVAL = 1.0
 """Seconds between looks at the engine thread."""
 
 STOP_TIMEOUT = 5.0
-"""Seconds that the engine thread gets to end once nothing waits."""
+"""Seconds that handlers get to send their answers when the port closes."""
+
+_ENDING = "the worker is shutting down: try another worker"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """How the process serves. ``lame_duck``: seconds that a draining worker still accepts; ``drain_timeout``: seconds
     after which it gives up on requests in flight (the kubelet's own grace period is usually shorter);
-    ``waiting_tokens``: tokens in flight beyond which the worker says that it is busy."""
+    ``waiting_tokens``, ``waiting_bytes``: tokens, and bytes of bodies, in flight beyond which the worker says that it
+    is busy; ``admin_token_file``: None switches the admin calls off."""
 
     host: str
     port: int
@@ -45,18 +53,38 @@ class Options:
     drain_timeout: float = 630.0
     stall_limit: float = 60.0
     waiting_tokens: int = 2**20
+    waiting_bytes: int = 2**28
+    admin_token_file: str | None = None
+    models: Limits = field(default_factory=Limits)
 
 
 class Server:
-    """One worker. ``build`` loads the model in the engine thread."""
+    """One worker. ``config``: the model that it serves from the start; None: it stands by until it is given models.
+    ``load`` builds a model in that model's engine thread; ``prepare`` does beforehand what all loads need, in a thread,
+    and gives facts for /v1/info (when standing by only)."""
 
-    def __init__(self, config: WorkerConfig, options: Options, build: Callable[[], Loaded]) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig | None,
+        options: Options,
+        load: Callable[[WorkerConfig], Loaded],
+        prepare: Callable[[], dict[str, object]] = dict,
+    ) -> None:
+        # Threads are ours (one clone each); the library's own pool would compete with torch for the cores.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._config = config
         self._options = options
+        self._prepare = prepare
         self.metrics = Metrics()
-        self._engine = EngineThread(build, self.metrics, options.stall_limit)
-        self._scorer: Scorer | None = None
-        self._info: dict[str, object] = {"model": model_name(config.model)}
+        self.bodies = Admission(options.waiting_bytes, "bytes of bodies", self.metrics.waiting_bytes)
+        self._admission = Admission(options.waiting_tokens, "tokens", self.metrics.waiting_tokens)
+        self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="tokenize")
+        self.models = Models(load, self._scorer, self.metrics, options.stall_limit, options.models)
+        self._own = None if config is None else self.models.own(config)
+        token = None if options.admin_token_file is None else AdminToken(options.admin_token_file)
+        self._admin = AdminRoutes(self.models, token, self.metrics)
+        self._info: dict[str, object] = {"standby": True} if config is None else {"model": model_name(config.model)}
+        self._prepared = False
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -67,16 +95,23 @@ class Server:
         self._runner: web.AppRunner | None = None
         self.port = options.port
 
+    def _scorer(self, config: WorkerConfig, loaded: Loaded, engine: EngineThread) -> Scorer:
+        return Scorer(config, loaded, engine, self.metrics, self._admission, self._threads, self._options.threads)
+
     # What the routes ask.
 
-    def scorer(self) -> Scorer:
+    def model(self, key: str | None) -> Model:
         if self._refusing:
-            raise Refusal("unavailable", "the worker is shutting down: try another worker")
-        if (problem := self._engine.unhealthy()) is not None:
-            raise Refusal("unavailable", problem)
-        if self._scorer is None:
-            raise Refusal("unavailable", "the model is loading")
-        return self._scorer
+            raise Refusal("unavailable", _ENDING)
+        if key is not None:
+            return self.models.get(key)
+        if self._own is None:
+            raise Refusal(
+                "unavailable",
+                "this worker stands by without a model of its own: load one with PUT /v1/models/{key} and score at "
+                "/v1/models/{key}/score",
+            )
+        return self._own
 
     def entered(self) -> None:
         self._in_flight += 1
@@ -93,12 +128,14 @@ class Server:
         return self._terminate.is_set()
 
     def not_live(self) -> str | None:
-        return self._engine.unhealthy()
+        return self.models.unhealthy()
 
     def not_ready(self) -> str | None:
         if self._terminate.is_set():
             return "the worker is draining"
-        return None if self._scorer is not None else "the model is loading"
+        if self._own is not None:
+            return None if self._own.state == "ready" else "the model is loading"
+        return None if self._prepared else "the libraries are loading"
 
     def info(self) -> dict[str, object]:
         return self._info
@@ -108,7 +145,7 @@ class Server:
     async def start(self) -> None:
         """Open the port and begin to load. Raises EnvironmentFailure when the port is not free."""
         self._runner = web.AppRunner(
-            build_app(self), handler_cancellation=True, access_log=None, shutdown_timeout=STOP_TIMEOUT
+            build_app(self, self._admin), handler_cancellation=True, access_log=None, shutdown_timeout=STOP_TIMEOUT
         )
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._options.host, self._options.port)
@@ -120,13 +157,20 @@ class Server:
                 f"cannot listen on {self._options.host}:{self._options.port}: {error.strerror}"
             ) from error
         self.port = self._runner.addresses[0][1]
-        self._engine.start()
+        if self._own is not None and self._own.engine is not None:
+            self._own.engine.start()
         log.info("listening", extra={"fields": {"host": self._options.host, "port": self.port}})
 
     async def become_ready(self) -> None:
-        """Wait until the model has scored. Raises the StartupFailure that kept it from that."""
+        """Wait until the model has scored, or until models can be loaded. Raises the StartupFailure that kept it from
+        that."""
         started = time.monotonic()
-        loaded = await asyncio.wrap_future(self._engine.loaded)
+        if self._own is None or self._config is None:
+            self._info = await asyncio.to_thread(self._prepare)
+            self._prepared = True
+            log.info("standing by", extra={"fields": {"seconds": round(time.monotonic() - started, 3)}})
+            return
+        loaded = await self.models.finish(self._own)
         seconds = time.monotonic() - started
         self.metrics.model_load.set(seconds)
         config = self._config
@@ -137,15 +181,6 @@ class Server:
             **loaded.info,
         }
         self.metrics.info.info({key: str(self._info.get(key, "")) for key in ("device", "precision", "architecture")})
-        self._scorer = Scorer(
-            loaded,
-            self._engine,
-            self.metrics,
-            temperature=config.temperature,
-            long_documents=config.long_documents,
-            threads=self._options.threads,
-            waiting_tokens=self._options.waiting_tokens,
-        )
         facts = {key: self._info.get(key) for key in ("model", "device", "precision", "maxLength", "activation")}
         log.info("ready", extra={"fields": {**facts, "seconds": round(seconds, 3)}})
 
@@ -160,31 +195,33 @@ class Server:
     async def drain(self) -> None:
         """Accept a little longer, then finish what is in flight; a second signal ends the wait."""
         # A person at a terminal (SIGINT) has no gateway that would have to hear of it first; nor has a loading worker.
-        if self._scorer is not None and self._signals[:1] != [signal.SIGINT]:
+        if (self._own is None or self._own.state == "ready") and self._signals[:1] != [signal.SIGINT]:
             await _first_of(self._options.lame_duck, self._hurry)
         self._refusing = True
+        self._admin.close(_ENDING)
         await _first_of(self._options.drain_timeout, self._idle, self._hurry)
         if self._in_flight:
             log.warning("gave up on requests in flight", extra={"fields": {"in_flight": self._in_flight}})
 
     async def stop(self) -> None:
-        """Close the port and end the engine thread; what still waits is answered with 503."""
+        """Close the port and end the engine threads; what still waits is answered with 503."""
         self._refusing = True
-        self._engine.fail_all("the worker is shutting down")
+        self._admin.close(_ENDING)
+        self.models.fail_all(_ENDING)
         if self._runner is not None:
             await self._runner.cleanup()
-        if self._scorer is not None:
-            self._scorer.close()
-            if not await asyncio.to_thread(self._engine.stop, STOP_TIMEOUT):
-                log.warning("the engine thread did not end")
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        await self.models.stop()
 
     async def watch_engine(self) -> None:
         """Answer those who wait on an engine that died or stalled."""
         while True:
             await asyncio.sleep(WATCH_INTERVAL)
-            if (problem := self._engine.unhealthy()) is not None:
-                log.error("the engine makes no progress", extra={"fields": {"problem": problem}})
-                self._engine.fail_all(problem)
+            for model in self.models.all():
+                if (problem := model.unhealthy()) is not None:
+                    fields = {"key": model.key, "problem": problem}
+                    log.error("the engine makes no progress", extra={"fields": fields})
+                    self.models.fail_all(problem, [model])
 
     async def run(self) -> int:
         """Serve until a signal asks to end; the exit code. Raises a StartupFailure when the worker cannot serve."""

@@ -1,58 +1,107 @@
 """Bytes and headers to typed requests, outcomes to answers. Errors name the field and never repeat a text."""
 
 from dataclasses import dataclass
+from typing import TypeVar, get_args
 
 import msgspec
 from aiohttp import web
-from rerank_api.wire import ErrorCode, ScoreRequest, WorkerError
+from rerank_api import wire
+from rerank_api.wire import ErrorCode, Priority, ScoreRequest, WorkerError
+from rerank_api.worker_config import WorkerConfig
+
+from rerank_worker.failures import ConfigurationFailure
+from rerank_worker.loading.model import check_ranges
 
 STATUS: dict[ErrorCode, int] = {
     "invalid_request": 400,
+    "unauthorized": 401,
+    "not_found": 404,
     "too_long": 422,
     "busy": 429,
     "deadline": 504,
     "unavailable": 503,
     "internal": 500,
+    "no_room": 507,
 }
 
-RETRY_AFTER_SECONDS = 1
+T = TypeVar("T")
+
+_PRIORITIES: dict[str, Priority] = {name: name for name in get_args(Priority)}
+
+MAX_TIMEOUT = 600.0
+"""Seconds; the most that any request may wait for its answer."""
 
 _decoder = msgspec.json.Decoder(ScoreRequest)
+_config_decoder = msgspec.json.Decoder(WorkerConfig)
 _encoder = msgspec.json.Encoder()
 
 
 @dataclass(eq=False)
 class Refusal(Exception):
-    """A request that is answered with an error."""
+    """A request that is answered with an error. ``retry_after``: seconds, told where the answer is 429 or 503."""
 
     code: ErrorCode
     message: str
+    retry_after: int = 1
 
 
 def decode(body: bytes) -> ScoreRequest:
     """The request in ``body``. Raises Refusal (invalid_request)."""
-    try:
-        request = _decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise Refusal("invalid_request", f"the request does not fit: {error}") from error
-    except msgspec.DecodeError as error:
-        raise Refusal("invalid_request", f"the body is not valid JSON: {error}") from error
-    except UnicodeDecodeError as error:
-        raise Refusal("invalid_request", f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
+    request = _decode(_decoder, body)
     limit = request.max_tokens_per_document
     if limit is not None and limit < 1:
         raise Refusal("invalid_request", "max_tokens_per_document is less than 1: leave it out for no limit")
     return request
 
 
+def decode_config(body: bytes) -> WorkerConfig:
+    """What to load, as the operator writes it. Raises Refusal (invalid_request)."""
+    config = _decode(_config_decoder, body)
+    try:
+        check_ranges(config)
+    except ConfigurationFailure as failure:
+        raise Refusal("invalid_request", failure.sentence) from failure
+    return config
+
+
+def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise Refusal("invalid_request", f"the request does not fit: {error}") from error
+    except msgspec.DecodeError as error:
+        raise Refusal("invalid_request", f"the body is not valid JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise Refusal("invalid_request", f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
+    except RecursionError as error:
+        raise Refusal("invalid_request", "the body is nested too deeply") from error
+
+
 def seconds_left(header: str | None, default: float) -> float:
-    """Seconds that the sender still waits. Raises Refusal when the header is not a whole number."""
+    """Seconds that the sender still waits; ``default`` where it does not say. Raises Refusal."""
     if header is None:
         return default
-    # isdigit alone admits digits of other scripts; the length bound keeps absurd numbers from overflowing.
-    if not (header.isascii() and header.isdigit() and len(header) <= 12):
-        raise Refusal("invalid_request", "the header X-Rerank-Timeout-Ms is not a whole number of milliseconds")
-    return min(int(header) / 1000, default)
+    # isdigit alone admits digits of other scripts.
+    if not (header.isascii() and header.isdigit()):
+        raise Refusal("invalid_request", f"the header {wire.HEADER_TIMEOUT} is not a whole number of milliseconds")
+    # A number of thousands of digits takes long to read, or cannot be.
+    if len(header.lstrip("0")) > 12:
+        raise Refusal(
+            "invalid_request",
+            f"the header {wire.HEADER_TIMEOUT} is too large a number: a request waits {MAX_TIMEOUT:.0f} s at most "
+            f"({MAX_TIMEOUT * 1000:.0f})",
+        )
+    return min(int(header) / 1000, MAX_TIMEOUT)
+
+
+def priority(header: str | None) -> Priority:
+    """Whose pairs come first. Raises Refusal."""
+    if header is None:
+        return "normal"
+    if header not in _PRIORITIES:
+        known = ", ".join(get_args(Priority))
+        raise Refusal("invalid_request", f"the header {wire.HEADER_PRIORITY} is none of {known}")
+    return _PRIORITIES[header]
 
 
 def encode(content: object) -> bytes:
@@ -65,7 +114,9 @@ def answer(content: object) -> web.Response:
 
 def refuse(refusal: Refusal) -> web.Response:
     status = STATUS[refusal.code]
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else None
+    headers = {"Retry-After": str(refusal.retry_after)} if status in (429, 503) else {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     body = encode(WorkerError(refusal.code, refusal.message))
     return web.Response(status=status, body=body, content_type="application/json", headers=headers)
 

@@ -11,8 +11,11 @@ from rerank_api import wire
 
 from rerank_worker.metrics import Metrics
 from rerank_worker.server import protocol
+from rerank_worker.server.admin import AdminRoutes
+from rerank_worker.server.admission import Admission
+from rerank_worker.server.body import Body
+from rerank_worker.server.models import Model
 from rerank_worker.server.protocol import Refusal
-from rerank_worker.server.serving import Scorer
 
 log = logging.getLogger(__name__)
 
@@ -22,18 +25,18 @@ MAX_BODY_BYTES = 96 * 2**20
 """Above the gateway's own largest limit (64 MiB); only keeps a stray client from filling the memory."""
 
 DEFAULT_TIMEOUT = 60.0
-"""Seconds for a request without a deadline of its own, and the most that any may ask for is ``MAX_TIMEOUT``."""
-
-MAX_TIMEOUT = 600.0
+"""Seconds for a request without a deadline of its own."""
 
 
 class State(Protocol):
     """What the routes ask of the running server."""
 
     metrics: Metrics
+    bodies: Admission
 
-    def scorer(self) -> Scorer:
-        """Raises Refusal (unavailable) while the worker takes no requests."""
+    def model(self, key: str | None) -> Model:
+        """The model with ``key``; None: the one the process was started with. Raises Refusal while the worker takes no
+        requests, and where there is no such model."""
         ...
 
     def entered(self) -> None: ...
@@ -49,10 +52,12 @@ class State(Protocol):
     def info(self) -> dict[str, object]: ...
 
 
-def build_app(state: State) -> web.Application:
+def build_app(state: State, admin: AdminRoutes) -> web.Application:
     routes = _Routes(state)
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[routes.errors_as_json])
+    app = web.Application(middlewares=[routes.errors_as_json])
     app.router.add_post(wire.SCORE_PATH, routes.score)
+    app.router.add_post(wire.MODELS_PATH + "/{key}/score", routes.score)
+    admin.add_to(app)
     app.router.add_get(INFO_PATH, routes.info)
     app.router.add_get(wire.LIVE_PATH, routes.live)
     app.router.add_get(wire.READY_PATH, routes.ready)
@@ -111,17 +116,15 @@ class _Routes:
             state.metrics.request_duration.observe(time.monotonic() - started)
 
     async def _score(self, request: web.Request, started: float) -> web.Response:
-        scorer = self._state.scorer()
-        header = request.headers.get(wire.HEADER_TIMEOUT)
-        seconds = protocol.seconds_left(header, DEFAULT_TIMEOUT if header is None else MAX_TIMEOUT)
-        scorer.admission.check()
-        deadline = started + seconds
-        try:
-            async with asyncio.timeout(seconds):
-                body = await request.read()
-        except TimeoutError as error:
-            raise Refusal("deadline", "the deadline came before the request's body") from error
-        return protocol.answer(await scorer.score(protocol.decode(body), deadline))
+        headers = request.headers
+        model = self._state.model(request.match_info.get("key"))
+        scorer = model.ready()
+        seconds = protocol.seconds_left(headers.get(wire.HEADER_TIMEOUT), DEFAULT_TIMEOUT)
+        priority = protocol.priority(headers.get(wire.HEADER_PRIORITY))
+        scorer.check()
+        with model.serving(), Body(request, MAX_BODY_BYTES, self._state.bodies) as body:
+            decoded = protocol.decode(await body.read(started + seconds - time.monotonic()))
+            return protocol.answer(await scorer.score(decoded, started + seconds, priority))
 
     def _note(self, request: web.Request, refusal: Refusal, code: int) -> None:
         fields = {"code": refusal.code, "status": code, "request_id": request.headers.get(wire.HEADER_REQUEST_ID, "")}

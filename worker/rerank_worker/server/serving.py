@@ -6,20 +6,23 @@ deadline, its client, a drain) takes its waiting pairs out of the backlog.
 
 import asyncio
 import math
-import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-from rerank_api.reranker import LongDocuments
-from rerank_api.wire import ScoreRequest, ScoreResponse
+from rerank_api.wire import Priority, ScoreRequest, ScoreResponse
+from rerank_api.worker_config import WorkerConfig
 
+from rerank_worker import chunking
 from rerank_worker.engine import Pair
 from rerank_worker.loading.model import Loaded
 from rerank_worker.loading.settings import ChosenActivation
 from rerank_worker.metrics import Metrics
 from rerank_worker.scheduler import EngineThread, Failed, Outcome, Work
+from rerank_worker.server.admission import Admission
 from rerank_worker.server.protocol import Refusal
+from rerank_worker.tokenization import Fitted
 
 CHARACTERS_PER_TOKEN = 3
 """A cautious guess before tokenizing: English has about four."""
@@ -28,39 +31,33 @@ DOCUMENTS_PER_TASK = 32
 """Documents that one thread tokenizes before another request gets its turn."""
 
 
-class Admission:
-    """Bounds the tokens of all requests in flight; one request alone is always admitted."""
-
-    def __init__(self, limit: int, metrics: Metrics) -> None:
-        self._limit = limit
-        self._metrics = metrics
-        self._waiting = 0
-
-    def check(self) -> None:
-        """Raises Refusal (busy) when nothing more fits, whatever its size."""
-        if self._waiting >= self._limit:
-            raise Refusal("busy", f"{self._waiting} tokens wait here already (limit {self._limit}): try another worker")
-
-    def enter(self, tokens: int) -> None:
-        """Take ``tokens`` in. Raises Refusal (busy)."""
-        if self._waiting > 0 and self._waiting + tokens > self._limit:
-            raise Refusal(
-                "busy",
-                f"about {tokens} tokens do not fit beside the {self._waiting} that wait here (limit {self._limit}): "
-                "try another worker",
-            )
-        self._waiting += tokens
-        self._metrics.waiting_tokens.set(self._waiting)
-
-    def leave(self, tokens: int) -> None:
-        self._waiting -= tokens
-        self._metrics.waiting_tokens.set(self._waiting)
+def estimate_tokens(request: ScoreRequest, max_length: int, chunked: bool = False) -> int:
+    """About how many tokens a request will cost, from its characters. ``chunked``: long documents are not cut."""
+    query = min(len(request.query) // CHARACTERS_PER_TOKEN + 3, max_length)
+    room = max(1, max_length - query)
+    limit = request.max_tokens_per_document
+    most = chunking.most_tokens(room) if chunked else room
+    total = 0
+    for text in request.documents:
+        tokens = len(text) // CHARACTERS_PER_TOKEN
+        tokens = min(tokens, most) if limit is None else min(tokens, most, limit)
+        if tokens <= room:
+            total += query + tokens
+        else:
+            # Every chunk but the last is full.
+            total += min(chunking.count(tokens, room), chunking.MAX_CHUNKS) * max_length
+    return total
 
 
-def estimate_tokens(request: ScoreRequest, max_length: int) -> int:
-    """About how many tokens a request will cost, from its characters."""
-    query = len(request.query) // CHARACTERS_PER_TOKEN + 3
-    return sum(min(max_length, query + len(text) // CHARACTERS_PER_TOKEN) for text in request.documents)
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A tokenized request. ``counts``: pairs of each document (more than one: its chunks); None: one each.
+    ``truncated``, ``chunked``: indices of documents."""
+
+    pairs: list[Pair]
+    counts: list[int] | None
+    truncated: list[int]
+    chunked: list[int]
 
 
 def final_scores(logits: Iterable[float], temperature: float, activation: ChosenActivation) -> list[float]:
@@ -77,105 +74,128 @@ def _sigmoid(value: float) -> float:
 
 
 class Scorer:
-    """Serves requests with a loaded model. ``threads``: how many tokenize at the same time; ``waiting_tokens``: the
-    bound of admission."""
+    """Serves requests with a loaded model. ``threads``: a pool of ``parallel`` threads that tokenize; ``admission``: of
+    tokens, shared by all models of the process."""
 
     def __init__(
         self,
+        config: WorkerConfig,
         loaded: Loaded,
         engine: EngineThread,
         metrics: Metrics,
-        *,
-        temperature: float,
-        long_documents: LongDocuments,
-        threads: int,
-        waiting_tokens: int,
+        admission: Admission,
+        threads: ThreadPoolExecutor,
+        parallel: int,
     ) -> None:
-        # Threads are ours (one clone each); the library's own pool would compete with torch for the cores.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self._config = config
         self._tokenizer = loaded.tokenizer
         self._activation: ChosenActivation = loaded.activation
         self._engine = engine
         self._metrics = metrics
-        self._temperature = temperature
-        self._long_documents = long_documents
         self._max_length = loaded.policy.max_length
-        self._parallel = threads
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
-        self.admission = Admission(waiting_tokens, metrics)
+        self._threads = threads
+        self._parallel = parallel
+        self._admission = admission
+        self._tokens_per_second: float | None = loaded.info.get("tokensPerSecond")
+        self._chunking = config.long_documents == "chunk"
 
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    def check(self) -> None:
+        """Raises Refusal (busy) when no request at all is admitted now."""
+        self._admission.check(self._tokens_per_second)
 
-    async def score(self, request: ScoreRequest, deadline: float) -> ScoreResponse:
+    async def score(self, request: ScoreRequest, deadline: float, priority: Priority = "normal") -> ScoreResponse:
         """The answer, by ``deadline`` (of time.monotonic()). Raises Refusal."""
         if not request.documents:
             return ScoreResponse(scores=[], tokens=0)
         if deadline <= time.monotonic():
             self._metrics.dropped.labels("deadline").inc()
             raise Refusal("deadline", "the request came after its deadline")
-        estimate = estimate_tokens(request, self._max_length)
-        self.admission.enter(estimate)
+        estimate = estimate_tokens(request, self._max_length, self._chunking)
+        self._admission.enter(estimate, per_second=self._tokens_per_second)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 with self._engine.expecting():
-                    pairs, truncated = await self._tokenize(request)
-                    outcome_of = self._submit(pairs, deadline)
+                    prepared = await self._tokenize(request)
+                    outcome_of = self._submit(prepared.pairs, deadline, priority)
                 outcome = await outcome_of
         except TimeoutError as error:
             raise Refusal("deadline", "the deadline came before the scores") from error
         finally:
-            self.admission.leave(estimate)
+            self._admission.leave(estimate)
         if isinstance(outcome, Failed):
             raise Refusal(outcome.code, outcome.message)
-        if not all(map(math.isfinite, outcome)):
+        return self._answer(request, prepared, outcome)
+
+    def _answer(self, request: ScoreRequest, prepared: Prepared, logits: list[float]) -> ScoreResponse:
+        if not all(map(math.isfinite, logits)):
             raise Refusal(
                 "internal",
                 "the model gave a score that is not a number: set spec.runtime.precision to bfloat16 or float32",
             )
-        self._metrics.truncated_documents.inc(len(truncated))
-        scores = outcome if request.raw_scores else final_scores(outcome, self._temperature, self._activation)
-        return ScoreResponse(scores=scores, tokens=sum(map(len, pairs)), truncated=truncated)
+        if prepared.counts is not None:
+            logits = chunking.pool(logits, prepared.counts, self._config.chunk_pooling)
+        self._metrics.truncated_documents.inc(len(prepared.truncated))
+        self._metrics.chunked_documents.inc(len(prepared.chunked))
+        return ScoreResponse(
+            scores=logits if request.raw_scores else final_scores(logits, self._config.temperature, self._activation),
+            tokens=sum(map(len, prepared.pairs)),
+            truncated=prepared.truncated,
+            chunked=prepared.chunked,
+        )
 
-    async def _tokenize(self, request: ScoreRequest) -> tuple[list[Pair], list[int]]:
-        """The pairs and the indices of the documents that were cut. Raises Refusal (too_long)."""
+    async def _tokenize(self, request: ScoreRequest) -> Prepared:
+        """Raises Refusal (too_long)."""
         started = time.monotonic()
         loop = asyncio.get_running_loop()
         query = await loop.run_in_executor(self._threads, self._tokenizer.query, request.query)
-        if self._tokenizer.room(query) < 1:
+        room = self._tokenizer.room(query)
+        if room < 1:
             raise Refusal(
                 "too_long",
                 f"the query has {len(query)} tokens or more and leaves no room for a document within "
                 f"{self._max_length}: shorten it",
             )
+        most = chunking.most_tokens(room) if self._chunking else None
+        fit = self._tokenizer.chunks if self._chunking else self._tokenizer.one
+        limit = request.max_tokens_per_document
 
-        def pairs_of(start: int) -> list[tuple[Pair, bool, bool]]:
+        def fitted(start: int) -> list[Fitted]:
             texts = request.documents[start : start + DOCUMENTS_PER_TASK]
-            limit = request.max_tokens_per_document
-            return [self._tokenizer.pair(query, ids, limit) for ids in self._tokenizer.documents(texts)]
+            return [fit(query, ids, limit) for ids in self._tokenizer.documents(texts, most)]
 
-        results: list[tuple[Pair, bool, bool]] = []
+        results: list[Fitted] = []
         starts = range(0, len(request.documents), DOCUMENTS_PER_TASK)
         # Never more tasks queued than there are threads, so that a long request cannot keep short ones out.
         for first in range(0, len(starts), self._parallel):
             tasks = [
-                loop.run_in_executor(self._threads, pairs_of, start) for start in starts[first : first + self._parallel]
+                loop.run_in_executor(self._threads, fitted, start) for start in starts[first : first + self._parallel]
             ]
-            results.extend(result for part in await asyncio.gather(*tasks) for result in part)
+            for part in await asyncio.gather(*tasks):
+                results.extend(part)
         self._metrics.tokenize_time.observe(time.monotonic() - started)
-        too_long = [index for index, (_, _, cut_to_fit) in enumerate(results) if cut_to_fit]
-        if too_long and self._long_documents == "reject":
-            named = ", ".join(map(str, too_long[:10]))
-            raise Refusal(
-                "too_long",
-                f"{len(too_long)} documents do not fit into {self._max_length} tokens beside the query (documents "
-                f"{named}{', ...' if len(too_long) > 10 else ''}) and spec.requests.longDocuments is reject: "
-                "shorten them",
-            )
-        truncated = [index for index, (_, limited, cut_to_fit) in enumerate(results) if limited or cut_to_fit]
-        return [pair for pair, _, _ in results], truncated
+        return self._prepared(results)
 
-    def _submit(self, pairs: list[Pair], deadline: float) -> asyncio.Future[Outcome]:
+    def _prepared(self, results: list[Fitted]) -> Prepared:
+        if self._config.long_documents == "reject":
+            too_long = [index for index, (_, _, cut_to_fit) in enumerate(results) if cut_to_fit]
+            if too_long:
+                named = ", ".join(map(str, too_long[:10]))
+                raise Refusal(
+                    "too_long",
+                    f"{len(too_long)} documents do not fit into {self._max_length} tokens beside the query (documents "
+                    f"{named}{', ...' if len(too_long) > 10 else ''}) and spec.requests.longDocuments is reject: "
+                    "shorten them",
+                )
+        pairs = [pair for parts, _, _ in results for pair in parts]
+        truncated = [index for index, (_, limited, cut_to_fit) in enumerate(results) if limited or cut_to_fit]
+        if len(pairs) == len(results):
+            return Prepared(pairs, None, truncated, [])
+        counts = [len(parts) for parts, _, _ in results]
+        in_part = set(truncated)
+        whole = [index for index, count in enumerate(counts) if count > 1 and index not in in_part]
+        return Prepared(pairs, counts, truncated, whole)
+
+    def _submit(self, pairs: list[Pair], deadline: float, priority: Priority) -> asyncio.Future[Outcome]:
         """Queue the pairs; the future gives the outcome, and cancelling it takes them out of the backlog."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()

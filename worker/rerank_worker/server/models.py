@@ -1,0 +1,351 @@
+"""The models of this process by key: loaded beside each other within bounds, swapped, drained, unloaded.
+
+One load at a time, in the new model's own engine thread, so that what serves goes on serving. A model that is to take
+another's place serves only once it has scored; until then, and if it fails, the old one stays. A load cannot be
+stopped once it has begun: whoever stops waiting for it may ask again. Used by the event loop's thread only.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rerank_api.worker_config import WorkerConfig
+
+from rerank_worker import memory
+from rerank_worker.failures import ConfigurationFailure, StartupFailure
+from rerank_worker.loading import source
+from rerank_worker.loading.model import Loaded
+from rerank_worker.metrics import Metrics
+from rerank_worker.scheduler import EngineThread
+from rerank_worker.server.protocol import Refusal
+from rerank_worker.server.serving import Scorer
+
+log = logging.getLogger(__name__)
+
+OWN = "default"
+"""Key of the model that the process was started with: SCORE_PATH is for it, and only a new process replaces it."""
+
+DRAIN_SECONDS = 30.0
+"""Seconds that requests for a model which is being unloaded get to finish."""
+
+STOP_SECONDS = 5.0
+"""Seconds that an engine thread gets to end once nothing waits, and that answers get to be sent."""
+
+SMALLEST_SHARE = 4
+"""int8 weights take a quarter of the float32 ones on disk: no model is counted with less than that."""
+
+State = Literal["loading", "ready", "draining", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """``models`` that may be in the process, and the ``bytes`` that they may take together (None: a share of the
+    memory there is)."""
+
+    models: int = 8
+    bytes: int | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Model:
+    """``bytes``: its weights on disk until it is loaded, then what loading it took."""
+
+    key: str
+    config: WorkerConfig
+    engine: EngineThread | None
+    bytes: int = 0
+    state: State = "loading"
+    scorer: Scorer | None = None
+    failure: str | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+    in_flight: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def unhealthy(self) -> str | None:
+        """Why the process must be started anew for this model; None: it need not."""
+        return None if self.engine is None or self.state == "failed" else self.engine.unhealthy()
+
+    def ready(self) -> Scorer:
+        """What serves requests. Raises Refusal (unavailable)."""
+        if (problem := self.unhealthy()) is not None:
+            raise Refusal("unavailable", problem)
+        if self.state == "failed":
+            raise Refusal("unavailable", f"the model could not be loaded: {self.failure}")
+        if self.scorer is None:
+            raise Refusal("unavailable", "the model is loading" if self.state == "loading" else "the model is unloaded")
+        return self.scorer
+
+    @contextmanager
+    def serving(self) -> Generator[None]:
+        """Keeps the model from being unloaded under a request."""
+        self.in_flight += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            if self.in_flight == 0:
+                self.idle.set()
+
+    def facts(self) -> dict[str, Any]:
+        """The model's entry in the list of models."""
+        return {
+            "key": self.key,
+            "state": self.state,
+            "memoryBytes": self.bytes,
+            "requestsInFlight": self.in_flight,
+            "failure": self.failure,
+            "model": source.model_name(self.config.model),
+            "facts": self.info,
+        }
+
+
+class Models:
+    """``load``: builds what serves, in an engine thread; ``scorer``: what serves requests with it."""
+
+    def __init__(
+        self,
+        load: Callable[[WorkerConfig], Loaded],
+        scorer: Callable[[WorkerConfig, Loaded, EngineThread], Scorer],
+        metrics: Metrics,
+        stall_limit: float,
+        limits: Limits,
+    ) -> None:
+        self._load_model = load
+        self._scorer = scorer
+        self._metrics = metrics
+        self._stall_limit = stall_limit
+        self._limits = limits
+        self._models: dict[str, Model] = {}
+        self._arriving: Model | None = None
+        self._leaving: dict[Model, asyncio.Task[None]] = {}
+        self._loads = asyncio.Lock()
+        self._running: set[asyncio.Task[Model]] = set()
+        for state in get_args(State):
+            metrics.models.labels(state).set_function(partial(self._count, state))
+
+    # Asked by the routes and the probes.
+
+    def get(self, key: str) -> Model:
+        """Raises Refusal (not_found)."""
+        if key not in self._models:
+            raise Refusal("not_found", f"this worker has no model with key {key}: GET /v1/models lists those it has")
+        return self._models[key]
+
+    def all(self) -> list[Model]:
+        arriving = [self._arriving] if self._arriving is not None else []
+        return list(dict.fromkeys([*self._models.values(), *arriving, *self._leaving]))
+
+    def _count(self, state: State) -> int:
+        return sum(model.state == state for model in self.all())
+
+    def unhealthy(self) -> str | None:
+        """Why the process must be started anew; None while every model makes progress."""
+        for model in self.all():
+            if (problem := model.unhealthy()) is not None:
+                return problem if model.key == OWN else f"model {model.key}: {problem}"
+        return None
+
+    # Loading.
+
+    def own(self, config: WorkerConfig) -> Model:
+        """The model that the process is started with; its engine thread is not running yet."""
+        model = self._models[OWN] = self._new(OWN, config, 0)
+        return model
+
+    async def finish(self, model: Model) -> Loaded:
+        """Wait until ``model``, whose thread runs, has scored, and let it serve. Raises the StartupFailure that keeps
+        it from that."""
+        assert model.engine is not None
+        loaded = await asyncio.wrap_future(model.engine.loaded)
+        model.bytes = max(loaded.info.get("memoryBytes", 0), model.bytes // SMALLEST_SHARE)
+        model.info = loaded.info
+        model.scorer = self._scorer(model.config, loaded, model.engine)
+        model.state = "ready"
+        model.idle.set()
+        return loaded
+
+    async def put(self, key: str, config: WorkerConfig, deadline: float) -> Model:
+        """The model with ``config`` under ``key``, ready; nothing is done when it is that already.
+
+        Refusals: invalid_request (the configuration or the model is wrong), no_room, deadline (of time.monotonic();
+        a load that has begun goes on), unavailable (the environment failed).
+        """
+        self._not_own(key)
+        await self._turn_to_load(deadline)
+        # No await between the lock and the task that gives it back.
+        task = asyncio.create_task(self._load(key, config))
+        self._running.add(task)
+        task.add_done_callback(self._loaded)
+        await asyncio.wait({task}, timeout=deadline - time.monotonic())
+        if not task.done():
+            raise Refusal("deadline", "the model is still loading, and goes on to: ask again, or GET /v1/models")
+        return task.result()
+
+    async def _turn_to_load(self, deadline: float) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                await self._loads.acquire()
+        except TimeoutError:
+            raise Refusal("deadline", "another model was loading for the whole time: ask again") from None
+
+    def _loaded(self, task: asyncio.Task[Model]) -> None:
+        self._loads.release()
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Refusal):
+            log.error("loading a model failed", exc_info=error)
+
+    async def _load(self, key: str, config: WorkerConfig) -> Model:
+        old = self._models.get(key)
+        if old is not None and old.config == config and old.state == "ready":
+            return old
+        try:
+            expected = await asyncio.to_thread(weight_bytes, config)
+        except StartupFailure as failure:
+            raise _refusal(failure) from failure
+        self._check_room(key, expected)
+        new = self._arriving = self._new(key, config, expected)
+        if old is None or old.state == "failed":
+            self._models[key] = new
+        fields = {"key": key, "model": source.model_name(config.model), "bytes_on_disk": expected}
+        log.info("loading a model", extra={"fields": fields})
+        started = time.monotonic()
+        try:
+            assert new.engine is not None
+            new.engine.start()
+            await self.finish(new)
+        except StartupFailure as failure:
+            new.state, new.failure, new.engine, new.bytes = "failed", failure.sentence, None, 0
+            log.warning("a model could not be loaded", extra={"fields": {"key": key, "failure": failure.sentence}})
+            await asyncio.to_thread(memory.give_back)
+            raise _refusal(failure) from failure
+        finally:
+            self._arriving = None
+        self._models[key] = new
+        log.info(
+            "a model is ready",
+            extra={"fields": {"key": key, "bytes": new.bytes, "seconds": round(time.monotonic() - started, 3)}},
+        )
+        if old is not None and old is not new and old.state == "ready":
+            self._leave(old)
+        return new
+
+    def _new(self, key: str, config: WorkerConfig, expected: int) -> Model:
+        engine = EngineThread(lambda: self._load_model(config), self._metrics, self._stall_limit)
+        return Model(key, config, engine, expected)
+
+    def _check_room(self, key: str, expected: int) -> None:
+        present = [model for model in self.all() if model.state != "failed"]
+        others = {model.key for model in self.all()} - {key}
+        if len(others) >= self._limits.models:
+            raise Refusal(
+                "no_room",
+                f"{len(others)} models are in this worker (limit {self._limits.models}): unload one "
+                "(DELETE /v1/models/{key}), or raise --max-models",
+            )
+        limit = memory.default_limit() if self._limits.bytes is None else self._limits.bytes
+        held = sum(model.bytes for model in present)
+        if held + expected > limit:
+            raise Refusal(
+                "no_room",
+                f"the model's weights have {expected} bytes, which do not fit beside the {held} that "
+                f"{len(present)} models take here (limit {limit}): unload one (DELETE /v1/models/{{key}}; a model that "
+                "is swapped stays until the new one serves), or raise --max-model-bytes",
+            )
+
+    # Unloading.
+
+    async def delete(self, key: str, deadline: float) -> None:
+        """Drain and unload, at the latest when ``DRAIN_SECONDS`` are over. Refusals: not_found, deadline (the unloading
+        goes on), internal (the engine did not end)."""
+        self._not_own(key)
+        if self._arriving is not None and self._arriving.key == key:
+            await self._turn_to_load(deadline)
+            self._loads.release()
+        if key in self._models:
+            model = self._models.pop(key)
+            if model.state == "failed":
+                return
+            leaving = self._leave(model)
+        else:
+            leaving = next((task for model, task in self._leaving.items() if model.key == key), None)
+            if leaving is None:
+                self.get(key)
+                return
+        await asyncio.wait({leaving}, timeout=max(0.0, deadline - time.monotonic()))
+        if not leaving.done():
+            raise Refusal("deadline", "the model still finishes requests, and is unloaded after them: ask again")
+        leaving.result()
+
+    def _leave(self, model: Model) -> "asyncio.Task[None]":
+        model.state = "draining"
+        task = self._leaving[model] = asyncio.create_task(self._unload(model, DRAIN_SECONDS))
+        # Whoever asked may have left: the log has it then.
+        task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+        return task
+
+    async def _unload(self, model: Model, drain_seconds: float) -> None:
+        await _until(model.idle, drain_seconds)
+        engine, model.scorer = model.engine, None
+        assert engine is not None
+        engine.fail_all("the model is being unloaded")
+        await _until(model.idle, STOP_SECONDS)
+        if not await asyncio.to_thread(engine.stop, STOP_SECONDS):
+            # Its memory cannot be freed under it; the watch of stalled engines ends the process in time.
+            log.error("an engine thread did not end: its memory is kept", extra={"fields": {"key": model.key}})
+            raise Refusal("internal", "the model's engine did not end: its memory is free only in a new process")
+        model.engine = None
+        del engine
+        await asyncio.to_thread(memory.give_back)
+        self._leaving.pop(model, None)
+        log.info("unloaded a model", extra={"fields": {"key": model.key, "bytes": model.bytes}})
+
+    def fail_all(self, why: str, models: Iterable[Model] | None = None) -> None:
+        """Answer everything that waits with an error."""
+        for model in self.all() if models is None else models:
+            if model.engine is not None:
+                model.engine.fail_all(why)
+
+    async def stop(self) -> None:
+        """End every engine thread that has loaded; nothing is drained."""
+        for model in self.all():
+            # One that still loads cannot be stopped.
+            if model.engine is None or not model.engine.loaded.done():
+                continue
+            if not await asyncio.to_thread(model.engine.stop, STOP_SECONDS):
+                log.warning("an engine thread did not end", extra={"fields": {"key": model.key}})
+        for task in [*self._running, *self._leaving.values()]:
+            task.cancel()
+
+    def _not_own(self, key: str) -> None:
+        if key == OWN:
+            raise Refusal(
+                "invalid_request",
+                f"the key {OWN} is for the model that the process was started with, which only a new process replaces: "
+                "choose another key",
+            )
+
+
+def weight_bytes(config: WorkerConfig) -> int:
+    """The size of a model's weights on disk, downloaded first where the hub has them. Raises a StartupFailure."""
+    folder: Path = source.resolve(config.model)
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _refusal(failure: StartupFailure) -> Refusal:
+    wrong = isinstance(failure, ConfigurationFailure)
+    return Refusal("invalid_request" if wrong else "unavailable", failure.sentence)
+
+
+async def _until(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
