@@ -296,7 +296,7 @@ def save_distilbert(folder: Path, **settings: Any) -> Path:
     """DistilBERT: no types, another name for each size."""
     import transformers
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": len(BERT_VOCABULARY),
         "dim": 32,
         "n_layers": 3,

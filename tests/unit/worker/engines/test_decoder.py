@@ -11,7 +11,6 @@ import torch
 from rerank_api.worker_config import ModelSource, WorkerConfig
 from rerank_worker.engine import Engine, EngineUnsupported, Pair, torch_decoder, torch_padded
 from rerank_worker.loading import model, prompts
-
 from unit.worker.engines import checkpoints
 
 QUERY = "where do cats sleep?"

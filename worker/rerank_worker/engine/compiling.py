@@ -1,0 +1,178 @@
+"""torch.compile beside serving: layers are compiled in a thread of their own and serve from the next batch on.
+
+Until then, and whenever compiled code does not fit an input or fails, the same layers run as they are. The engine's
+thread never compiles: a shape that has no compiled code runs eagerly. What is compiled is kept in
+TORCHINDUCTOR_CACHE_DIR, where that is set. Nothing here waits for the compiler, and no start-up does.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from rerank_api.reranker import Compile
+
+from rerank_worker.engine import EngineLost, EngineOutOfMemory
+from rerank_worker.engine.torch_errors import TorchErrors
+from rerank_worker.failures import ConfigurationFailure
+
+log = logging.getLogger(__name__)
+
+DELAY = 1.0
+"""Seconds after the start before compiling begins: the requests that woke the worker come first."""
+
+CODE_VERSIONS = 64
+"""Compiled versions of one layer's code, of all models of the process; torch's own limit is 8."""
+
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""Largest difference of a logit between compiled and eager, absolute and relative; in half precision it is 5e-2."""
+
+
+class Compiler:
+    """Turns an engine's layers into ones that switch to compiled code when that is ready.
+
+    ``wrap`` or ``wrap_layers`` once, set ``synthetic``, then ``start``; the engine passes each batch through ``run``.
+    ``synthetic`` returns functions that compute a made-up batch each, through the wrapped layers, and return its
+    scores: one for each kind of shapes that torch compiles apart (a single pair; several; with and without a mask).
+    """
+
+    def __init__(self, asked: Compile, device: str, backend: Any = "inductor", delay: float = DELAY) -> None:
+        """Raises ConfigurationFailure where ``asked`` is always and nothing can be compiled here."""
+        self.synthetic: Callable[[], Sequence[Callable[[], torch.Tensor]]] | None = None
+        self.failures = 0
+        """Compilations and compiled batches that failed; scores came from the eager layers."""
+        self._enabled = asked == "always" or (asked == "auto" and device == "cuda")
+        self._device = device
+        self._backend = backend
+        self._delay = delay
+        self._state = "pending" if self._enabled else "never"
+        self._mode = threading.local()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        if asked == "always" and backend == "inductor":
+            check_compiler(device)
+
+    @property
+    def status(self) -> str:
+        """never, pending, ready, or failed with the reason."""
+        return self._state
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, which must be compilable and whose compiled code serves once it is ready."""
+        if not self._enabled:
+            return function
+        compiling = torch.compile(function, dynamic=True, backend=self._backend)
+        # Uses code that was compiled, and never compiles.
+        compiled = torch._dynamo.run(function)
+
+        def switching(*args: Any, **kwargs: Any) -> Any:
+            mode = getattr(self._mode, "value", None)
+            if mode is None:
+                return function(*args, **kwargs)
+            return (compiled if mode == "run" else compiling)(*args, **kwargs)
+
+        return switching
+
+    def wrap_layers(self, layers: Iterable[torch.nn.Module]) -> None:
+        """Wrap modules in place: where ``Module.compile`` would put compiled code."""
+        if self._enabled:
+            for layer in layers:
+                layer._compiled_call_impl = self.wrap(layer.forward)
+
+    def start(self) -> None:
+        """Begin to compile, in a thread; at most once, and not at all where the spec does not ask for it."""
+        if self._enabled and self._thread is None and self.synthetic is not None:
+            self._thread = threading.Thread(target=self._compile, name="compile", daemon=True)
+            self._thread.start()
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """``function(*args)`` for one batch, compiled where that is ready; a batch never mixes the two.
+
+        Raises what the eager layers raise, and memory and device errors of compiled ones.
+        """
+        if self._state == "ready":
+            self._mode.value = "run"
+            try:
+                with TorchErrors():
+                    return function(*args)
+            except (EngineOutOfMemory, EngineLost):
+                raise
+            except Exception as error:
+                self._fail("a compiled batch failed", error)
+            finally:
+                self._mode.value = None
+        return function(*args)
+
+    def wait(self, seconds: float) -> str:
+        """The status when compiling has ended, or ``seconds`` have passed."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+        return self._state
+
+    def close(self) -> None:
+        """Stop after the batch that is being compiled."""
+        self._stop.set()
+
+    def _compile(self) -> None:
+        if self._stop.wait(self._delay):
+            return
+        started = time.monotonic()
+        try:
+            settings: Any = torch._dynamo.config
+            settings.recompile_limit = max(settings.recompile_limit, CODE_VERSIONS)
+            # The state of a thread is part of what compiled code is checked for: it must be the engine thread's.
+            with torch.inference_mode():
+                if self._device == "cuda":
+                    with torch.cuda.stream(torch.cuda.Stream()):
+                        self._warm_up()
+                else:
+                    self._warm_up()
+        except Exception as error:
+            self._fail("compiling failed", error)
+            return
+        if not self._stop.is_set():
+            self._state = "ready"
+            log.info("compiled", extra={"fields": {"seconds": round(time.monotonic() - started, 1)}})
+
+    def _warm_up(self) -> None:
+        assert self.synthetic is not None
+        for batch in self.synthetic():
+            if self._stop.is_set():
+                return
+            expected = batch()
+            self._mode.value = "compile"
+            found = batch()
+            self._mode.value = None
+            tolerance = _TOLERANCE.get(expected.dtype, 5e-2)
+            if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
+                raise RuntimeError(f"compiled scores differ by {(found - expected).abs().max().item():.3g}")
+
+    def _fail(self, what: str, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
+        self.failures += 1
+        self._state = f"failed: {reason}"
+        log.warning("%s, eager layers serve", what, extra={"fields": {"error": reason}})
+
+
+def check_compiler(device: str) -> None:
+    """Raise ConfigurationFailure unless torch can compile for ``device`` on this machine."""
+    if device == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise ConfigurationFailure(
+                "spec.runtime.compile is always, but Triton does not work on this node: set it to auto or never"
+            )
+        return
+    from torch._inductor import config
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        raise ConfigurationFailure(
+            "spec.runtime.compile is always, but the worker's image has no C++ compiler, which torch needs on a CPU "
+            f"({', '.join(name for name in config.cpp.cxx if name)}): set it to auto or never, or use an image with g++"
+        ) from error
