@@ -84,7 +84,7 @@ class Journal:
         for name, value in facts.items():
             if self._found is not None and self._found.source.get(name) != value:
                 what = name.replace("_", " ")
-                raise ConfigurationFailure(f"the {what} is not what this run was begun with: {RESTART}")
+                raise ConfigurationFailure(f"this run was begun with another {what}: {RESTART}")
         self._source |= facts
 
     def begin(self) -> None:

@@ -133,7 +133,7 @@ def _run(
         query_field=arguments.query_field,
         document_field=arguments.document_field,
         score_field=arguments.score_field,
-        raw_scores=arguments.raw_scores,
+        **{"choice of raw scores": arguments.raw_scores},
     )
     progress.show("loading the model", now=True)
     threads = arguments.threads or available_cores()
@@ -149,7 +149,7 @@ def _run(
             max_length=loaded.policy.max_length,
             activation=loaded.activation,
             temperature=config.temperature,
-            long_documents=[config.long_documents, config.chunk_pooling],
+            **{"choice for long documents": [config.long_documents, config.chunk_pooling]},
         )
         journal.begin()
         if journal.done.rows:
