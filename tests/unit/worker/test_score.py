@@ -385,7 +385,7 @@ def test_parquet_can_be_read_from_any_row(tmp_path: Path, monkeypatch: pytest.Mo
 def test_chunks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(score, "CHUNK_PAIRS", 10)
     monkeypatch.setattr(score, "CHUNK_CHARACTERS", 1000)
-    content = [Row(1, "q", ["d"] * 12, False), *(Row(n, "q", ["d"], True) for n in range(2, 8))]
+    content: list[Row | Bad] = [Row(1, "q", ["d"] * 12, False), *(Row(n, "q", ["d"], True) for n in range(2, 8))]
     content += [Row(8, "q", ["d" * 2000], True), Row(9, "q", ["d"], True), Bad(10, "bad")]
     found = list(score._chunks(((row, Place(row.number, row.number)) for row in content), Place(), 4))
     assert [len(chunk.rows) for chunk in found] == [1, 4, 3, 2]

@@ -162,18 +162,12 @@ def _verify(folder: Path, config: WorkerConfig, known: Mapping[str, str]) -> dic
 
 
 def _load(config: WorkerConfig, folder: Path, threads: int, quick: bool, parts: _Parts) -> Loaded:
-    # From here on everything is local: a library that wants the network is wrong.
-    source.go_offline()
-    verify.check_files(folder)
-    model_config = verify.read_json(folder, "config.json")
-    architecture = verify.check_config(model_config, verify.read_json(folder, "tokenizer_config.json"))
-    own = settings.check_sentence_transformers(folder, architecture)
-    activation = settings.choose_activation(config.activation, model_config, own)
-
+    model_config, architecture, activation = _read(config, folder)
     with parts.timed("import"):
         import_libraries(threads)
     before = memory.taken()
-    engine, tokenizer, policy, facts = _build(config, folder, model_config, architecture, threads, quick, parts)
+    checkpoint, tokenizer = _checkpoint(config, folder, model_config, architecture, threads, parts)
+    engine, policy, facts = _build(config, checkpoint, tokenizer, quick, parts)
     return Loaded(
         engine=engine,
         tokenizer=tokenizer,
@@ -196,26 +190,63 @@ def _load(config: WorkerConfig, folder: Path, threads: int, quick: bool, parts: 
     )
 
 
-def _build(
+def open_checkpoint(config: WorkerConfig, threads: int) -> tuple[Checkpoint, PairTokenizer, ChosenActivation]:
+    """The model that ``config`` asks for before an engine is built of it: what measuring engines begins with.
+
+    Raises a StartupFailure.
+    """
+    check_ranges(config)
+    folder = source.resolve(config.model)
+    model_config, architecture, activation = _read(config, folder)
+    import_libraries(threads)
+    return *_checkpoint(config, folder, model_config, architecture, threads, _Parts()), activation
+
+
+def _read(config: WorkerConfig, folder: Path) -> tuple[dict[str, Any], str, ChosenActivation]:
+    """config.json, the architecture and the activation, of a model that may be loaded."""
+    # From here on everything is local: a library that wants the network is wrong.
+    source.go_offline()
+    verify.check_files(folder)
+    model_config = verify.read_json(folder, "config.json")
+    architecture = verify.check_config(model_config, verify.read_json(folder, "tokenizer_config.json"))
+    own = settings.check_sentence_transformers(folder, architecture)
+    return model_config, architecture, settings.choose_activation(config.activation, model_config, own)
+
+
+@contextmanager
+def _told(folder: Path) -> Generator[None]:
+    """What libraries raise while they load the model in ``folder``, as a StartupFailure."""
+    from rerank_worker.engine.torch_errors import is_out_of_memory
+
+    try:
+        yield
+    except StartupFailure:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise out_of_memory("loading the model", str(error).splitlines()[0]) from error
+        if is_of_the_machine(error):
+            raise EnvironmentFailure(f"cannot read the model in {folder}: {type(error).__name__}: {error}") from error
+        raise ConfigurationFailure(
+            f"spec.model.uri: the model in {folder} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _checkpoint(
     config: WorkerConfig,
     folder: Path,
     model_config: dict[str, Any],
     architecture: str,
     threads: int,
-    quick: bool,
     parts: _Parts,
-) -> tuple[Engine, PairTokenizer, Policy, dict[str, Any]]:
-    import torch
+) -> tuple[Checkpoint, PairTokenizer]:
     import transformers
 
     from rerank_worker.engine import device as devices
-    from rerank_worker.engine import select
-    from rerank_worker.engine.torch_errors import is_out_of_memory
 
     device = devices.probe_device(config.device)
     precision = devices.probe_precision(config.precision, device)
-
-    try:
+    with _told(folder):
         with parts.timed("read"):
             reference: Any = transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
@@ -243,25 +274,28 @@ def _build(
             if prompt is None
             else prompts.pair_tokenizer(reference, prompt, max_length)
         )
+    return checkpoint, tokenizer
+
+
+def _build(
+    config: WorkerConfig, checkpoint: Checkpoint, tokenizer: PairTokenizer, quick: bool, parts: _Parts
+) -> tuple[Engine, Policy, dict[str, Any]]:
+    import torch
+    import transformers
+
+    from rerank_worker.engine import select
+
+    device, precision = checkpoint.device, checkpoint.precision
+    with _told(checkpoint.folder):
         sample = capacity.Sample.of(checkpoint, tokenizer)
         with parts.timed("build"):
             selected = select.choose(config.backend, checkpoint, None if quick else sample)
-    except StartupFailure:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise out_of_memory("loading the model", str(error).splitlines()[0]) from error
-        if is_of_the_machine(error):
-            raise EnvironmentFailure(f"cannot read the model in {folder}: {type(error).__name__}: {error}") from error
-        raise ConfigurationFailure(
-            f"spec.model.uri: the model in {folder} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
     checkpoint.release()
     engine = selected.engine
     policy = Policy(
         max_tokens=config.max_batch_tokens or capacity.DEFAULT_BUDGETS[device, engine.padded],
         bucket=config.length_bucket,
-        max_length=max_length,
+        max_length=checkpoint.max_length,
         max_delay=config.max_delay_seconds,
     )
     with parts.timed("warmUp"):
@@ -272,14 +306,13 @@ def _build(
     policy = replace(policy, max_tokens=measured.max_batch_tokens)
     return (
         engine,
-        tokenizer,
         policy,
         {
             "engine": engine.name,
             "device": device,
             "deviceName": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "precision": precision,
-            "threads": threads,
+            "threads": checkpoint.threads,
             "tokensPerSecond": None if measured.tokens_per_second is None else round(measured.tokens_per_second, 1),
             "bytesPerToken": None if measured.bytes_per_token is None else round(measured.bytes_per_token, 1),
             "enginesCompared": dict(selected.speeds),
