@@ -323,6 +323,12 @@ def best(trials: Sequence[Trial]) -> Trial:
     return min(good, key=lambda trial: trial.budget)
 
 
+def policy_for(checkpoint: Checkpoint, padded: bool, max_tokens: int) -> Policy:
+    """How batches of ``max_tokens`` are cut for an engine whose batches are ``padded``, or not."""
+    del padded
+    return Policy(max_tokens, checkpoint.length_bucket, checkpoint.max_length, 0.0)
+
+
 def cut(pairs: Sequence[Pair], policy: Policy) -> list[list[Pair]]:
     """``pairs`` in the batches that serving would make of them when all had come in one request."""
     backlog: Backlog[None] = Backlog()

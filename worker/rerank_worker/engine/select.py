@@ -7,12 +7,11 @@ import importlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import median
 
 from rerank_api.reranker import Backend
 
-from rerank_worker.batching import Policy
 from rerank_worker.engine import Engine, EngineLost, EngineUnsupported, Pair, capacity
 from rerank_worker.failures import ConfigurationFailure
 from rerank_worker.loading.checkpoint import Checkpoint
@@ -92,8 +91,7 @@ def choose(
         )
     if len(built) == 1 or sample is None:
         return Selected(built[0], {}, reasons)
-    policy = Policy(0, checkpoint.length_bucket, checkpoint.max_length, 0.0)
-    speeds = compare(built, policy, sample, seconds, checkpoint)
+    speeds = compare(built, sample, seconds, checkpoint)
     winner = fastest(speeds)
     log.info("engines compared", extra={"fields": {"chosen": winner, "tokens_per_second": speeds}})
     for engine in built:
@@ -104,7 +102,6 @@ def choose(
 
 def compare(
     engines: Sequence[Engine],
-    policy: Policy,
     sample: capacity.Sample,
     seconds: float,
     checkpoint: Checkpoint,
@@ -122,13 +119,10 @@ def compare(
     # Two rounds in what is left of the time, if all are as fast as with a pair alone.
     slowest = min((speeds[engine.name][0] for engine in running), default=0.0)
     pairs = sample.pairs(int(slowest * seconds / 2 / len(engines)))
-    batches = {
-        engine.name: capacity.cut(
-            pairs,
-            replace(policy, max_tokens=capacity.DEFAULT_BUDGETS[checkpoint.device, engine.padded]),
-        )
-        for engine in running
-    }
+    batches = {}
+    for engine in running:
+        budget = capacity.DEFAULT_BUDGETS[checkpoint.device, engine.padded]
+        batches[engine.name] = capacity.cut(pairs, capacity.policy_for(checkpoint, engine.padded, budget))
     while len(running) > 1 and pairs:
         before = clock()
         for engine in running:

@@ -1,0 +1,323 @@
+"""Every engine, precision and batch size on the same pairs, in turn, again and again: what ``tune`` measures.
+
+Times are wall-clock, of scoring all pairs once. Engines take turns within a round, so that whatever else the machine
+does meets all of them. Nothing here prints.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Literal
+
+from rerank_worker import memory
+from rerank_worker.batching import padded_length
+from rerank_worker.engine import Engine, EngineLost, EngineOutOfMemory, EngineUnsupported, Pair, capacity, select
+from rerank_worker.engine.device import ChosenPrecision, choose_precision
+from rerank_worker.failures import StartupFailure
+from rerank_worker.loading.checkpoint import Checkpoint
+
+ROUNDS = 5
+"""Times that everything is measured, where the time allows."""
+
+BATCH_SIZES = (8, 16, 32, 64)
+BUDGETS = {
+    "cpu": (512, 1_024, 2_048, 4_096, 8_192, 16_384),
+    "cuda": (2_048, 4_096, 8_192, 16_384, 32_768, 65_536, 131_072),
+}
+PRECISIONS: dict[str, tuple[ChosenPrecision, ...]] = {
+    "cpu": ("float32", "bfloat16", "int8"),
+    "cuda": ("float32", "float16", "bfloat16", "float8"),
+}
+
+FIRST_ROUND = 2
+"""The first round may take so many times the time there is, before what is left of it is given up."""
+
+COMPILE_SECONDS = 300.0
+"""Longest wait for compiled layers, before an engine is measured as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How pairs are put into batches: ``size`` pairs of like length, or as many as have ``size`` tokens together."""
+
+    unit: Literal["pairs", "tokens"]
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.size:,} {self.unit}"
+
+
+@dataclass(slots=True)
+class Contender:
+    """An engine at a precision. ``reason``: why it does not serve here; None while it does.
+
+    ``difference``: largest one of a final score to float32's; ``quality``: nDCG@10 of its ranking of the quality
+    sample, where it was measured.
+    """
+
+    name: str
+    precision: ChosenPrecision
+    reason: str | None = None
+    load_seconds: float | None = None
+    difference: float | None = None
+    quality: float | None = None
+
+
+@dataclass(slots=True)
+class Trial:
+    """``seconds`` of each repeat; ``padding``: tokens computed only to fill batches up, over the real ones."""
+
+    contender: Contender
+    way: Way
+    pairs: int
+    tokens: int
+    batches: int
+    padding: float
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def settled(self) -> list[float]:
+        """Without the first repeat, which allocates and warms caches, where there are enough."""
+        return self.seconds[1:] if len(self.seconds) > 2 else self.seconds
+
+    @property
+    def median(self) -> float:
+        return median(self.settled)
+
+    @property
+    def spread(self) -> float:
+        """Slowest less fastest, over the median."""
+        return (max(self.settled) - min(self.settled)) / self.median
+
+    @property
+    def pairs_per_second(self) -> float:
+        return self.pairs / self.median
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.median
+
+
+@dataclass(slots=True)
+class Measured:
+    """What was found out so far; filled while measuring, so that an interrupted run has it too."""
+
+    contenders: list[Contender] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    interleaved: bool = True
+    """Whether all engines were in memory together and took turns."""
+    unmeasured: int = 0
+    """Combinations that there was no time for."""
+
+
+def batches_of(pairs: Sequence[Pair], way: Way, checkpoint: Checkpoint, padded: bool) -> list[list[Pair]]:
+    """``pairs`` in the batches of ``way``; longest first, as serving has them."""
+    if way.unit == "tokens":
+        return capacity.cut(pairs, capacity.policy_for(checkpoint, padded, way.size))
+    ordered = sorted(pairs, key=len, reverse=True)
+    return [ordered[start : start + way.size] for start in range(0, len(ordered), way.size)]
+
+
+def plans(
+    pairs: Sequence[Pair], ways: Sequence[Way], checkpoint: Checkpoint, padded: bool
+) -> dict[Way, list[list[Pair]]]:
+    """The batches of each of ``ways``, but for ways that make those of an earlier one of their kind once more."""
+    seen = []
+    chosen = {}
+    for way in ways:
+        batches = batches_of(pairs, way, checkpoint, padded)
+        shape = (way.unit, [len(batch) for batch in batches])
+        if shape not in seen:
+            seen.append(shape)
+            chosen[way] = batches
+    return chosen
+
+
+def padding_of(batches: Sequence[Sequence[Pair]], checkpoint: Checkpoint) -> float:
+    """Tokens that fill padded ``batches`` up, over the real ones."""
+    real = sum(len(pair) for batch in batches for pair in batch)
+    computed = sum(
+        len(batch) * padded_length(max(map(len, batch)), checkpoint.length_bucket, checkpoint.max_length)
+        for batch in batches
+    )
+    return computed / real - 1
+
+
+def measure(
+    checkpoint: Checkpoint,
+    pairs: Sequence[Pair],
+    engines: Sequence[str],
+    precisions: Sequence[ChosenPrecision],
+    ways: Sequence[Way],
+    seconds: float,
+    finish: Callable[[Sequence[float]], list[float]],
+    quality: Callable[[Engine], float] | None,
+    tell: Callable[[str], None],
+    found: Measured,
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
+    """Measure everything into ``found`` for about ``seconds``, or up to FIRST_ROUND times that for a first round.
+
+    ``finish``: logits to final scores; ``quality``: of an engine of reduced precision. Raises EngineLost, and
+    KeyboardInterrupt when it is interrupted.
+    """
+    for name in engines:
+        found.contenders += [Contender(name, precision) for precision in precisions]
+    found.interleaved = _fit_together(checkpoint, len(found.contenders))
+    groups = [found.contenders] if found.interleaved else [[contender] for contender in found.contenders]
+    reference: list[float] | None = None
+    for group in groups:
+        built: list[tuple[Contender, Engine]] = []
+        try:
+            for contender in group:
+                tell(f"loading {contender.name} in {contender.precision}")
+                engine = _build(contender, checkpoint, pairs, clock)
+                if engine is not None:
+                    built.append((contender, engine))
+            _wait_until_compiled(built, tell, clock)
+            for contender, engine in built:
+                scores = _scores(contender, engine, pairs, checkpoint, finish)
+                if reference is None and contender.precision == "float32":
+                    # float32 comes first, so what is compared comes after it.
+                    reference = scores
+                _judge(contender, engine, scores, reference, quality)
+            serving = [(contender, engine) for contender, engine in built if contender.reason is None]
+            _race(serving, checkpoint, pairs, ways, seconds / len(groups), tell, found, clock)
+        finally:
+            for _, engine in built:
+                engine.close()
+            built.clear()
+            checkpoint.release()
+            memory.give_back()
+
+
+def _build(
+    contender: Contender, checkpoint: Checkpoint, pairs: Sequence[Pair], clock: Callable[[], float]
+) -> Engine | None:
+    """The engine, when it can score a pair; else its reason is set."""
+    started = clock()
+    engine: Engine | None = None
+    try:
+        choose_precision(contender.precision, checkpoint.device)
+        engine = select.build(contender.name, checkpoint.at(contender.precision))
+        logits = engine.collect(engine.compute(engine.prepare(pairs[:1])))
+        if not all(map(math.isfinite, logits)):
+            contender.reason = f"its scores are not finite numbers in {contender.precision}"
+    except (EngineUnsupported, StartupFailure) as reason:
+        contender.reason = str(reason)
+    except EngineLost:
+        raise
+    except Exception as error:
+        contender.reason = f"{type(error).__name__}: {error}"
+    if contender.reason is None:
+        contender.load_seconds = clock() - started
+        return engine
+    if engine is not None:
+        engine.close()
+    return None
+
+
+def _fit_together(checkpoint: Checkpoint, contenders: int) -> bool:
+    """Whether as many engines can be in memory, each counted with the weights on disk twice (the module it is made of
+    may be float32)."""
+    weights = sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors"))
+    return 2 * weights * contenders <= memory.default_limit() - memory.taken()
+
+
+def _wait_until_compiled(
+    built: Sequence[tuple[Contender, Engine]], tell: Callable[[str], None], clock: Callable[[], float]
+) -> None:
+    deadline = clock() + COMPILE_SECONDS
+    for contender, engine in built:
+        compiler: Any = getattr(engine, "compiler", None)
+        while compiler is not None and compiler.status == "pending" and clock() < deadline:
+            tell(f"compiling {contender.name} in {contender.precision}")
+            time.sleep(0.2)
+
+
+def _scores(
+    contender: Contender,
+    engine: Engine,
+    pairs: Sequence[Pair],
+    checkpoint: Checkpoint,
+    finish: Callable[[Sequence[float]], list[float]],
+) -> list[float]:
+    """Final scores of ``pairs`` in order; empty, with the reason set, when the engine fails."""
+    scores: list[float] = []
+    try:
+        for batch in _in_order(pairs, capacity.DEFAULT_BUDGETS[checkpoint.device, True]):
+            scores += finish(engine.collect(engine.compute(engine.prepare(batch))))
+    except EngineLost:
+        raise
+    except Exception as error:
+        contender.reason = f"{type(error).__name__}: {error}"
+        return []
+    return scores
+
+
+def _in_order(pairs: Sequence[Pair], tokens: int) -> Iterator[Sequence[Pair]]:
+    size = max(1, tokens // max(map(len, pairs)))
+    for start in range(0, len(pairs), size):
+        yield pairs[start : start + size]
+
+
+def _judge(
+    contender: Contender,
+    engine: Engine,
+    scores: Sequence[float],
+    reference: Sequence[float] | None,
+    quality: Callable[[Engine], float] | None,
+) -> None:
+    """How good the engine's scores are; a failure is its reason."""
+    if contender.reason is None and not all(map(math.isfinite, scores)):
+        contender.reason = f"its scores are not finite numbers in {contender.precision}"
+    if contender.reason is not None:
+        return
+    if reference is not None:
+        contender.difference = max(abs(own - exact) for own, exact in zip(scores, reference, strict=True))
+    if contender.precision != "float32" and quality is not None:
+        contender.quality = quality(engine)
+
+
+def _race(
+    serving: Sequence[tuple[Contender, Engine]],
+    checkpoint: Checkpoint,
+    pairs: Sequence[Pair],
+    ways: Sequence[Way],
+    seconds: float,
+    tell: Callable[[str], None],
+    found: Measured,
+    clock: Callable[[], float],
+) -> None:
+    """All of ``serving`` in turn, until the time is over."""
+    tokens = sum(map(len, pairs))
+    planned = {padded: plans(pairs, ways, checkpoint, padded) for padded in {engine.padded for _, engine in serving}}
+    lanes: list[tuple[Trial, Engine, list[list[Pair]]]] = []
+    for way in ways:
+        for contender, engine in serving:
+            batches = planned[engine.padded].get(way)
+            if batches is None:
+                continue
+            padding = padding_of(batches, checkpoint) if engine.padded else 0.0
+            lanes.append((Trial(contender, way, len(pairs), tokens, len(batches), padding), engine, batches))
+    started = clock()
+    too_large: set[int] = set()
+    for number in range(ROUNDS):
+        for index, (trial, engine, batches) in enumerate(lanes):
+            spent = clock() - started
+            if spent > (seconds if number > 0 else FIRST_ROUND * seconds):
+                found.unmeasured += len(lanes) - index if number == 0 else 0
+                return
+            if index in too_large:
+                continue
+            name = f"{trial.contender.name} {trial.contender.precision}, {trial.way}"
+            tell(f"round {number + 1} of at most {ROUNDS}, {index + 1}/{len(lanes)}: {name}")
+            try:
+                trial.seconds.append(capacity.run(engine, batches, clock))
+            except EngineOutOfMemory:
+                too_large.add(index)
+                continue
+            if len(trial.seconds) == 1:
+                found.trials.append(trial)

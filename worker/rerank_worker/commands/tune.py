@@ -1,0 +1,381 @@
+"""``rerank-worker tune``: what is fastest for this model on this machine, as a table and as settings to paste.
+
+Decisions (what to recommend and why) are functions of what ``trials`` measured. Never prints a query or a document.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rerank_api.reranker import Backend
+from rerank_api.worker_config import WorkerConfig
+
+from rerank_worker.commands import trials
+from rerank_worker.commands.options import INTERRUPTED, Progress, add_model, config_of
+from rerank_worker.commands.rows import Bad, Fields, JsonLines, Place, format_of
+from rerank_worker.commands.trials import Contender, Measured, Trial, Way
+from rerank_worker.engine import Pair, capacity, select
+from rerank_worker.engine.device import ChosenPrecision, available_cores
+from rerank_worker.failures import ConfigurationFailure
+from rerank_worker.loading.checkpoint import Checkpoint
+from rerank_worker.loading.model import open_checkpoint
+from rerank_worker.server.serving import final_scores
+from rerank_worker.tokenization import PairTokenizer
+
+MAX_PAIRS = 10_000
+"""Of a file: measuring takes a part of a day otherwise, and the text of all is in memory."""
+
+BACKENDS: dict[str, Backend] = {"onnxruntime": "onnx", "openvino": "openvino"}
+"""spec.runtime.backend of engines that are not torch's."""
+
+REDUCED_GAIN = 1.1
+"""A precision below float32, or an engine that needs an export, must be so many times as fast to be worth it."""
+
+QUALITY_FLOOR = 0.99
+"""Least nDCG@10 of a reduced precision; spec.runtime.qualityFloor's default."""
+
+LARGEST_DIFFERENCE = 0.05
+"""Of a final score to float32's, where the quality was not measured."""
+
+_EXAMPLES = """\
+examples:
+  rerank-worker tune --model ./model
+  rerank-worker tune --model ./model --pairs mine.jsonl --seconds 300 --json > tuned.json
+  rerank-worker tune --model ./model --engines torch-flat torch-padded --precisions float32 --documents 100
+
+Without --pairs the documents are random tokens of the model's own vocabulary, with lengths as real ones have them
+(log-normal, 110 tokens a pair on average). A file for --pairs is what the command score takes: JSON lines of
+{"query": "...", "document": "..."}. Ctrl-C ends it with what was measured so far. Run it on a machine that does nothing
+else, with the cores that the worker will have.
+
+exit codes: 0 done; 64 the options, the file or the model are wrong; 71 memory or device; 130 interrupted.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to ``commands``, the subparsers of rerank-worker."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "tune",
+        help="measure engines, precisions and batch sizes for a model on this machine",
+        description="Measure every engine, precision and batch size for a model here, and recommend settings.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--documents", type=int, help="candidates to score (default: 50, or all of --pairs)")
+    parser.add_argument("--pairs", type=Path, help="a .jsonl file of your own pairs, instead of synthetic ones")
+    parser.add_argument("--engines", nargs="+", choices=sorted(select.ENGINES), help="default: all")
+    known = sorted({precision for found in trials.PRECISIONS.values() for precision in found})
+    parser.add_argument("--precisions", nargs="+", choices=known, help="default: those the device may gain from")
+    parser.add_argument("--seconds", type=float, default=120.0, help="about how long to measure (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
+    add_model(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and print; the exit code. Raises a StartupFailure."""
+    if arguments.documents is not None and arguments.documents < 1:
+        raise ConfigurationFailure("--documents is less than 1")
+    if arguments.seconds <= 0:
+        raise ConfigurationFailure("--seconds must be more than 0")
+    # What a contender cannot do is in the table, not between its lines.
+    logging.getLogger("rerank_worker").setLevel(logging.ERROR)
+    config = config_of(arguments)
+    progress = Progress()
+    found = Measured()
+    interrupted = False
+    try:
+        progress.show("reading the model", now=True)
+        checkpoint, tokenizer, activation = open_checkpoint(config, arguments.threads or available_cores())
+        pairs = _pairs(arguments, checkpoint, tokenizer)
+        ways = [Way("pairs", size) for size in trials.BATCH_SIZES]
+        ways += [Way("tokens", size) for size in trials.BUDGETS[checkpoint.device]]
+        try:
+            trials.measure(
+                checkpoint,
+                pairs,
+                arguments.engines or list(select.ENGINES),
+                _float32_first(arguments.precisions or trials.PRECISIONS[checkpoint.device]),
+                ways,
+                arguments.seconds,
+                lambda logits: final_scores(logits, config.temperature, activation),
+                None,
+                progress.show,
+                found,
+            )
+        except KeyboardInterrupt:
+            interrupted = True
+    except KeyboardInterrupt:
+        progress.end()
+        print("interrupted before anything was measured", file=sys.stderr)
+        return INTERRUPTED
+    progress.end()
+    report = as_json if arguments.json else as_text
+    print(report(found, config, checkpoint, pairs, interrupted))
+    return INTERRUPTED if interrupted else 0
+
+
+def _float32_first(precisions: Sequence[ChosenPrecision]) -> list[ChosenPrecision]:
+    return sorted(set(precisions), key=lambda precision: (precision != "float32", list(precisions).index(precision)))
+
+
+def _pairs(arguments: argparse.Namespace, checkpoint: Checkpoint, tokenizer: PairTokenizer) -> list[Pair]:
+    """What to score. Raises ConfigurationFailure when a file has none, or a row of it is bad."""
+    if arguments.pairs is None:
+        return capacity.Sample.of(checkpoint, tokenizer).documents(arguments.documents or 50)
+    path: Path = arguments.pairs
+    if not path.is_file():
+        raise ConfigurationFailure(f"--pairs {path} is no file")
+    if format_of(path, "--pairs") != "jsonl":
+        raise ConfigurationFailure(f"--pairs {path} must be JSON lines (.jsonl)")
+    most = min(arguments.documents or MAX_PAIRS, MAX_PAIRS)
+    pairs: list[Pair] = []
+    for row, _ in JsonLines(path, Fields("query", "document", "")).rows(Place()):
+        if isinstance(row, Bad):
+            raise ConfigurationFailure(f"--pairs {path}, line {row.number}: {row.reason}")
+        query = tokenizer.query(row.query)
+        if tokenizer.room(query) < 1:
+            raise ConfigurationFailure(f"--pairs {path}, line {row.number}: the query leaves no room for a document")
+        pairs += [tokenizer.pair(query, document)[0] for document in tokenizer.documents(row.documents)]
+        if len(pairs) >= most:
+            break
+    if not pairs:
+        raise ConfigurationFailure(f"--pairs {path} has no pairs")
+    return pairs[:most]
+
+
+def acceptable(contender: Contender) -> bool:
+    """Whether its scores are near enough to float32's."""
+    if contender.precision == "float32":
+        return True
+    if contender.quality is not None:
+        return contender.quality >= QUALITY_FLOOR
+    return contender.difference is not None and contender.difference <= LARGEST_DIFFERENCE
+
+
+def recommend(measured: Sequence[Trial]) -> tuple[Trial, str] | None:
+    """The trial whose settings to use, and why; None where no token budget was measured.
+
+    The plain choice is torch in float32; anything else must be faster by more than it costs to have. Of budgets that
+    are equally fast the smallest is taken, which keeps others waiting for the shortest time.
+    """
+    usable = [trial for trial in measured if trial.way.unit == "tokens" and acceptable(trial.contender)]
+    if not usable:
+        return None
+
+    def best(of: Sequence[Trial]) -> Trial:
+        fastest = max(trial.pairs_per_second for trial in of)
+        near = [trial for trial in of if trial.pairs_per_second >= fastest * (1 - capacity.SAME_SPEED)]
+        return min(near, key=lambda trial: (trial.way.size, -trial.pairs_per_second))
+
+    def plain(trial: Trial) -> bool:
+        return trial.contender.precision == "float32" and trial.contender.name not in BACKENDS
+
+    chosen = best(usable)
+    plainest = [trial for trial in usable if plain(trial)]
+    if not plainest:
+        return chosen, f"{_name(chosen)} is the fastest that was measured ({_speed(chosen)})"
+    usual = best(plainest)
+    gain = chosen.pairs_per_second / usual.pairs_per_second
+    if plain(chosen):
+        return chosen, f"{_name(chosen)} is the fastest ({_speed(chosen)}), and nothing cheaper is as good"
+    if gain < REDUCED_GAIN:
+        return usual, (
+            f"{_name(usual)} ({_speed(usual)}) is as fast as {_name(chosen)} but for {max(gain - 1, 0):.0%}, which is "
+            "not worth its cost in scores or in starting"
+        )
+    return chosen, (
+        f"{_name(chosen)} ({_speed(chosen)}) is {gain:.2f} times as fast as {_name(usual)} ({_speed(usual)})"
+        + _price(chosen.contender)
+    )
+
+
+def _price(contender: Contender) -> str:
+    if contender.precision == "float32":
+        return ", with the same scores"
+    if contender.quality is not None:
+        return f", with an nDCG@10 of {contender.quality:.4f} where float32's ranking is 1"
+    return f", with scores at most {contender.difference:.4f} from float32's"
+
+
+def best_batch_size(measured: Sequence[Trial]) -> Trial | None:
+    """The fastest of the batch sizes counted in pairs."""
+    counted = [trial for trial in measured if trial.way.unit == "pairs" and acceptable(trial.contender)]
+    return max(counted, key=lambda trial: trial.pairs_per_second, default=None)
+
+
+def settings(trial: Trial, config: WorkerConfig, checkpoint: Checkpoint) -> str:
+    """The spec of a Reranker that serves as ``trial`` did: YAML."""
+    lines = ["spec:"]
+    if config.max_length is not None:
+        lines += ["  model:", f"    maxLength: {config.max_length}"]
+    lines += [
+        "  runtime:",
+        f"    device: {checkpoint.device}",
+        f"    backend: {BACKENDS.get(trial.contender.name, 'torch')}",
+        f"    precision: {trial.contender.precision}",
+        "  batching:",
+        f"    maxBatchTokens: {trial.way.size}",
+        f"    lengthBucket: {checkpoint.length_bucket}",
+    ]
+    return "\n".join(lines)
+
+
+def as_text(
+    found: Measured, config: WorkerConfig, checkpoint: Checkpoint, pairs: Sequence[Pair], interrupted: bool
+) -> str:
+    """Tables and a recommendation, for people."""
+    tokens = sum(map(len, pairs))
+    parts = [
+        f"{len(pairs)} pairs, {tokens} tokens ({tokens / len(pairs):.0f} a pair), {checkpoint.architecture} on "
+        f"{checkpoint.device} with {checkpoint.threads} threads"
+    ]
+    rows = [
+        [
+            trial.contender.name,
+            trial.contender.precision,
+            str(trial.way),
+            f"{trial.batches}",
+            f"{1000 * trial.median:.1f}",
+            f"{trial.spread:.0%}" if len(trial.settled) > 1 else "",
+            f"{trial.pairs_per_second:.1f}",
+            f"{trial.tokens_per_second:.0f}",
+            f"{trial.padding:.0%}",
+        ]
+        for trial in found.trials
+    ]
+    head = ["engine", "precision", "batches of", "batches", "ms", "spread", "pairs/s", "tokens/s", "padding"]
+    if rows:
+        parts.append(_table(head, rows, left=3))
+    serving = [contender for contender in found.contenders if contender.load_seconds is not None]
+    if serving:
+        head = ["engine", "precision", "load s", "score difference", "nDCG@10"]
+        parts.append(
+            _table(
+                head,
+                [
+                    [
+                        contender.name,
+                        contender.precision,
+                        f"{contender.load_seconds:.2f}",
+                        "" if contender.difference is None else f"{contender.difference:.2g}",
+                        "" if contender.quality is None else f"{contender.quality:.4f}",
+                    ]
+                    for contender in serving
+                ],
+                left=2,
+            )
+        )
+    refused = [contender for contender in found.contenders if contender.reason is not None]
+    if refused:
+        told = [f"  {contender.name} {contender.precision}: {contender.reason}" for contender in refused]
+        parts.append("\n".join(["not served here:", *told]))
+    parts += _notes(found, interrupted)
+    size = best_batch_size(found.trials)
+    if size is not None:
+        parts.append(
+            f"Of batch sizes {', '.join(map(str, trials.BATCH_SIZES))}, {size.way.size} is the fastest: "
+            f"{1000 * size.median:.1f} ms for {len(pairs)} pairs ({_name(size)})."
+        )
+    recommended = recommend(found.trials)
+    if recommended is not None:
+        trial, why = recommended
+        parts += [f"Recommended: {why}.", settings(trial, config, checkpoint)]
+    return "\n\n".join(parts)
+
+
+def _notes(found: Measured, interrupted: bool) -> list[str]:
+    notes = []
+    if interrupted:
+        notes.append("Interrupted: this is what was measured until then.")
+    if found.unmeasured:
+        notes.append(f"{found.unmeasured} combinations were not measured: raise --seconds, or name fewer --engines.")
+    if not found.interleaved:
+        notes.append("The engines do not fit into memory together: each was measured by itself, one after the other.")
+    return notes
+
+
+def as_json(
+    found: Measured, config: WorkerConfig, checkpoint: Checkpoint, pairs: Sequence[Pair], interrupted: bool
+) -> str:
+    """The same for programs."""
+    recommended = recommend(found.trials)
+    size = best_batch_size(found.trials)
+    content = {
+        "model": checkpoint.folder.name,
+        "architecture": checkpoint.architecture,
+        "device": checkpoint.device,
+        "threads": checkpoint.threads,
+        "maxLength": checkpoint.max_length,
+        "lengthBucket": checkpoint.length_bucket,
+        "pairs": len(pairs),
+        "tokens": sum(map(len, pairs)),
+        "interrupted": interrupted,
+        "interleaved": found.interleaved,
+        "unmeasured": found.unmeasured,
+        "engines": [
+            {
+                "engine": contender.name,
+                "precision": contender.precision,
+                "reason": contender.reason,
+                "loadSeconds": contender.load_seconds,
+                "scoreDifference": contender.difference,
+                "ndcg10": contender.quality,
+            }
+            for contender in found.contenders
+        ],
+        "trials": [
+            {
+                "engine": trial.contender.name,
+                "precision": trial.contender.precision,
+                "unit": trial.way.unit,
+                "size": trial.way.size,
+                "batches": trial.batches,
+                "padding": trial.padding,
+                "seconds": trial.seconds,
+                "medianSeconds": trial.median,
+                "spread": trial.spread,
+                "pairsPerSecond": trial.pairs_per_second,
+                "tokensPerSecond": trial.tokens_per_second,
+            }
+            for trial in found.trials
+        ],
+        "fastestBatchSize": None if size is None else size.way.size,
+        "recommended": None
+        if recommended is None
+        else {
+            "engine": recommended[0].contender.name,
+            "precision": recommended[0].contender.precision,
+            "maxBatchTokens": recommended[0].way.size,
+            "tokensPerSecond": recommended[0].tokens_per_second,
+            "reason": recommended[1],
+            "yaml": settings(recommended[0], config, checkpoint),
+        },
+    }
+    return json.dumps(content, indent=2)
+
+
+def _name(trial: Trial) -> str:
+    return f"{trial.contender.name} in {trial.contender.precision} with batches of {trial.way}"
+
+
+def _speed(trial: Trial) -> str:
+    return f"{trial.pairs_per_second:.1f} pairs/s"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    """Columns as wide as they need; the first ``left`` are texts, the others numbers."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for row in itertools.chain([head], rows):
+        cells = [
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
