@@ -12,7 +12,7 @@ from rerank_api.reranker import Activation, Backend, ChunkPooling, Compile, Devi
 from rerank_api.worker_config import WorkerConfig
 
 from rerank_worker import logs
-from rerank_worker.commands import score
+from rerank_worker.commands import score, tune
 from rerank_worker.engine.device import available_cores
 from rerank_worker.failures import ConfigurationFailure, StartupFailure, report, unexpected
 from rerank_worker.loading.model import Loaded, check_ranges, load, stand_by
@@ -86,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--compile", choices=get_args(Compile), help="default: auto")
     model.add_argument("--quality-floor", type=float, help="least nDCG@10 of int8 and float8 (default: 0.99)")
     score.add_parser(commands)
+    tune.add_parser(commands)
     return top
 
 
