@@ -19,14 +19,15 @@ from rerank_worker.loading.checkpoint import Checkpoint
 log = logging.getLogger(__name__)
 
 ENGINES = {
+    "torch-flat": "rerank_worker.engine.torch_flat",
     "torch-padded": "rerank_worker.engine.torch_padded",
     "torch-decoder": "rerank_worker.engine.torch_decoder",
 }
 """Modules with a ``build(checkpoint)``, by the engine's name."""
 
 _BACKENDS: dict[Backend, tuple[str, ...]] = {
-    "auto": ("torch-padded", "torch-decoder"),
-    "torch": ("torch-padded", "torch-decoder"),
+    "auto": ("torch-flat", "torch-padded", "torch-decoder"),
+    "torch": ("torch-flat", "torch-padded", "torch-decoder"),
 }
 """The preferred first: it is taken where nothing is measured, and when another one is not clearly faster."""
 
