@@ -1,24 +1,30 @@
 """The engine thread: loads the model, cuts batches, computes them, hands scores back. It alone touches the device.
 
-Every request that is accepted is finished exactly once, with scores or with an error, whatever happens to the engine:
-an engine that raises fails its batch, one that dies or stalls makes the thread unhealthy and fails everything that
-waits. Callbacks run in this thread (or in the one that calls ``fail_all``) and must only hand over.
+Every request that is accepted is finished exactly once, with scores or with an error, whatever happens to the engine
+(only one that is abandoned is not): an engine that raises fails its batch, one that dies or stalls makes the thread
+unhealthy and fails everything that waits. Callbacks run in this thread (or in the one that calls ``submit`` or
+``fail_all``) and must only hand over. What goes when is decided elsewhere: batching, measured, turns.
 """
 
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+from rerank_api.wire import Priority
 
 from rerank_worker.batching import Backlog, Policy, Slot, halves
-from rerank_worker.engine import EngineLost, EngineOutOfMemory, Pair
+from rerank_worker.engine import Engine, EngineLost, EngineOutOfMemory, Pair
 from rerank_worker.failures import StartupFailure, unexpected
 from rerank_worker.loading.model import Loaded
+from rerank_worker.measured import BatchTimes, Budget, Company, stall_limit
 from rerank_worker.metrics import Metrics
+from rerank_worker.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +48,16 @@ Outcome: TypeAlias = list[float] | Failed
 
 @dataclass(slots=True)
 class Work:
-    """One request's pairs; ``finish`` is called once, with one logit a pair or with why there are none."""
+    """One request's pairs; ``finish`` is called once, with one logit a pair or with why there are none.
+
+    ``deadline``: of time.monotonic(). ``priority``: as in wire.HEADER_PRIORITY. The other fields are the engine
+    thread's own.
+    """
 
     pairs: Sequence[Pair]
     deadline: float
     finish: Callable[[Outcome], None]
+    priority: Priority = "normal"
     logits: list[float] = field(default_factory=list)
     pending: int = 0
     arrived: float = 0.0
@@ -54,20 +65,66 @@ class Work:
     done: bool = False
 
 
-class EngineThread:
-    """``build`` loads the model, in the thread. ``stall_limit``: seconds that one batch may take before the thread
-    counts as stalled."""
+@dataclass(slots=True)
+class _Flight:
+    """A batch that was started. One of ``output``, ``no_memory`` and ``failure`` (the error's kind) says what came."""
 
-    def __init__(self, build: Callable[[], Loaded], metrics: Metrics, stall_limit: float = 60.0) -> None:
+    batch: Sequence[tuple[Work, Slot]]
+    launched: float
+    output: Any = None
+    no_memory: str | None = None
+    failure: str | None = None
+
+    def failed(self) -> bool:
+        return self.no_memory is not None or self.failure is not None
+
+
+class EngineThread:
+    """``build`` loads the model, in the thread, which closes the engine when it ends.
+
+    ``stall_limit``: seconds that a batch may take at least before the thread counts as stalled; one that takes long by
+    what was measured gets longer. ``turns``: shared by the threads whose models share a device, so that one computes at
+    a time. ``model``: the model's key, for the metrics.
+
+    An engine with ``asynchronous = True`` computes while the host goes on: while much waits, it is given the next batch
+    before it is asked for the scores of the one before.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], Loaded],
+        metrics: Metrics,
+        stall_limit: float = 60.0,
+        *,
+        turns: Turns | None = None,
+        model: str = "default",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._build = build
         self._metrics = metrics
-        self._stall_limit = stall_limit
+        self._stall_floor = stall_limit
+        self._turns = turns or Turns()
+        self._model = model
+        self._clock = clock
+        # What the lock guards.
         self._changed = threading.Condition()
+        self._changes = 0
         self._backlog: Backlog[Work] = Backlog()
-        self._running: list[Work] = []
-        self._coming = 0
+        self._company = Company()
+        self._flights: deque[_Flight] = deque()
         self._stopping = False
-        self._beat = time.monotonic()
+        self._closed: str | None = None
+        # What only the engine thread writes.
+        self._engine: Engine | None = None
+        self._policy: Policy | None = None
+        self._budget = Budget(0, 0)
+        self._times = BatchTimes()
+        self._seen = 0
+        self._free_since = 0.0
+        self._failed_batches = 0
+        self._in_line = False
+        self._beat = clock()
+        self._stall_limit = stall_limit
         self._lost: str | None = None
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self.loaded: Future[Loaded] = Future()
@@ -79,7 +136,7 @@ class EngineThread:
         """Ask the thread to end once nothing waits; whether it did within ``timeout`` seconds."""
         with self._changed:
             self._stopping = True
-            self._changed.notify_all()
+            self._notify()
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -91,38 +148,42 @@ class EngineThread:
             return None
         if not self._thread.is_alive():
             return "the engine thread has ended"
-        silent = time.monotonic() - self._beat
-        if silent > self._stall_limit:
-            return f"the engine has been busy with one batch for {silent:.0f} s (limit {self._stall_limit:.0f} s)"
+        silent, limit = self._clock() - self._beat, self._stall_limit
+        if silent > limit:
+            return f"the engine has been busy with one batch for {silent:.0f} s (limit {limit:.0f} s)"
         return None
 
     @contextmanager
     def expecting(self) -> Generator[None]:
         """Says that a request is being tokenized: a batch may wait for it, within the policy's max_delay."""
+        who = object()
         with self._changed:
-            self._coming += 1
+            self._company.begin(who, self._clock())
         try:
             yield
         finally:
             with self._changed:
-                self._coming -= 1
-                self._changed.notify_all()
+                self._company.end(who, self._clock())
+                self._notify()
 
     def submit(self, work: Work) -> int:
-        """Queue ``work`` (at least one pair); the ticket is for ``abandon``."""
+        """Queue ``work`` (at least one pair); the ticket is for ``abandon``. Where the thread has ended, ``work`` is
+        finished at once."""
         work.logits = [0.0] * len(work.pairs)
         work.pending = len(work.pairs)
-        work.arrived = time.monotonic()
+        work.arrived = self._clock()
+        lengths = [len(pair) for pair in work.pairs]
         with self._changed:
-            ticket = self._backlog.add(work, [len(pair) for pair in work.pairs], work.arrived, work.deadline)
-            self._changed.notify_all()
+            ticket = self._backlog.add(work, lengths, work.arrived, work.deadline, work.priority)
+            closed = self._closed
+            self._notify()
         # The thread may have died between the caller's check and now, with nobody left to answer.
-        if (why := self.unhealthy()) is not None:
+        if (why := closed or self.unhealthy()) is not None:
             self.fail_all(why)
         return ticket
 
     def abandon(self, ticket: int) -> bool:
-        """Drop what nobody waits for any more; whether any of it was still waiting."""
+        """Drop what nobody waits for any more; whether any of it was still waiting (``finish`` is then not called)."""
         with self._changed:
             work = self._backlog.remove(ticket)
             if work is not None:
@@ -132,11 +193,17 @@ class EngineThread:
     def fail_all(self, why: str) -> None:
         """Answer everything that waits or runs with an error."""
         with self._changed:
-            orphans = self._backlog.clear() + self._running
-            self._running = []
-            failed = [work for work in orphans if self._end(work)]
+            orphans = self._backlog.clear() + [work for flight in self._flights for work, _ in flight.batch]
+            failed = [work for work in orphans if _end(work)]
         for work in failed:
-            work.finish(Failed("unavailable", why))
+            _answer(work, Failed("unavailable", why))
+
+    def _notify(self) -> None:
+        """Wake the thread; the lock is held."""
+        self._changes += 1
+        self._changed.notify_all()
+
+    # The thread.
 
     def _main(self) -> None:
         try:
@@ -148,139 +215,248 @@ class EngineThread:
             log.exception("loading failed")
             self.loaded.set_exception(unexpected(error))
             return
-        self._beat = time.monotonic()
+        self.begin(loaded)
         self.loaded.set_result(loaded)
         try:
-            self._serve(loaded)
+            while (wait := self.step()) is not None:
+                if wait > 0:
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._changes != self._seen, wait)
         except BaseException as error:
             # Said in the log and in /healthz; there is no caller to raise to.
             self._lost = f"the engine stopped: {type(error).__name__}: {error}"
             log.exception("the engine thread died")
         finally:
-            self.fail_all(self._lost or "the worker is shutting down")
+            with self._changed:
+                self._closed = self._lost or "the worker is shutting down"
+            self.fail_all(self._closed)
+            self._leave_line()
+            _close(loaded.engine)
+            self._engine = None
 
-    def _serve(self, loaded: Loaded) -> None:
-        policy = loaded.policy
-        failed_batches = 0
-        while True:
-            self._beat = time.monotonic()
-            batch = self._next_batch(policy)
-            if batch is None:
-                return
-            if not batch:
-                continue
-            self._beat = time.monotonic()
-            try:
-                policy = self._run(loaded, policy, batch)
-                failed_batches = 0
-            except EngineLost:
-                raise
-            except Exception as error:
-                failed_batches += 1
-                log.exception("a batch failed", extra={"fields": {"pairs": len(batch), "in_a_row": failed_batches}})
-                self._fail(batch, Failed("internal", f"scoring failed: {type(error).__name__}"))
-                if failed_batches >= MAX_FAILED_BATCHES:
-                    raise EngineLost(f"{failed_batches} batches failed one after the other: {error}") from error
+    def begin(self, loaded: Loaded) -> None:
+        """Take over what was built; the thread does, before its first ``step``."""
+        self._engine = loaded.engine
+        self._policy = replace(loaded.policy, padded=loaded.engine.padded)
+        self._budget = Budget(loaded.policy.max_tokens, loaded.policy.max_tokens)
+        self._metrics.batch_budget.labels(self._model).set(self._budget.tokens)
+        if (capacity := loaded.info.get("tokensPerSecond")) is not None:
+            self._metrics.capacity.labels(self._model).set(capacity)
+        self._beat = self._free_since = self._clock()
 
-    def _next_batch(self, policy: Policy) -> list[tuple[Work, Slot]] | None:
-        """A batch; an empty one when it is time for a sign of life; None to end."""
+    def step(self) -> float | None:
+        """Do what there is to do now; seconds until there may be more, if nobody notifies before (None: never again).
+
+        Waits for the device, and for a turn at it, only.
+        """
+        assert self._engine is not None
+        assert self._policy is not None
+        engine, policy = self._engine, self._policy
+        self._beat = now = self._clock()
+        self._drop_late(now)
+        if not self._flights:
+            self._stall_limit = self._stall_floor
+            with self._changed:
+                self._seen = self._changes
+                if not self._backlog:
+                    # Others may use the device: whoever joins for nothing keeps them waiting.
+                    self._leave_line()
+                    return None if self._stopping else IDLE_BEAT
+                company = float("inf") if self._stopping else self._company.expected(now)
+                wait = self._backlog.due(policy, now, company, self._times.saved()) - now
+            # In line for the device is waiting enough; and whose turn it is must not let the others wait for company.
+            if wait > 0 and not self._in_line:
+                return min(wait, IDLE_BEAT)
+            self._in_line = True
+            if not self._turns.wait(self, IDLE_BEAT) or not self._launch(engine, policy):
+                return 0.0
+        flight = self._flights[0]
+        if getattr(engine, "asynchronous", False) and not flight.failed() and self._much_waits(policy):
+            self._launch(engine, policy)
+        self._land(engine, flight)
         with self._changed:
-            free_since = time.monotonic()
-            while True:
-                now = time.monotonic()
-                late = [work for work in self._backlog.expire(now) if self._end(work)]
-                if late:
-                    break
-                if self._backlog:
-                    due = self._backlog.due(policy, self._coming > 0 and not self._stopping)
-                    if due <= now:
-                        batch = self._backlog.take(policy)
-                        self._running = list({id(work): work for work, _ in batch}.values())
-                        self._metrics.batch_wait.observe(now - max(free_since, min(w.arrived for w in self._running)))
-                        return batch
-                    self._changed.wait(min(due - now, IDLE_BEAT))
-                elif self._stopping:
-                    return None
-                elif now - free_since >= IDLE_BEAT:
-                    return []
-                else:
-                    self._changed.wait(IDLE_BEAT)
-        for work in late:
-            self._metrics.dropped.labels("deadline").inc()
-            work.finish(Failed("deadline", "the deadline came before the scores"))
-        return []
+            self._flights.popleft()
+        self._free_since = self._clock()
+        if not self._flights:
+            self._leave_line()
+        return 0.0
 
-    def _run(self, loaded: Loaded, policy: Policy, batch: Sequence[tuple[Work, Slot]]) -> Policy:
-        """Compute a batch, in halves where it does not fit; the policy to go on with."""
-        started = time.monotonic()
-        for work, _ in batch:
+    def _leave_line(self) -> None:
+        if self._in_line:
+            self._turns.leave(self)
+            self._in_line = False
+
+    def _much_waits(self, policy: Policy) -> bool:
+        """Whether a full batch waits, so that company is not worth waiting for, and no other model does."""
+        return self._backlog.tokens >= policy.max_tokens and not self._turns.others_wait()
+
+    def _drop_late(self, now: float) -> None:
+        with self._changed:
+            late = [work for work in self._backlog.expire(now, self._times.fastest()) if _end(work)]
+        for work in late:
+            if work.deadline <= now:
+                self._metrics.dropped.labels("deadline").inc()
+                _answer(work, Failed("deadline", "the deadline came before the scores"))
+            else:
+                self._metrics.dropped.labels("unreachable").inc()
+                seconds = work.deadline - now
+                message = f"{work.pending} pairs cannot be scored within the {seconds:.3f} s that are left"
+                _answer(work, Failed("deadline", message))
+
+    def _launch(self, engine: Engine, policy: Policy) -> bool:
+        """Start the next batch; whether there was one."""
+        with self._changed:
+            batch = self._backlog.take(policy)
+            if not batch:
+                # Abandoned since it was looked for.
+                return False
+            now = self._clock()
+            flight = _Flight(batch, now)
+            self._flights.append(flight)
+        works = {id(work): work for work, _ in batch}.values()
+        if len(self._flights) == 1:
+            self._metrics.batch_wait.observe(now - max(self._free_since, min(work.arrived for work in works)))
+        for work in works:
             if not work.started:
                 work.started = True
-                self._metrics.queue_time.observe(started - work.arrived)
-        engine = loaded.engine
-        try:
-            logits = engine.collect(engine.compute(engine.prepare([work.pairs[slot.index] for work, slot in batch])))
-        except EngineOutOfMemory as error:
-            why = str(error)
-        else:
-            self._observe(policy, batch, time.monotonic() - started)
+                self._metrics.queue_time.labels(work.priority).observe(now - work.arrived)
+        self._compute(engine, policy, flight)
+        return True
+
+    def _compute(self, engine: Engine, policy: Policy, flight: _Flight) -> None:
+        lengths = [slot.tokens for _, slot in flight.batch]
+        cost = policy.cost(lengths)
+        # Before the first sign of life, so that the limit of the batch before is never held against this one.
+        limit = stall_limit(self._stall_floor, self._times.seconds(cost), cost / policy.max_length)
+        self._stall_limit = max(limit, self._stall_limit) if len(self._flights) > 1 else limit
+        self._beat = self._clock()
+        pairs = [work.pairs[slot.index] for work, slot in flight.batch]
+        flight.output = _attempt(flight, lambda: engine.compute(engine.prepare(pairs)))
+
+    def _land(self, engine: Engine, flight: _Flight) -> None:
+        """Wait for a batch and hand its scores back; in halves, one after the other, where it does not fit."""
+        batch = flight.batch
+        assert self._policy is not None
+        logits: list[float] | None = None
+        if not flight.failed():
+            logits = _attempt(flight, lambda: _checked(engine.collect(flight.output), len(batch)))
+        flight.output = None
+        if logits is not None:
+            self._failed_batches = 0
+            self._observe(self._policy, batch, self._clock() - max(flight.launched, self._free_since))
             self._deliver(batch, logits)
-            return policy
-        # Outside of the except clause: the error's traceback keeps everything alive that the batch had allocated.
-        if len(batch) == 1:
-            log.error("one pair does not fit into memory", extra={"fields": {"tokens": batch[0][1].tokens}})
-            message = f"out of memory scoring one pair of {batch[0][1].tokens} tokens: lower spec.model.maxLength"
+        elif flight.no_memory is None:
+            self._failed_batches += 1
+            self._fail(batch, Failed("internal", f"scoring failed: {flight.failure}"))
+            if self._failed_batches >= MAX_FAILED_BATCHES:
+                raise EngineLost(f"{self._failed_batches} batches failed one after the other: {flight.failure}")
+        elif len(batch) == 1:
+            tokens = batch[0][1].tokens
+            log.error("one pair does not fit into memory", extra={"fields": {"tokens": tokens}})
+            message = f"out of memory scoring one pair of {tokens} tokens: lower spec.model.maxLength"
             self._fail(batch, Failed("internal", message))
-            return policy
-        self._metrics.out_of_memory_recoveries.inc()
-        # Never more than before: the longest pair may be above the budget.
-        smaller = replace(policy, max_tokens=min(policy.max_tokens, max(policy.max_length, policy.max_tokens // 2)))
-        log.warning(
-            "a batch did not fit into memory: splitting it",
-            extra={"fields": {"pairs": len(batch), "max_batch_tokens": smaller.max_tokens, "error": why}},
-        )
-        for half in halves(batch):
-            self._beat = time.monotonic()
-            smaller = self._run(loaded, smaller, half)
-        return smaller
+        else:
+            self._metrics.out_of_memory_recoveries.inc()
+            self._set_budget(self._budget.out_of_memory(self._policy.cost([slot.tokens for _, slot in batch])))
+            log.warning(
+                "a batch did not fit into memory: splitting it",
+                extra={
+                    "fields": {
+                        "pairs": len(batch),
+                        "max_batch_tokens": self._budget.tokens,
+                        "error": flight.no_memory,
+                    }
+                },
+            )
+            for half in halves(batch):
+                part = _Flight(half, self._clock())
+                self._compute(engine, self._policy, part)
+                self._land(engine, part)
+
+    def _set_budget(self, budget: Budget) -> None:
+        assert self._policy is not None
+        if budget.tokens != self._budget.tokens:
+            self._policy = replace(self._policy, max_tokens=budget.tokens)
+            self._metrics.batch_budget.labels(self._model).set(budget.tokens)
+        self._budget = budget
 
     def _observe(self, policy: Policy, batch: Sequence[tuple[Work, Slot]], seconds: float) -> None:
         metrics = self._metrics
-        tokens = sum(slot.tokens for _, slot in batch)
-        padded = len(batch) * policy.padded(max(slot.tokens for _, slot in batch))
+        lengths = [slot.tokens for _, slot in batch]
+        tokens, cost = sum(lengths), policy.cost(lengths)
+        self._times.add(cost, tokens, seconds, policy.max_tokens)
+        self._set_budget(self._budget.fitted(cost))
         metrics.pairs.inc(len(batch))
         metrics.tokens.inc(tokens)
-        metrics.padding_tokens.inc(padded - tokens)
+        metrics.padding_tokens.inc(cost - tokens)
+        metrics.pair_tokens.observe(lengths)
         metrics.batch_pairs.observe(len(batch))
-        metrics.batch_tokens.observe(padded)
+        metrics.batch_tokens.observe(cost)
         metrics.batch_requests.observe(len({slot.ticket for _, slot in batch}))
         metrics.engine_time.observe(seconds)
 
     def _deliver(self, batch: Sequence[tuple[Work, Slot]], logits: Sequence[float]) -> None:
-        if len(logits) != len(batch):
-            raise ValueError(f"the engine gave {len(logits)} scores for {len(batch)} pairs")
         finished = []
         with self._changed:
             for (work, slot), logit in zip(batch, logits, strict=True):
                 work.logits[slot.index] = logit
                 work.pending -= 1
-                if work.pending == 0 and self._end(work):
+                if work.pending == 0 and _end(work):
                     finished.append(work)
         for work in finished:
-            work.finish(work.logits)
+            _answer(work, work.logits)
 
     def _fail(self, batch: Sequence[tuple[Work, Slot]], failed: Failed) -> None:
         """End every request with a pair in ``batch``, the rest of its pairs included."""
         with self._changed:
             for ticket in {slot.ticket for _, slot in batch}:
                 self._backlog.remove(ticket)
-            ended = [work for work, _ in batch if self._end(work)]
+            ended = [work for work, _ in batch if _end(work)]
         for work in ended:
-            work.finish(failed)
+            _answer(work, failed)
 
-    def _end(self, work: Work) -> bool:
-        """Marks ``work`` as finished; whether it was not yet."""
-        if work.done:
-            return False
-        work.done = True
-        return True
+
+def _end(work: Work) -> bool:
+    """Marks ``work`` as finished, under the lock; whether it was not yet."""
+    if work.done:
+        return False
+    work.done = True
+    return True
+
+
+def _answer(work: Work, outcome: Outcome) -> None:
+    try:
+        work.finish(outcome)
+    except Exception:
+        # One request's callback must not end another's batch.
+        log.exception("handing over a request's outcome failed")
+
+
+def _attempt(flight: _Flight, step: Callable[[], Any]) -> Any:
+    """What ``step`` gives; None when it fails, and ``flight`` says how. Raises EngineLost.
+
+    Nothing keeps the error: its traceback keeps everything alive that the batch had allocated.
+    """
+    try:
+        return step()
+    except EngineLost:
+        raise
+    except EngineOutOfMemory as error:
+        flight.no_memory = str(error)
+    except Exception as error:
+        flight.failure = type(error).__name__
+        log.exception("a batch failed", extra={"fields": {"pairs": len(flight.batch)}})
+    return None
+
+
+def _checked(logits: list[float], pairs: int) -> list[float]:
+    if len(logits) != pairs:
+        raise ValueError(f"the engine gave {len(logits)} scores for {pairs} pairs")
+    return logits
+
+
+def _close(engine: Engine) -> None:
+    try:
+        engine.close()
+    except Exception:
+        log.exception("closing the engine failed")

@@ -472,7 +472,7 @@ async def test_info_and_metrics(serve: Serve) -> None:
         "rerank_worker_batch_pairs_sum 2.0",
         "rerank_worker_batch_tokens_sum 16.0",
         "rerank_worker_waiting_tokens 0.0",
-        "rerank_worker_queue_time_seconds_count 1.0",
+        'rerank_worker_queue_time_seconds_count{priority="normal"} 1.0',
         "rerank_worker_engine_time_seconds_count 1.0",
     ):
         assert line in text.splitlines()
@@ -524,5 +524,5 @@ async def test_after_a_storm_nothing_is_left_behind(serve: Serve) -> None:
     await until(lambda: worker.metric("rerank_worker_requests_in_flight") == 0)
     assert worker.metric("rerank_worker_waiting_tokens") == 0
     assert worker.thread._backlog.tokens == 0
-    assert worker.thread._coming == 0
+    assert len(worker.thread._company) == 0
     assert (await worker.score(OK))[0] == 200
