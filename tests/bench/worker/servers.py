@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import workload
-
-BENCH = workload.ROOT / ".state" / "bench"
+ROOT = Path(__file__).resolve().parents[3]
+BENCH = ROOT / ".state" / "bench"
 BARE = Path(__file__).parent / "peers" / "bare.py"
 START_TIMEOUT = 300.0
 STOP_TIMEOUT = 20.0
