@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,21 +27,20 @@ DELAY = 1.0
 CODE_VERSIONS = 64
 """Compiled versions of one layer's code, of all models of the process; torch's own limit is 8."""
 
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Largest difference of a logit between compiled and eager, absolute and relative; in half precision it is 5e-2."""
-
 
 class Compiler:
     """Turns an engine's layers into ones that switch to compiled code when that is ready.
 
     ``wrap`` or ``wrap_layers`` once, set ``synthetic``, then ``start``; the engine passes each batch through ``run``.
-    ``synthetic`` returns functions that compute a made-up batch each, through the wrapped layers, and return its
-    scores: one for each kind of shapes that torch compiles apart (a single pair; several; with and without a mask).
+    ``synthetic`` makes inputs as the engine does and returns functions that compute them through the wrapped layers,
+    each a batch, to its scores: one for each kind of shapes that torch compiles apart (``lengths_to_compile``).
     """
 
     def __init__(self, asked: Compile, device: str, backend: Any = "inductor", delay: float = DELAY) -> None:
         """Raises ConfigurationFailure where ``asked`` is always and nothing can be compiled here."""
         self.synthetic: Callable[[], Sequence[Callable[[], torch.Tensor]]] | None = None
+        self.tolerance = 1e-3
+        """Largest difference of a compiled score, absolute and relative; for half precision it should be larger."""
         self.failures = 0
         """Compilations and compiled batches that failed; scores came from the eager layers."""
         self._enabled = asked == "always" or (asked == "auto" and device == "cuda")
@@ -122,13 +122,8 @@ class Compiler:
         try:
             settings: Any = torch._dynamo.config
             settings.recompile_limit = max(settings.recompile_limit, CODE_VERSIONS)
-            # The state of a thread is part of what compiled code is checked for: it must be the engine thread's.
-            with torch.inference_mode():
-                if self._device == "cuda":
-                    with torch.cuda.stream(torch.cuda.Stream()):
-                        self._warm_up()
-                else:
-                    self._warm_up()
+            with torch.cuda.stream(torch.cuda.Stream()) if self._device == "cuda" else nullcontext():
+                self._warm_up()
         except Exception as error:
             self._fail("compiling failed", error)
             return
@@ -138,22 +133,37 @@ class Compiler:
 
     def _warm_up(self) -> None:
         assert self.synthetic is not None
-        for batch in self.synthetic():
-            if self._stop.is_set():
-                return
-            expected = batch()
-            self._mode.value = "compile"
-            found = batch()
-            self._mode.value = None
-            tolerance = _TOLERANCE.get(expected.dtype, 5e-2)
-            if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
-                raise RuntimeError(f"compiled scores differ by {(found - expected).abs().max().item():.3g}")
+        # Inputs made outside of inference mode and computed within it, as the engine thread does: compiled code is
+        # checked for both.
+        batches = self.synthetic()
+        with torch.inference_mode():
+            for batch in batches:
+                if self._stop.is_set():
+                    return
+                expected = batch()
+                self._mode.value = "compile"
+                found = batch()
+                self._mode.value = None
+                if not torch.allclose(found, expected, rtol=self.tolerance, atol=self.tolerance):
+                    raise RuntimeError(f"compiled scores differ by {(found - expected).abs().max().item():.3g}")
 
     def _fail(self, what: str, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
+        # The second line of torch's own errors says what it was.
+        reason = f"{type(error).__name__}: {' '.join(str(error).strip().splitlines()[:2])}"[:300]
         self.failures += 1
         self._state = f"failed: {reason}"
         log.warning("%s, eager layers serve", what, extra={"fields": {"error": reason}})
+
+
+def lengths_to_compile(bucket: int, max_length: int) -> list[list[int]]:
+    """Lengths of the pairs of made-up batches: a single pair; several of one length; several that are padded.
+
+    torch takes a size that equals another one in the graph for the same one, so lengths and numbers are no usual sizes
+    of heads, layers and vectors; lengths that are multiples of 16 and that are not are told apart by some kernels.
+    """
+    odd, even, long = (min(length, max_length) for length in (37, 7 * bucket, 11 * bucket))
+    half = max(1, odd // 2)
+    return [[odd], [even], [odd] * 5, [even] * 5, [even, half, half, half, half], [long, *[half] * 6]]
 
 
 def check_compiler(device: str) -> None:

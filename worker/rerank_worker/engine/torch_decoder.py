@@ -5,16 +5,17 @@ change its score. Of the language-model head only the rows of the answers are ke
 called by two threads at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from rerank_worker.batching import padded_length
 from rerank_worker.engine import EngineUnsupported, Pair
-from rerank_worker.engine.compiling import Compiler
+from rerank_worker.engine.compiling import Compiler, lengths_to_compile
 from rerank_worker.engine.torch_errors import TorchErrors
-from rerank_worker.engine.torch_padded import Pending, collect, host_tensor, pending, pick_device
+from rerank_worker.engine.torch_padded import TOLERANCE, Pending, collect, host_tensor, made_up, pending
 from rerank_worker.loading.checkpoint import Checkpoint
 from rerank_worker.loading.verify import DECODERS
 
@@ -59,10 +60,11 @@ class TorchDecoderEngine:
     ) -> None:
         self._decoder: Any = decoder
         self._rows = rows
-        self._device = pick_device(device)
+        self._device = torch.device(device)
         self._bucket = bucket
         self._max_length = max_length
         self.compiler = compiler
+        compiler.tolerance = TOLERANCE[decoder.dtype]
         compiler.wrap_layers(decoder.layers)
         compiler.synthetic = self._synthetic
 
@@ -101,13 +103,6 @@ class TorchDecoderEngine:
         answers = hidden[torch.arange(len(ids), device=ids.device), last].float() @ self._rows.T
         return answers[:, 0] if answers.shape[1] == 1 else answers[:, 0] - answers[:, 1]
 
-    def _synthetic(self) -> list[Any]:
-        """A batch for each kind of input that is compiled apart: one pair, several."""
-        shapes = ((1, 4 * self._bucket), (3, 2 * self._bucket), (5, 2 * self._bucket + 3))
-        return [
-            lambda rows=rows, width=width: self._forward(
-                torch.zeros((rows, width), dtype=torch.int64, device=self._device),
-                torch.full((rows,), width - 1, dtype=torch.int64, device=self._device),
-            )
-            for rows, width in shapes
-        ]
+    def _synthetic(self) -> list[Callable[[], torch.Tensor]]:
+        batches = [made_up(lengths) for lengths in lengths_to_compile(self._bucket, self._max_length)]
+        return [partial(self._forward, *self.prepare(pairs)) for pairs in batches]

@@ -4,20 +4,25 @@ A transformers module in torch. On CUDA nothing waits before ``collect``: inputs
 while the device computes the batch before. Never called by two threads at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from rerank_worker.batching import padded_length
 from rerank_worker.engine import EngineUnsupported, Pair
-from rerank_worker.engine.compiling import Compiler
+from rerank_worker.engine.compiling import Compiler, lengths_to_compile
 from rerank_worker.engine.torch_errors import TorchErrors
 from rerank_worker.loading.checkpoint import Checkpoint
 from rerank_worker.loading.verify import DECODERS
 
 Pending = tuple[torch.Tensor, Any]
 """Scores on the host, and the CUDA event after which they are there (None: they are)."""
+
+
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Of logits, between compiled and eager layers."""
 
 
 def build(checkpoint: Checkpoint) -> "TorchPaddedEngine":
@@ -54,12 +59,13 @@ class TorchPaddedEngine:
         compiler: Compiler,
     ) -> None:
         self._model: Any = model
-        self._device = pick_device(device)
+        self._device = torch.device(device)
         self._pad = pad_token_id
         self._takes_types = takes_types
         self._bucket = bucket
         self._max_length = max_length
         self.compiler = compiler
+        compiler.tolerance = TOLERANCE[model.dtype]
         compiler.wrap_layers(layers_of(model))
         compiler.synthetic = self._synthetic
 
@@ -104,22 +110,14 @@ class TorchPaddedEngine:
     def _forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return self._model(**inputs).logits[:, 0].float()
 
-    def _synthetic(self) -> list[Any]:
-        """A batch for each kind of input that is compiled apart: one pair; several with and without padding."""
-        batches = []
-        for rows, width, padded in (
-            (1, 4 * self._bucket, False),
-            (3, 2 * self._bucket, False),
-            (3, 2 * self._bucket, True),
-            (5, 3 * self._bucket, True),
-        ):
-            ids = torch.full((rows, width), self._pad + 1, dtype=torch.int64, device=self._device)
-            values = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-            if padded:
-                values["attention_mask"][1:, width // 2 :] = 0
-            inputs = {name: values[name] for name in self._names(padded)}
-            batches.append(lambda inputs=inputs: self._forward(inputs))
-        return batches
+    def _synthetic(self) -> list[Callable[[], torch.Tensor]]:
+        batches = [made_up(lengths) for lengths in lengths_to_compile(self._bucket, self._max_length)]
+        return [partial(self._forward, self.prepare(pairs)) for pairs in batches]
+
+
+def made_up(lengths: Sequence[int]) -> list[Pair]:
+    """Pairs of ``lengths`` tokens, of no meaning."""
+    return [Pair([row + 2] * length, [0] * length) for row, length in enumerate(lengths)]
 
 
 def layers_of(model: Any) -> list[torch.nn.Module]:
@@ -128,10 +126,6 @@ def layers_of(model: Any) -> list[torch.nn.Module]:
     if not lists:
         return [model]
     return list(max(lists, key=lambda found: sum(parameter.numel() for parameter in found.parameters())))
-
-
-def pick_device(device: str) -> torch.device:
-    return torch.device(device)
 
 
 def host_tensor(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
