@@ -163,13 +163,15 @@ Serve = Callable[..., Coroutine[Any, Any, Running]]
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Starts servers; ``ready=False`` does not wait for the model."""
+    """Starts servers; ``ready=False`` does not wait for the model, ``standby`` starts without one."""
     started: list[Running] = []
 
     async def start(
         engine: ObedientEngine | None = None,
         *,
         build: Callable[[], Loaded] | None = None,
+        load: Callable[[WorkerConfig], Loaded] | None = None,
+        standby: bool = False,
         policy: dict[str, Any] | None = None,
         options: dict[str, Any] | None = None,
         ready: bool = True,
@@ -178,9 +180,9 @@ async def serve() -> AsyncIterator[Serve]:
         engine = engine or ObedientEngine()
         defaults: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "threads": 2, "lame_duck": 0.0}
         server = Server(
-            WorkerConfig(model=ModelSource(path="/obedient"), **config),
+            None if standby else WorkerConfig(model=ModelSource(path="/obedient"), **config),
             Options(**defaults | (options or {})),
-            lambda _: build() if build is not None else make_loaded(engine, **(policy or {})),
+            load or (lambda _: build() if build is not None else make_loaded(engine, **(policy or {}))),
         )
         await server.start()
         client = aiohttp.ClientSession(f"http://127.0.0.1:{server.port}")

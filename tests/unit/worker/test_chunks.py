@@ -1,6 +1,7 @@
 """Long documents in chunks: every token is in a chunk, none is too long, and pooling gives one score a document."""
 
 import asyncio
+import itertools
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,7 @@ def test_spans_hold_every_token_that_is_kept_and_none_is_too_long(tokens: int, r
     spans = chunking.spans(tokens, room, from_end)
     assert 1 <= len(spans) <= chunking.MAX_CHUNKS
     assert all(0 <= start <= end <= tokens and end - start <= room for start, end in spans)
-    assert all(after[0] <= before[1] < after[1] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(after[0] <= before[1] < after[1] for before, after in itertools.pairwise(spans))
     kept = min(tokens, chunking.most_tokens(room))
     assert spans[-1][1] - spans[0][0] == kept
     assert (spans[-1][1] == tokens) if from_end else (spans[0][0] == 0)
@@ -60,7 +61,7 @@ def test_chunks_are_pairs_that_overlap(cut_left: bool) -> None:
     parts = [pair.ids[3:-1] for pair in pairs]
     assert all(len(pair.ids) <= MAX_LENGTH and len(pair.types) == len(pair.ids) for pair in pairs)
     joined = parts[0]
-    for before, part in zip(parts, parts[1:], strict=False):
+    for before, part in itertools.pairwise(parts):
         assert before[-7:] == part[:7]
         joined = joined + part[7:]
     assert joined == document

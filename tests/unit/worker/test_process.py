@@ -7,10 +7,12 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import pytest
+
+from .conftest import save_model
 
 T = TypeVar("T")
 
@@ -52,8 +54,76 @@ async def test_from_start_to_sigterm(tiny_bert: Path) -> None:
     assert rest[-1]["message"] == "stopped"
 
 
-async def _post(client: aiohttp.ClientSession, body: object) -> tuple[int, list[float]]:
-    async with client.post("/v1/score", json=body) as response:
+@pytest.mark.timeout(240)
+async def test_a_standing_by_worker_is_given_models_and_gives_their_memory_back(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    big = tmp_path / "big"
+    save_model(big, vocab_size=400_000, hidden_size=64)  # 50 MB in bfloat16, which no file has to be mapped for
+    token = tmp_path / "token"
+    token.write_text("secret")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "rerank_worker", "serve", "--standby", "--port", "0", "--max-model-bytes", "500000000"),
+        env=os.environ | {"RERANK_ADMIN_TOKEN_FILE": str(token), "POD_IP": "127.0.0.1"},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    lines: list[dict[str, Any]] = []
+    try:
+        async with asyncio.timeout(200):
+            while not lines or lines[-1]["message"] != "standing by":
+                line = await process.stderr.readline()
+                assert line, lines
+                lines.append(json.loads(line))
+            port = next(line["port"] for line in lines if line["message"] == "listening")
+            headers = {"Authorization": "Bearer secret"}
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=headers) as client:
+                assert await _status(client, "/readyz") == 200
+                facts = [await _put(client, key, tiny_bert) for key in ("a", "b")]
+                parts = facts[1]["facts"]["loadSecondsOf"]
+                assert {"read", "import", "build", "warmUp", "measure", "verify"} <= parts.keys()
+                body = {"query": "q", "documents": ["some words here", "others"]}
+                scores = [await _post(client, body, f"/v1/models/{key}/score") for key in ("a", "b")]
+                assert scores[0] == scores[1]
+                assert scores[0][0] == 200
+                await _put(client, "c", big, precision="bfloat16")
+                await _delete(client, "c")
+                before = _resident(process.pid)
+                loaded = await _put(client, "c", big, precision="bfloat16")
+                grown = _resident(process.pid)
+                assert grown - before > 40e6
+                assert loaded["memoryBytes"] > 40e6
+                await _delete(client, "c")
+                assert grown - _resident(process.pid) > 40e6
+                assert await _post(client, body, "/v1/models/a/score") == scores[0]
+            process.send_signal(signal.SIGTERM)
+            # Nothing more was said than fits into the pipe.
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def _resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def _put(client: aiohttp.ClientSession, key: str, folder: Path, **settings: str) -> dict[str, Any]:
+    config = {"model": {"path": str(folder)}, "device": "cpu", **settings}
+    async with client.put(f"/v1/models/{key}", json=config) as response:
+        answer = await response.json()
+        assert response.status == 200, answer
+        return answer
+
+
+async def _delete(client: aiohttp.ClientSession, key: str) -> None:
+    async with client.delete(f"/v1/models/{key}") as response:
+        assert response.status == 200, await response.text()
+
+
+async def _post(client: aiohttp.ClientSession, body: object, path: str = "/v1/score") -> tuple[int, list[float]]:
+    async with client.post(path, json=body) as response:
         return response.status, (await response.json())["scores"]
 
 

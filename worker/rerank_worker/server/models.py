@@ -25,6 +25,7 @@ from rerank_worker.metrics import Metrics
 from rerank_worker.scheduler import EngineThread
 from rerank_worker.server.protocol import Refusal
 from rerank_worker.server.serving import Scorer
+from rerank_worker.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,9 @@ DRAIN_SECONDS = 30.0
 STOP_SECONDS = 5.0
 """Seconds that an engine thread gets to end once nothing waits, and that answers get to be sent."""
 
-SMALLEST_SHARE = 4
-"""int8 weights take a quarter of the float32 ones on disk: no model is counted with less than that."""
+LEAST_OF_DISK = {"float16": 2, "bfloat16": 2, "int8": 4, "float8": 4}
+"""A model is counted with at least its bytes on disk (of float32, perhaps) divided by this: weights are mapped into
+memory where they need no conversion, and what was not touched yet does not show in what loading took."""
 
 State = Literal["loading", "ready", "draining", "failed"]
 
@@ -54,7 +56,7 @@ class Limits:
 
 @dataclass(eq=False, slots=True)
 class Model:
-    """``bytes``: its weights on disk until it is loaded, then what loading it took."""
+    """``bytes``: its weights on disk until it is loaded, then what it takes by measurement, or by them if more."""
 
     key: str
     config: WorkerConfig
@@ -126,6 +128,8 @@ class Models:
         self._arriving: Model | None = None
         self._leaving: dict[Model, asyncio.Task[None]] = {}
         self._loads = asyncio.Lock()
+        # All models of a process share one device.
+        self._turns = Turns()
         self._running: set[asyncio.Task[Model]] = set()
         for state in get_args(State):
             metrics.models.labels(state).set_function(partial(self._count, state))
@@ -164,7 +168,8 @@ class Models:
         it from that."""
         assert model.engine is not None
         loaded = await asyncio.wrap_future(model.engine.loaded)
-        model.bytes = max(loaded.info.get("memoryBytes", 0), model.bytes // SMALLEST_SHARE)
+        least = model.bytes // LEAST_OF_DISK.get(loaded.info.get("precision", ""), 1)
+        model.bytes = max(loaded.info.get("memoryBytes", 0), least)
         model.info = loaded.info
         model.scorer = self._scorer(model.config, loaded, model.engine)
         model.state = "ready"
@@ -237,7 +242,8 @@ class Models:
         return new
 
     def _new(self, key: str, config: WorkerConfig, expected: int) -> Model:
-        engine = EngineThread(lambda: self._load_model(config), self._metrics, self._stall_limit)
+        build = partial(self._load_model, config)
+        engine = EngineThread(build, self._metrics, self._stall_limit, turns=self._turns, model=key)
         return Model(key, config, engine, expected)
 
     def _check_room(self, key: str, expected: int) -> None:
@@ -272,23 +278,23 @@ class Models:
             model = self._models.pop(key)
             if model.state == "failed":
                 return
-            leaving = self._leave(model)
-        else:
-            leaving = next((task for model, task in self._leaving.items() if model.key == key), None)
-            if leaving is None:
-                self.get(key)
-                return
-        await asyncio.wait({leaving}, timeout=max(0.0, deadline - time.monotonic()))
-        if not leaving.done():
+            self._leave(model)
+        # One that was swapped, or that somebody else unloads, is waited for too.
+        leaving = {task for model, task in self._leaving.items() if model.key == key}
+        if not leaving:
+            self.get(key)
+            return
+        _, unfinished = await asyncio.wait(leaving, timeout=max(0.0, deadline - time.monotonic()))
+        if unfinished:
             raise Refusal("deadline", "the model still finishes requests, and is unloaded after them: ask again")
-        leaving.result()
+        for task in leaving:
+            task.result()
 
-    def _leave(self, model: Model) -> "asyncio.Task[None]":
+    def _leave(self, model: Model) -> None:
         model.state = "draining"
         task = self._leaving[model] = asyncio.create_task(self._unload(model, DRAIN_SECONDS))
         # Whoever asked may have left: the log has it then.
         task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
-        return task
 
     async def _unload(self, model: Model, drain_seconds: float) -> None:
         await _until(model.idle, drain_seconds)
@@ -304,6 +310,8 @@ class Models:
         del engine
         await asyncio.to_thread(memory.give_back)
         self._leaving.pop(model, None)
+        if model.key not in self._models:
+            self._metrics.forget(model.key)
         log.info("unloaded a model", extra={"fields": {"key": model.key, "bytes": model.bytes}})
 
     def fail_all(self, why: str, models: Iterable[Model] | None = None) -> None:

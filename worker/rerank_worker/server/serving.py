@@ -135,6 +135,7 @@ class Scorer:
         if prepared.counts is not None:
             logits = chunking.pool(logits, prepared.counts, self._config.chunk_pooling)
         self._metrics.truncated_documents.inc(len(prepared.truncated))
+        self._metrics.truncated_requests.inc(bool(prepared.truncated))
         self._metrics.chunked_documents.inc(len(prepared.chunked))
         return ScoreResponse(
             scores=logits if request.raw_scores else final_scores(logits, self._config.temperature, self._activation),
@@ -211,7 +212,7 @@ class Scorer:
                 # The loop has closed: the process is ending and nobody waits any more.
                 return
 
-        ticket = self._engine.submit(Work(pairs, deadline, finish))
+        ticket = self._engine.submit(Work(pairs, deadline, finish, priority))
 
         def drop_if_cancelled(done: asyncio.Future[Outcome]) -> None:
             if done.cancelled() and self._engine.abandon(ticket):
