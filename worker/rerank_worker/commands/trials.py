@@ -8,13 +8,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from statistics import median
 from typing import Any, Literal
 
 from rerank_worker import memory
 from rerank_worker.batching import padded_length
 from rerank_worker.engine import Engine, EngineLost, EngineOutOfMemory, EngineUnsupported, Pair, capacity, select
-from rerank_worker.engine.device import ChosenPrecision, choose_precision
+from rerank_worker.engine.device import ChosenDevice, ChosenPrecision, choose_precision
 from rerank_worker.failures import StartupFailure
 from rerank_worker.loading.checkpoint import Checkpoint
 
@@ -26,6 +27,8 @@ BUDGETS = {
     "cpu": (512, 1_024, 2_048, 4_096, 8_192, 16_384),
     "cuda": (2_048, 4_096, 8_192, 16_384, 32_768, 65_536, 131_072),
 }
+"""Token budgets, by device."""
+
 PRECISIONS: dict[str, tuple[ChosenPrecision, ...]] = {
     "cpu": ("float32", "bfloat16", "int8"),
     "cuda": ("float32", "float16", "bfloat16", "float8"),
@@ -110,6 +113,15 @@ class Measured:
     """Whether all engines were in memory together and took turns."""
     unmeasured: int = 0
     """Combinations that there was no time for."""
+
+
+def ways(device: ChosenDevice) -> list[Way]:
+    """Batch sizes and token budgets in turn, the usual budgets first: where time is short, both kinds have some."""
+    usual = capacity.DEFAULT_BUDGETS[device, False]
+    budgets = sorted(BUDGETS[device], key=lambda size: abs(math.log2(size / usual)))
+    sizes = [Way("pairs", size) for size in BATCH_SIZES]
+    found = [way for both in zip_longest([Way("tokens", size) for size in budgets], sizes) for way in both]
+    return [way for way in found if way is not None]
 
 
 def batches_of(pairs: Sequence[Pair], way: Way, checkpoint: Checkpoint, padded: bool) -> list[list[Pair]]:

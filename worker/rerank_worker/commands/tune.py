@@ -18,7 +18,7 @@ from rerank_api.worker_config import WorkerConfig
 from rerank_worker.commands import trials
 from rerank_worker.commands.options import INTERRUPTED, Progress, add_model, config_of
 from rerank_worker.commands.rows import Bad, Fields, JsonLines, Place, format_of
-from rerank_worker.commands.trials import Contender, Measured, Trial, Way
+from rerank_worker.commands.trials import Contender, Measured, Trial
 from rerank_worker.engine import Pair, capacity, select
 from rerank_worker.engine.device import ChosenPrecision, available_cores
 from rerank_worker.failures import ConfigurationFailure
@@ -93,15 +93,13 @@ def run(arguments: argparse.Namespace) -> int:
         progress.show("reading the model", now=True)
         checkpoint, tokenizer, activation = open_checkpoint(config, arguments.threads or available_cores())
         pairs = _pairs(arguments, checkpoint, tokenizer)
-        ways = [Way("pairs", size) for size in trials.BATCH_SIZES]
-        ways += [Way("tokens", size) for size in trials.BUDGETS[checkpoint.device]]
         try:
             trials.measure(
                 checkpoint,
                 pairs,
                 arguments.engines or list(select.ENGINES),
                 _float32_first(arguments.precisions or trials.PRECISIONS[checkpoint.device]),
-                ways,
+                trials.ways(checkpoint.device),
                 arguments.seconds,
                 lambda logits: final_scores(logits, config.temperature, activation),
                 None,
@@ -247,7 +245,7 @@ def as_text(
             f"{trial.tokens_per_second:.0f}",
             f"{trial.padding:.0%}",
         ]
-        for trial in found.trials
+        for trial in sorted(found.trials, key=lambda trial: _place(trial, found))
     ]
     head = ["engine", "precision", "batches of", "batches", "ms", "spread", "pairs/s", "tokens/s", "padding"]
     if rows:
@@ -287,6 +285,10 @@ def as_text(
         trial, why = recommended
         parts += [f"Recommended: {why}.", settings(trial, config, checkpoint)]
     return "\n\n".join(parts)
+
+
+def _place(trial: Trial, found: Measured) -> tuple[int, str, int]:
+    return found.contenders.index(trial.contender), trial.way.unit, trial.way.size
 
 
 def _notes(found: Measured, interrupted: bool) -> list[str]:

@@ -191,6 +191,7 @@ def measure(
     even the smallest batch fits, and what the engine raises.
     """
     default = budget or DEFAULT_BUDGETS[device, engine.padded]
+    policy = replace(policy, padded=engine.padded)
     if seconds <= 0:
         return Capacity(None, default)
     if memory is None and device == "cuda":
@@ -325,8 +326,7 @@ def best(trials: Sequence[Trial]) -> Trial:
 
 def policy_for(checkpoint: Checkpoint, padded: bool, max_tokens: int) -> Policy:
     """How batches of ``max_tokens`` are cut for an engine whose batches are ``padded``, or not."""
-    del padded
-    return Policy(max_tokens, checkpoint.length_bucket, checkpoint.max_length, 0.0)
+    return Policy(max_tokens, checkpoint.length_bucket, checkpoint.max_length, 0.0, padded)
 
 
 def cut(pairs: Sequence[Pair], policy: Policy) -> list[list[Pair]]:

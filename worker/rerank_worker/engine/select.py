@@ -60,7 +60,11 @@ def build(name: str, checkpoint: Checkpoint) -> Engine:
 
 
 def choose(
-    backend: Backend, checkpoint: Checkpoint, sample: capacity.Sample | None = None, seconds: float = SECONDS
+    backend: Backend,
+    checkpoint: Checkpoint,
+    sample: capacity.Sample | None = None,
+    seconds: float = SECONDS,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Selected:
     """The fastest engine that can serve ``checkpoint``; the others' memory is given back.
 
@@ -92,7 +96,7 @@ def choose(
         )
     if len(built) == 1 or sample is None:
         return Selected(built[0], {}, reasons)
-    speeds = compare(built, sample, seconds, checkpoint)
+    speeds = compare(built, sample, seconds, checkpoint, clock)
     winner = fastest(speeds)
     log.info("engines compared", extra={"fields": {"chosen": winner, "tokens_per_second": speeds}})
     for engine in built:
@@ -106,7 +110,7 @@ def compare(
     sample: capacity.Sample,
     seconds: float,
     checkpoint: Checkpoint,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float],
 ) -> dict[str, float]:
     """Tokens a second of each engine on the same pairs, in turn, each at its usual budget. One that fails has 0."""
     started = clock()
@@ -119,7 +123,8 @@ def compare(
     running = [engine for engine in engines if speeds[engine.name][0] > 0]
     # Two rounds in what is left of the time, if all are as fast as with a pair alone.
     slowest = min((speeds[engine.name][0] for engine in running), default=0.0)
-    pairs = sample.pairs(int(slowest * seconds / 2 / len(engines)))
+    tokens = int(slowest * seconds / 2 / len(engines))
+    pairs = sample.pairs(tokens) if tokens > len(one[0]) else []
     batches = {}
     for engine in running:
         budget = capacity.DEFAULT_BUDGETS[checkpoint.device, engine.padded]
