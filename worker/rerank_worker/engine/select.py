@@ -22,12 +22,16 @@ ENGINES = {
     "torch-flat": "rerank_worker.engine.torch_flat",
     "torch-padded": "rerank_worker.engine.torch_padded",
     "torch-decoder": "rerank_worker.engine.torch_decoder",
+    "onnxruntime": "rerank_worker.engine.onnx_runtime",
+    "openvino": "rerank_worker.engine.open_vino",
 }
 """Modules with a ``build(checkpoint)``, by the engine's name."""
 
 _BACKENDS: dict[Backend, tuple[str, ...]] = {
     "auto": ("torch-flat", "torch-padded", "torch-decoder"),
     "torch": ("torch-flat", "torch-padded", "torch-decoder"),
+    "onnx": ("onnxruntime",),
+    "openvino": ("openvino",),
 }
 """The preferred first: it is taken where nothing is measured, and when another one is not clearly faster."""
 
