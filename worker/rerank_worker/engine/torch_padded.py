@@ -29,6 +29,8 @@ def build(checkpoint: Checkpoint) -> "TorchPaddedEngine":
     """The engine for ``checkpoint``. Raises EngineUnsupported, or what loading raises."""
     if checkpoint.architecture in DECODERS:
         raise EngineUnsupported(f"{checkpoint.architecture} is asked with a prompt, which torch-decoder does")
+    if checkpoint.config.get("auto_map"):
+        raise EngineUnsupported("transformers has its weights only with the model's own code, which is never run")
     if checkpoint.precision not in ("float32", "float16", "bfloat16"):
         raise EngineUnsupported(f"padded batches are not computed in {checkpoint.precision}")
     compiler = Compiler(checkpoint.compile, checkpoint.device)

@@ -57,6 +57,11 @@ class Loaded:
     info: dict[str, Any]
     """Facts for /v1/info."""
 
+    def live(self) -> dict[str, Any]:
+        """Facts that change while the model serves."""
+        compiler = getattr(self.engine, "compiler", None)
+        return {} if compiler is None else {"compile": compiler.status, "compileFailures": compiler.failures}
+
 
 class _Parts:
     """Seconds that each part of loading took, by name."""
@@ -100,6 +105,9 @@ def load(config: WorkerConfig, threads: int, quick: bool = False) -> Loaded:
         with parts.timed("verify"):
             digests = verified.result()
     verify.check_seal(folder, sealed)
+    if compiler := getattr(loaded.engine, "compiler", None):
+        # In its own thread, after the first requests.
+        compiler.start()
     seconds = {"loadSeconds": round(time.monotonic() - started, 3), "loadSecondsOf": parts.seconds}
     log.info("loaded", extra={"fields": {"model": source.model_name(config.model), **seconds}})
     sums = {"sha256": digests, "tokenizerSha256": digests["tokenizer.json"]}

@@ -59,6 +59,11 @@ _SERVED_VALUES: dict[str, tuple[Any, ...]] = {
 }
 """Values of config.json that the engines follow, for the fields where others change the scores or what is loaded."""
 
+_JINA_CODE = {
+    "AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig",
+    "AutoModelForSequenceClassification": "modeling_xlm_roberta.XLMRobertaForSequenceClassification",
+}
+
 _DECODER_VALUES: dict[str, tuple[Any, ...]] = {
     # The decoder engine relies on no token seeing a later one.
     "is_causal": (None, True),
@@ -217,7 +222,8 @@ def read_modules(folder: Path) -> list[Module]:
 
 def check_config(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> str:
     """The architecture, when the worker can serve it. Raises ConfigurationFailure with a remedy when it cannot."""
-    for name, content in (("config.json", config), ("tokenizer_config.json", tokenizer_config)):
+    own = {name: value for name, value in config.items() if name != "auto_map"} if jina_flash_config(config) else config
+    for name, content in (("config.json", own), ("tokenizer_config.json", tokenizer_config)):
         if _asks_for_code(content):
             raise ConfigurationFailure(
                 f"spec.model.uri: {name} of the model asks for its own code (auto_map), which is never run: convert "
@@ -245,6 +251,20 @@ def check_config(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any])
             "num_labels 1"
         )
     return str(name)
+
+
+def jina_flash_config(config: Mapping[str, Any]) -> bool:
+    """Whether config.json is that of jina-reranker-v2 or a model tuned from it: XLM-R under other names.
+
+    Source: config.json of huggingface.co/jinaai/jina-reranker-v2-base-multilingual. Its code is neither needed nor run.
+    """
+    code = config.get("auto_map")
+    return (
+        config.get("architectures") == ["XLMRobertaForSequenceClassification"]
+        and isinstance(code, Mapping)
+        # A repository may be named before the class, as in "owner/model--file.Class".
+        and all(str(code.get(kind, "")).rpartition("--")[2] == name for kind, name in _JINA_CODE.items())
+    )
 
 
 def _asks_for_code(content: Any) -> bool:

@@ -83,6 +83,7 @@ class Server:
         self._own = None if config is None else self.models.own(config)
         token = None if options.admin_token_file is None else AdminToken(options.admin_token_file)
         self._admin = AdminRoutes(self.models, token, self.metrics)
+        self._live: Callable[[], dict[str, object]] = dict
         self._info: dict[str, object] = {"standby": True} if config is None else {"model": model_name(config.model)}
         self._prepared = False
         self._in_flight = 0
@@ -138,7 +139,7 @@ class Server:
         return None if self._prepared else "the libraries are loading"
 
     def info(self) -> dict[str, object]:
-        return self._info
+        return self._info | self._live()
 
     # The worker's life.
 
@@ -180,6 +181,7 @@ class Server:
             "revision": config.revision,
             **loaded.info,
         }
+        self._live = loaded.live
         self.metrics.info.info({key: str(self._info.get(key, "")) for key in ("device", "precision", "architecture")})
         facts = {key: self._info.get(key) for key in ("model", "device", "precision", "maxLength", "activation")}
         log.info("ready", extra={"fields": {**facts, "seconds": round(seconds, 3)}})

@@ -12,6 +12,7 @@ import torch
 
 from rerank_worker.engine import EngineUnsupported
 from rerank_worker.loading.checkpoint import Checkpoint
+from rerank_worker.loading.verify import jina_flash_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +82,6 @@ _ROBERTAS = frozenset(
 
 ARCHITECTURES = _ROBERTAS | {"BertForSequenceClassification", "ModernBertForSequenceClassification"}
 
-_JINA_CODE = {
-    "AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig",
-    "AutoModelForSequenceClassification": "modeling_xlm_roberta.XLMRobertaForSequenceClassification",
-}
-
 _FOLLOWED: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": (None, "absolute"),
     "is_decoder": (None, False),
@@ -97,20 +93,6 @@ _FOLLOWED: dict[str, tuple[Any, ...]] = {
     "load_trained_adapters": (None, False),
 }
 """Values under which the forward pass is the one below; other values of these fields change the scores."""
-
-
-def jina_flash_config(config: Mapping[str, Any]) -> bool:
-    """Whether config.json is that of jina-reranker-v2 or a model tuned from it: XLM-R under other names.
-
-    Source: config.json of huggingface.co/jinaai/jina-reranker-v2-base-multilingual. Its code is neither needed nor run.
-    """
-    code = config.get("auto_map")
-    return (
-        config.get("architectures") == ["XLMRobertaForSequenceClassification"]
-        and isinstance(code, Mapping)
-        # A repository may be named before the class, as in "owner/model--file.Class".
-        and all(str(code.get(kind, "")).rpartition("--")[2] == name for kind, name in _JINA_CODE.items())
-    )
 
 
 def describe(checkpoint: Checkpoint, dtype: torch.dtype) -> Described:
