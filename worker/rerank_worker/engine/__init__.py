@@ -37,6 +37,9 @@ class Engine(Protocol):
 
     Each step may raise EngineOutOfMemory or EngineLost; any other exception concerns that batch only. A pair's score
     does not depend on the pairs beside it.
+
+    An engine may have ``asynchronous = True``: compute only queues work for the device, so the next batch is prepared
+    and computed before this one is collected, which waits for its own batch alone.
     """
 
     name: str

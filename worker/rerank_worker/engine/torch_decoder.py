@@ -61,6 +61,7 @@ class TorchDecoderEngine:
         self._decoder: Any = decoder
         self._rows = rows
         self._device = torch.device(device)
+        self.asynchronous = self._device.type == "cuda"
         self._bucket = bucket
         self._max_length = max_length
         self.compiler = compiler

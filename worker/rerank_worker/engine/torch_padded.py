@@ -62,6 +62,7 @@ class TorchPaddedEngine:
     ) -> None:
         self._model: Any = model
         self._device = torch.device(device)
+        self.asynchronous = self._device.type == "cuda"
         self._pad = pad_token_id
         self._takes_types = takes_types
         self._bucket = bucket

@@ -51,7 +51,7 @@ class TorchFlatEngine:
         self._encoder: Any = encoder
         self._takes_types = takes_types
         self._device, self._dtype = encoder.device, encoder.dtype
-        self._cuda = self._device.type == "cuda"
+        self.asynchronous = self._cuda = self._device.type == "cuda"
         self._varlen = supports(self._device, self._dtype, encoder.size) is None
         self._graphs = Graphs(self._forward_bucket) if self._varlen else None
 
