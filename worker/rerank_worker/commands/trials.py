@@ -244,6 +244,8 @@ def _wait_until_compiled(
     deadline = clock() + COMPILE_SECONDS
     for contender, engine in built:
         compiler: Any = getattr(engine, "compiler", None)
+        if compiler is not None:
+            compiler.start()
         while compiler is not None and compiler.status == "pending" and clock() < deadline:
             tell(f"compiling {contender.name} in {contender.precision}")
             time.sleep(0.2)
