@@ -119,6 +119,7 @@ class EngineThread:
         self._policy: Policy | None = None
         self._budget = Budget(0, 0)
         self._times = BatchTimes()
+        self._capacity: float | None = None
         self._seen = 0
         self._free_since = 0.0
         self._failed_batches = 0
@@ -240,8 +241,9 @@ class EngineThread:
         self._policy = replace(loaded.policy, padded=loaded.engine.padded)
         self._budget = Budget(loaded.policy.max_tokens, loaded.policy.max_tokens)
         self._metrics.batch_budget.labels(self._model).set(self._budget.tokens)
-        if (capacity := loaded.info.get("tokensPerSecond")) is not None:
-            self._metrics.capacity.labels(self._model).set(capacity)
+        self._capacity = loaded.info.get("tokensPerSecond")
+        if self._capacity is not None:
+            self._metrics.capacity.labels(self._model).set(self._capacity)
         self._beat = self._free_since = self._clock()
 
     def step(self) -> float | None:
@@ -326,8 +328,11 @@ class EngineThread:
     def _compute(self, engine: Engine, policy: Policy, flight: _Flight) -> None:
         lengths = [slot.tokens for _, slot in flight.batch]
         cost = policy.cost(lengths)
-        # Before the first sign of life, so that the limit of the batch before is never held against this one.
-        limit = stall_limit(self._stall_floor, self._times.seconds(cost), cost / policy.max_length)
+        expected = self._times.seconds(cost)
+        if expected is None and self._capacity is not None:
+            expected = cost / self._capacity
+        limit = stall_limit(self._stall_floor, expected, cost / policy.max_length)
+        # Set before the sign of life: the limit of the batch before must not be held against this one.
         self._stall_limit = max(limit, self._stall_limit) if len(self._flights) > 1 else limit
         self._beat = self._clock()
         pairs = [work.pairs[slot.index] for work, slot in flight.batch]
