@@ -182,12 +182,21 @@ def test_an_activation_that_the_worker_lacks_is_refused() -> None:
         settings.choose_activation("auto", config, {})
 
 
+XLM_ROBERTA = "XLMRobertaForSequenceClassification"
+
+
 @pytest.mark.parametrize(
     ("config", "tokenizer_limit", "expected"),
     [
         ({"max_position_embeddings": 512}, 10**30, 512),
         ({"max_position_embeddings": 512}, 256, 256),
-        ({"max_position_embeddings": 514, "model_type": "xlm-roberta", "pad_token_id": 1}, 10**30, 512),
+        ({"max_position_embeddings": 514, "architectures": [XLM_ROBERTA], "pad_token_id": 1}, 10**30, 512),
+        ({"max_position_embeddings": 8194, "architectures": [XLM_ROBERTA], "pad_token_id": 1}, 10**30, 8192),
+        # jina-reranker-v2, whose config.json has no model_type of transformers'.
+        ({"max_position_embeddings": 1026, "architectures": [XLM_ROBERTA], "pad_token_id": 1}, 10**30, 1024),
+        ({"max_position_embeddings": 514, "architectures": ["MPNetForSequenceClassification"]}, 10**30, 512),
+        ({"max_position_embeddings": 8192, "architectures": ["ModernBertForSequenceClassification"]}, 10**30, 8192),
+        ({"max_position_embeddings": 40960, "architectures": ["Qwen3ForCausalLM"]}, 131072, 40960),
         ({"max_position_embeddings": -1}, 1024, 1024),
         ({}, 1024, 1024),
     ],
@@ -201,6 +210,7 @@ def test_what_a_model_can_take(config: dict[str, Any], tokenizer_limit: int, exp
     [
         (None, 512, None, 512),
         (None, 8192, None, 512),
+        (None, 40960, None, 512),
         (None, 512, 256, 256),
         (None, 128, 256, 128),
         (8192, 8192, 256, 8192),

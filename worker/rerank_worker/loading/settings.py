@@ -18,8 +18,9 @@ ChosenActivation = Literal["sigmoid", "identity"]
 DEFAULT_MAX_LENGTH = 512
 """Tokens; quality and speed fall beyond it for most models, so longer is a choice."""
 
-# These count positions from the padding token's id + 1, so fewer tokens fit than there are position embeddings.
-_OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
+# These count positions from the padding token's id + 1, so fewer tokens fit than there are position embeddings. By
+# architecture: a model_type is the choice of whoever saved the model (jina-reranker-v2 has its own code's, or none).
+_OFFSET_POSITIONS = ("Roberta", "XLMRoberta", "Camembert", "MPNet")
 
 _ACTIVATIONS: dict[str, ChosenActivation] = {
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
@@ -89,8 +90,9 @@ def own_limit(config: Mapping[str, Any], tokenizer_limit: int) -> int:
     positions = config.get("max_position_embeddings")
     if not isinstance(positions, int) or positions <= 0:
         return tokenizer_limit
-    if config.get("model_type") in _OFFSET_POSITIONS:
-        positions -= (config.get("pad_token_id") or 0) + 1
+    if str((config.get("architectures") or [""])[0]).startswith(_OFFSET_POSITIONS):
+        padding = config.get("pad_token_id")
+        positions -= (1 if padding is None else padding) + 1
     return min(tokenizer_limit, positions)
 
 
