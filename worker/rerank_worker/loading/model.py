@@ -6,7 +6,6 @@ model whose scores are not finite.
 
 import logging
 import math
-import os
 import time
 from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from rerank_api.worker_config import WorkerConfig
 
 from rerank_worker import memory
 from rerank_worker.batching import Policy
-from rerank_worker.engine import Engine, EngineOutOfMemory, capacity
+from rerank_worker.engine import Engine, EngineOutOfMemory, capacity, process
 from rerank_worker.failures import (
     ConfigurationFailure,
     EnvironmentFailure,
@@ -132,9 +131,7 @@ def import_libraries(threads: int) -> None:
 
     ``threads``: cores for torch, which they are set for.
     """
-    # Read when torch is first imported. Threads that spin while they wait take the cores from whoever shares them (the
-    # tokenizer, the server, other pods): measured on 2 busy cores, 8 pairs a CPU second instead of 30.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    process.prepare()
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401 (they are lazy)
     from transformers.utils import logging as library_logging
