@@ -181,7 +181,7 @@ def recommend(measured: Sequence[Trial]) -> tuple[Trial, str] | None:
     usual = best(plainest)
     gain = chosen.pairs_per_second / usual.pairs_per_second
     if plain(chosen):
-        return chosen, f"{_name(chosen)} is the fastest ({_speed(chosen)}), and nothing cheaper is as good"
+        return chosen, f"{_name(chosen)} is the fastest ({_speed(chosen)}) of all whose scores are near float32's"
     if gain < REDUCED_GAIN:
         return usual, (
             f"{_name(usual)} ({_speed(usual)}) is as fast as {_name(chosen)} but for {max(gain - 1, 0):.0%}, which is "
