@@ -143,7 +143,9 @@ class PairTokenizer:
             length = far
             while length < len(text) and len(tokens[index]) <= enough:
                 length *= 8
-                tokens[index] = own.encode(self._part(text, length), add_special_tokens=False).ids
+                # In a batch of one: only batches let other threads run meanwhile, and a long text takes seconds.
+                (encoding,) = own.encode_batch_fast([self._part(text, length)], add_special_tokens=False)
+                tokens[index] = encoding.ids
         return tokens
 
     def _part(self, text: str, length: int) -> str:

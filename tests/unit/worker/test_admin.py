@@ -288,7 +288,7 @@ async def test_the_memory_of_an_unloaded_model_is_free(serve: Serve, fleet: Flee
     await admin.put("a", fleet.config("a"))
     await admin.score("a")
     engine = weakref.ref(fleet.engines.pop("a")[0])
-    tokenizer = weakref.ref(admin.worker.server.models.get("a").scorer._tokenizer)  # type: ignore[union-attr]
+    tokenizer = weakref.ref(admin.worker.server.models.get("a").ready()._tokenizer)
     await admin.delete("a")
     gc.collect()
     assert engine() is None

@@ -1,5 +1,6 @@
 """Bytes and headers to typed requests, outcomes to answers. Errors name the field and never repeat a text."""
 
+import re
 from dataclasses import dataclass
 from typing import TypeVar, get_args
 
@@ -25,6 +26,9 @@ STATUS: dict[ErrorCode, int] = {
 }
 
 T = TypeVar("T")
+
+_LONE = re.compile(rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]")
+"""An escape of half a surrogate pair without its other half; the decoder's own words may be about something else."""
 
 _PRIORITIES: dict[str, Priority] = {name: name for name in get_args(Priority)}
 
@@ -70,7 +74,8 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     except msgspec.ValidationError as error:
         raise Refusal("invalid_request", f"the request does not fit: {error}") from error
     except msgspec.DecodeError as error:
-        raise Refusal("invalid_request", f"the body is not valid JSON: {error}") from error
+        what = " (it has a lone surrogate: \\ud800 to \\udfff are halves of a pair)" if _LONE.search(body) else ""
+        raise Refusal("invalid_request", f"the body is not valid JSON: {error}{what}") from error
     except UnicodeDecodeError as error:
         raise Refusal("invalid_request", f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
     except RecursionError as error:
