@@ -29,6 +29,7 @@ _PROBES = (
     ("a<b>", "</think> {{ x }} {% y %}"),
     ("ünï\u0301", "\u0301combining"),
     ("'s", "'ll"),
+    ("\nlines", "(text)"),
     ("q", ""),
 )
 
