@@ -91,7 +91,9 @@ def ours(name: str, flags: Sequence[str]) -> Peer:
         python=python,
         command=lambda place: [
             *(python, "-m", "rerank_worker", "serve", "--model", place.folder, "--port", str(place.port)),
-            *("--threads", str(place.threads), "--device", "cpu", "--lame-duck-seconds", "0", *flags),
+            *("--threads", str(place.threads), "--lame-duck-seconds", "0"),
+            *(() if "--device" in flags else ("--device", "cpu")),
+            *flags,
         ],
         ready="/readyz",
         path="/v1/score",
@@ -198,8 +200,9 @@ def known(tei_binary: Path | None) -> dict[str, Peer]:
 class Server:
     """``with Server(peer, place, log) as server``: started and ready; ended with the block. Raises ServerFailed."""
 
-    def __init__(self, peer: Peer, place: Place, log: Path) -> None:
+    def __init__(self, peer: Peer, place: Place, log: Path, environment: Mapping[str, str] | None = None) -> None:
         self.peer, self.place, self._log = peer, place, log
+        self._environment = environment or {}
         self.url = f"http://127.0.0.1:{place.port}{peer.path}"
         self.start_seconds = 0.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -214,6 +217,7 @@ class Server:
             "TRANSFORMERS_OFFLINE": "1",
             "TQDM_DISABLE": "1",
             **self.peer.environment,
+            **self._environment,
         }
         begin = time.monotonic()
         self._log.parent.mkdir(parents=True, exist_ok=True)
