@@ -79,8 +79,13 @@ def runtime_errors() -> Generator[None]:
         yield
     except Exception as error:
         if is_out_of_memory(error) or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
-            raise EngineOutOfMemory(str(error).splitlines()[0]) from error
+            raise EngineOutOfMemory(first_line(error)) from error
         raise
+
+
+def first_line(error: BaseException) -> str:
+    """Of its text, up to 200 characters; its class where it has no text, as MemoryError has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def export(checkpoint: Checkpoint, finite_mask: bool = False) -> torch.export.ExportedProgram:
@@ -115,7 +120,7 @@ def export(checkpoint: Checkpoint, finite_mask: bool = False) -> torch.export.Ex
         if is_out_of_memory(error):
             raise
         raise EngineUnsupported(
-            f"torch.export cannot trace {checkpoint.architecture}: {str(error).splitlines()[0][:200]}; set "
+            f"torch.export cannot trace {checkpoint.architecture}: {first_line(error)}; set "
             "spec.runtime.backend to auto or torch"
         ) from error
     finally:

@@ -116,7 +116,7 @@ def _export(checkpoint: Checkpoint, folder: Path) -> None:
         )
     except torch.onnx.errors.OnnxExporterError as error:
         raise EngineUnsupported(
-            f"{checkpoint.architecture} cannot be exported to ONNX: {str(error).splitlines()[0][:200]}; set "
+            f"{checkpoint.architecture} cannot be exported to ONNX: {graph.first_line(error)}; set "
             "spec.runtime.backend to auto or torch"
         ) from error
     exported.save(str(folder / FILE), external_data=True)

@@ -7,7 +7,7 @@ token, so a pair has no part in the scales of its neighbours.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,6 @@ FILE = "graph.xml"
 
 GROUP = 128
 """Activations of one token that share a scale. A whole row was slower than float32; 32 gave no better ranking."""
-
-_SMALL = 16
-"""Outputs below which a layer stays as it is: the head, whose rounding would be the score's."""
 
 _PACKAGES = ("openvino",)
 
@@ -114,14 +111,41 @@ def _convert(openvino: Any, checkpoint: Checkpoint, folder: Path) -> None:
         model = openvino.convert_model(program)
     except Exception as error:
         raise EngineUnsupported(
-            f"{checkpoint.architecture} cannot be converted to OpenVINO: {str(error).splitlines()[0][:200]}; set "
+            f"{checkpoint.architecture} cannot be converted to OpenVINO: {graph.first_line(error)}; set "
             "spec.runtime.backend to auto or torch"
         ) from error
     for port, name in zip(model.inputs, graph.input_names(checkpoint.takes_types), strict=True):
         port.get_tensor().set_names({name})
+    _keep_head(model)
     request = _request(openvino.Core(), model, "float32", checkpoint.threads)
     graph.check(checkpoint, "OpenVINO", lambda inputs: np.array(request.infer(dict(inputs))[0]).tolist())
     openvino.save_model(model, folder / FILE, compress_to_fp16=False)
+
+
+def _keep_head(model: Any) -> None:
+    """Write out the layer of one output as a sum of products, which reduced precision leaves in float32.
+
+    As a matrix product in bfloat16 its logits come in steps of 0.03, and documents tie.
+    """
+    from openvino import opset13
+
+    for node, weights, inputs_axis in _linear(model):
+        if weights.shape[1 - inputs_axis] == 1:
+            product = opset13.multiply(node.input_value(0), opset13.constant(weights.reshape(-1)))
+            total = opset13.reduce_sum(product, opset13.constant(np.array([-1])), keep_dims=True)
+            for target in node.output(0).get_target_inputs():
+                target.replace_source_output(total.output(0))
+
+
+def _linear(model: Any) -> Iterator[tuple[Any, np.ndarray, int]]:
+    """The matrix products with constant weights: node, weights in float32, and the axis of the weights' inputs."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "MatMul":
+            continue
+        source = node.input_value(1).get_node()
+        if source.get_type_name() == "Constant" and len(source.get_output_shape(0)) == 2:
+            weights = np.asarray(source.data, dtype=np.float32)
+            yield node, weights, 1 if node.get_attributes()["transpose_b"] else 0
 
 
 def _quantize(openvino: Any, full: Path, folder: Path) -> None:
@@ -129,16 +153,7 @@ def _quantize(openvino: Any, full: Path, folder: Path) -> None:
     from openvino import opset13
 
     model = openvino.Core().read_model(full)
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "MatMul":
-            continue
-        source = node.input_value(1).get_node()
-        if source.get_type_name() != "Constant" or len(source.get_output_shape(0)) != 2:
-            continue
-        weights = np.asarray(source.data, dtype=np.float32)
-        inputs_axis = 1 if node.get_attributes()["transpose_b"] else 0
-        if weights.shape[1 - inputs_axis] < _SMALL:
-            continue
+    for node, weights, inputs_axis in _linear(model):
         scales = np.maximum(np.abs(weights).max(axis=inputs_axis, keepdims=True), np.finfo(np.float32).tiny) / 127
         whole = opset13.constant(np.round(weights / scales).astype(np.int8))
         product = opset13.multiply(opset13.convert(whole, np.float32), opset13.constant(scales.astype(np.float32)))
