@@ -8,13 +8,15 @@ import signal
 import socket
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from rerank_worker.engine import EngineLost, Pair
 from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure
 from rerank_worker.loading.model import Loaded
+from rerank_worker.server.admission import retry_after
 
-from .conftest import MAX_LENGTH, WAIT, ObedientEngine, Running, Serve, until
+from .conftest import MAX_LENGTH, WAIT, ObedientEngine, Running, Serve, make_loaded, until
 
 OK = {"query": "q", "documents": ["abc"]}
 
@@ -172,6 +174,76 @@ async def test_bad_deadlines(serve: Serve, header: str) -> None:
     status, body, _ = await worker.score(OK, **{"X-Rerank-Timeout-Ms": header})
     assert (status, body["code"]) == (400, "invalid_request")
     assert "X-Rerank-Timeout-Ms" in body["message"]
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("1" * 13, "too large a number: a request waits 600 s at most"),
+        ("9" * 5000, "too large a number"),
+        ("1e3", "not a whole number of milliseconds"),
+    ],
+    ids=["13 digits", "5000 digits", "exponent"],
+)
+async def test_a_bad_deadline_is_named(serve: Serve, header: str, message: str) -> None:
+    worker = await serve()
+    _, body, _ = await worker.score(OK, **{"X-Rerank-Timeout-Ms": header})
+    assert message in body["message"]
+
+
+@pytest.mark.parametrize("header", ["999999999999", "0" * 50 + "10000"])
+async def test_a_long_deadline_is_the_longest_there_is(serve: Serve, header: str) -> None:
+    worker = await serve()
+    assert (await worker.score(OK, **{"X-Rerank-Timeout-Ms": header}))[0] == 200
+
+
+async def test_priorities(serve: Serve) -> None:
+    engine = ObedientEngine()
+    worker = await serve(engine, policy={"max_tokens": 8, "max_delay": 0.0})
+    engine.open.clear()
+    requests = [asyncio.create_task(worker.score(OK))]
+    await until(lambda: engine.computing == 1)
+    for number, priority in enumerate(["low", "normal", "high"], start=2):
+        body = {"query": "q", "documents": ["a" * number]}
+        requests.append(asyncio.create_task(worker.score(body, **{"X-Rerank-Priority": priority})))
+        await until(lambda: worker.thread._backlog.tokens == sum(range(2, number + 1)) + 4 * (number - 1))  # noqa: B023
+    engine.open.set()
+    assert [(await request)[0] for request in requests] == [200] * 4
+    assert [len(batch[0]) for batch in engine.batches[1:]] == [4 + 4, 3 + 4, 2 + 4]
+
+
+@pytest.mark.parametrize("header", ["urgent", "", "HIGH", "high,low"])
+async def test_bad_priorities(serve: Serve, header: str) -> None:
+    worker = await serve()
+    status, body, _ = await worker.score(OK, **{"X-Rerank-Priority": header})
+    assert (status, body["code"]) == (400, "invalid_request")
+    assert "X-Rerank-Priority is none of high, normal, low" in body["message"]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "per_second", "seconds"),
+    [(0, None, 1), (10**9, None, 1), (100, 0.0, 1), (100, 1000.0, 1), (2001, 1000.0, 3), (10**9, 1000.0, 30)],
+)
+def test_when_to_come_back(waiting: int, per_second: float | None, seconds: int) -> None:
+    assert retry_after(waiting, per_second) == seconds
+
+
+async def test_a_busy_worker_says_when_to_come_back(serve: Serve) -> None:
+    engine = ObedientEngine()
+
+    def build() -> Loaded:
+        loaded = make_loaded(engine)
+        return replace(loaded, info=loaded.info | {"tokensPerSecond": 100.0})
+
+    worker = await serve(engine, build=build, options={"waiting_tokens": 64})
+    engine.open.clear()
+    first = asyncio.create_task(worker.score({"query": "q", "documents": ["a" * 100] * 20}))
+    await until(lambda: engine.computing == 1)
+    status, _, headers = await worker.score(OK)
+    # 20 pairs of 32 tokens.
+    assert (status, headers["Retry-After"]) == (429, "7")
+    engine.open.set()
+    assert (await first)[0] == 200
 
 
 async def test_the_request_id_comes_back(serve: Serve) -> None:
@@ -370,8 +442,6 @@ async def test_a_long_load_is_alive_and_not_ready(serve: Serve) -> None:
     engine.open.clear()
 
     def build() -> Loaded:
-        from .conftest import make_loaded
-
         engine.open.wait(WAIT)
         return make_loaded(engine)
 
