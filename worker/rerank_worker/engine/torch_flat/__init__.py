@@ -14,6 +14,7 @@ def build(checkpoint: Checkpoint) -> Any:
     import torch
 
     from rerank_worker.engine import EngineUnsupported
+    from rerank_worker.engine.compiling import Compiler
     from rerank_worker.engine.torch_flat import linear
     from rerank_worker.engine.torch_flat.architectures import describe
     from rerank_worker.engine.torch_flat.encoder import Encoder
@@ -23,5 +24,8 @@ def build(checkpoint: Checkpoint) -> Any:
         raise EngineUnsupported(f"flat batches are not computed in {checkpoint.precision}")
     device, dtype = torch.device(checkpoint.device), getattr(torch, checkpoint.precision)
     described = describe(checkpoint, dtype)
-    encoder = Encoder(described, linear.fastest(device, dtype), device, dtype, checkpoint.max_length)
-    return TorchFlatEngine(encoder, checkpoint.takes_types)
+    compiler = Compiler(checkpoint.compile, checkpoint.device)
+    # oneDNN's packed weights are not for compiled code.
+    dense = linear.plain if compiler.enabled else linear.fastest(device, dtype)
+    encoder = Encoder(described, dense, device, dtype, checkpoint.max_length, compiler.wrap)
+    return TorchFlatEngine(encoder, checkpoint.takes_types, compiler)

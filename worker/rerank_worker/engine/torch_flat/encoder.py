@@ -70,10 +70,18 @@ class Encoder:
     """Scores a packed batch. Keeps the embedding tables of ``described``, on the CPU without a copy."""
 
     def __init__(
-        self, described: Described, dense: Factory, device: torch.device, dtype: torch.dtype, max_length: int
+        self,
+        described: Described,
+        dense: Factory,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_length: int,
+        wrap: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]] = lambda function: function,
     ) -> None:
-        """``dtype``: of what is between the layers. ``max_length``: tokens of the longest pair."""
+        """``dtype``: of what is between the layers. ``max_length``: tokens of the longest pair. ``wrap``: given what
+        each layer does after attention, returns what is to be called for it (engine/compiling)."""
         self.device, self.dtype = device, dtype
+        self.max_length = max_length
         self.heads = described.heads
         self.size = described.words.shape[1] // described.heads
         self._pre_norm = described.pre_norm
@@ -96,6 +104,7 @@ class Encoder:
             None if described.head_norm is None else _LayerNorm(described.head_norm, device, torch.float32)
         )
         self._score = _float(described.score, device)
+        self._finish = wrap(self._after_attention)
 
     def _block(self, site: str, layer: Layer, last: bool, dense: Factory) -> _Block:
         def build(name: str, *matrices: Matrix) -> Dense:
@@ -186,6 +195,9 @@ class Encoder:
             query = block.query(seen.index_select(0, inputs.first)).view(-1, self.heads, self.size)
             mixed = attention.first(query, kv, block.window)
             x = x.index_select(0, inputs.first)
+        return self._finish(block, mixed, x)
+
+    def _after_attention(self, block: _Block, mixed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         x = block.out.add(mixed, x)
         if not self._pre_norm:
             assert block.attention_norm is not None

@@ -4,8 +4,9 @@ On CUDA the host's work and copies overlap the device's: prepare fills a pinned 
 waits for its own batch alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from rerank_worker.engine import Pair
+from rerank_worker.engine.compiling import TOLERANCE, Compiler, made_up
 from rerank_worker.engine.torch_errors import TorchErrors
 from rerank_worker.engine.torch_flat import packing
 from rerank_worker.engine.torch_flat.attention_grouped import GroupedAttention
@@ -47,8 +49,13 @@ class TorchFlatEngine:
     name = "torch-flat"
     padded = False
 
-    def __init__(self, encoder: Encoder, takes_types: bool) -> None:
+    def __init__(self, encoder: Encoder, takes_types: bool, compiler: Compiler | None = None) -> None:
+        """``compiler``: the one that has wrapped what ``encoder`` is made of."""
         self._encoder: Any = encoder
+        self.compiler = compiler
+        if compiler is not None:
+            compiler.tolerance = TOLERANCE[encoder.dtype]
+            compiler.synthetic = self._synthetic
         self._takes_types = takes_types
         self._device, self._dtype = encoder.device, encoder.dtype
         self.asynchronous = self._cuda = self._device.type == "cuda"
@@ -74,9 +81,9 @@ class TorchFlatEngine:
             if self._graphs is not None and prepared.bucket is not None:
                 logits = self._graphs.run(prepared.host, prepared.bucket)
             else:
-                buffer = prepared.host.to(self._device, non_blocking=True)
-                inputs = Inputs(*buffer.split(prepared.sizes))
-                logits = self._encoder(inputs, prepared.attention or VarlenAttention(inputs.offsets, prepared.longest))
+                # Graphs keep the eager layers: they have nothing to gain where kernels are short.
+                run = self.compiler.run if self.compiler is not None else _call
+                logits = run(self._forward, prepared)
             logits = logits[: len(prepared.order)]
             if not self._cuda:
                 return Output(prepared.order, logits, None)
@@ -95,13 +102,33 @@ class TorchFlatEngine:
             return logits.tolist()
 
     def close(self) -> None:
+        if self.compiler is not None:
+            self.compiler.close()
         self._encoder = None
         if self._graphs is not None:
             self._graphs.close()
         if self._cuda:
             torch.cuda.empty_cache()
 
+    def _forward(self, prepared: Prepared) -> torch.Tensor:
+        buffer = prepared.host.to(self._device, non_blocking=True)
+        inputs = Inputs(*buffer.split(prepared.sizes))
+        return self._encoder(inputs, prepared.attention or VarlenAttention(inputs.offsets, prepared.longest))
+
+    def _synthetic(self) -> list[Callable[[], torch.Tensor]]:
+        # A longest pair alone, and some of many lengths: sizes are tokens, and pairs in the last layer.
+        batches = [[37], [37, 21, 11, 9, 5], [101, 97, 53, 29, 17, 7, 3]]
+        limit = self._encoder.max_length
+        return [
+            partial(self._forward, self.prepare(made_up([min(length, limit) for length in lengths])))
+            for lengths in batches
+        ]
+
     def _forward_bucket(self, buffer: torch.Tensor, bucket: Bucket) -> torch.Tensor:
         sizes = (bucket.tokens, bucket.tokens, bucket.tokens, bucket.pairs, bucket.pairs + 1)
         inputs = Inputs(*buffer.split(sizes))
         return self._encoder(inputs, VarlenAttention(inputs.offsets, bucket.longest))
+
+
+def _call(function: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+    return function(*arguments)
