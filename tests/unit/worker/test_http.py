@@ -15,6 +15,7 @@ from rerank_worker.engine import EngineLost, Pair
 from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure
 from rerank_worker.loading.model import Loaded
 from rerank_worker.server.admission import retry_after
+from rerank_worker.server.serving import share
 
 from .conftest import MAX_LENGTH, WAIT, ObedientEngine, Running, Serve, make_loaded, until
 
@@ -226,6 +227,14 @@ async def test_bad_priorities(serve: Serve, header: str) -> None:
 )
 def test_when_to_come_back(waiting: int, per_second: float | None, seconds: int) -> None:
     assert retry_after(waiting, per_second) == seconds
+
+
+@pytest.mark.parametrize(
+    ("documents", "threads", "expected"),
+    [(1, 4, 8), (50, 2, 25), (50, 16, 8), (50, 1, 32), (1000, 8, 32), (100, 8, 13)],
+)
+def test_documents_are_shared_among_the_threads(documents: int, threads: int, expected: int) -> None:
+    assert share(documents, threads) == expected
 
 
 async def test_a_busy_worker_says_when_to_come_back(serve: Serve) -> None:

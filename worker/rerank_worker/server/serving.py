@@ -27,8 +27,9 @@ from rerank_worker.tokenization import Fitted
 CHARACTERS_PER_TOKEN = 3
 """A cautious guess before tokenizing: English has about four."""
 
-DOCUMENTS_PER_TASK = 32
-"""Documents that one thread tokenizes before another request gets its turn."""
+DOCUMENTS_PER_TASK = (8, 32)
+"""Fewest and most documents that one thread tokenizes before another request gets its turn: fewer would cost more in
+handing over than they take."""
 
 
 def estimate_tokens(request: ScoreRequest, max_length: int, chunked: bool = False) -> int:
@@ -71,6 +72,12 @@ def _sigmoid(value: float) -> float:
     if value >= 0:
         return 1 / (1 + math.exp(-value))
     return math.exp(value) / (1 + math.exp(value))
+
+
+def share(documents: int, threads: int) -> int:
+    """Documents for each of ``threads``, so that a request of the usual size keeps all of them busy."""
+    fewest, most = DOCUMENTS_PER_TASK
+    return max(fewest, min(-(-documents // threads), most))
 
 
 class Scorer:
@@ -159,13 +166,14 @@ class Scorer:
         most = chunking.most_tokens(room) if self._chunking else None
         fit = self._tokenizer.chunks if self._chunking else self._tokenizer.one
         limit = request.max_tokens_per_document
+        size = share(len(request.documents), self._parallel)
 
         def fitted(start: int) -> list[Fitted]:
-            texts = request.documents[start : start + DOCUMENTS_PER_TASK]
+            texts = request.documents[start : start + size]
             return [fit(query, ids, limit) for ids in self._tokenizer.documents(texts, most)]
 
         results: list[Fitted] = []
-        starts = range(0, len(request.documents), DOCUMENTS_PER_TASK)
+        starts = range(0, len(request.documents), size)
         # Never more tasks queued than there are threads, so that a long request cannot keep short ones out.
         for first in range(0, len(starts), self._parallel):
             tasks = [
