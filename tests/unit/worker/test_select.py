@@ -1,6 +1,7 @@
 """The choice between engines: by the spec, by what can serve, then by measurement; what is not chosen is given back."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,15 @@ def test_the_real_engines_compare_and_agree(opened: tuple[Checkpoint, capacity.S
 
 def test_every_engine_that_a_backend_names_is_there() -> None:
     assert {name for names in select._BACKENDS.values() for name in names} <= set(select.ENGINES)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_a_compiler_for_a_backend_without_one_is_refused(
+    backend: Any, opened: tuple[Checkpoint, capacity.Sample]
+) -> None:
+    message = rf"spec\.runtime\.compile is always.*spec\.runtime\.backend is {backend}.*to auto"
+    with pytest.raises(ConfigurationFailure, match=message):
+        select.choose(backend, replace(opened[0], compile="always"))
+    for allowed in ("auto", "torch"):
+        select.check_compile(allowed, "always")
+    select.check_compile(backend, "auto")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from rerank_api.reranker import Backend
+from rerank_api.reranker import Backend, Compile
 
 from rerank_worker.engine import Engine, EngineLost, EngineUnsupported, Pair, capacity
 from rerank_worker.failures import ConfigurationFailure
@@ -57,6 +57,15 @@ def candidates(backend: Backend) -> Sequence[str]:
     return _BACKENDS[backend]
 
 
+def check_compile(backend: Backend, asked: Compile) -> None:
+    """Refuse a compiler for an engine that has none. Raises ConfigurationFailure."""
+    if asked == "always" and backend in ("onnx", "openvino"):
+        raise ConfigurationFailure(
+            f"spec.runtime.compile is always, but only torch compiles and spec.runtime.backend is {backend}: set "
+            "spec.runtime.compile to auto, or spec.runtime.backend to torch"
+        )
+
+
 def build(name: str, checkpoint: Checkpoint) -> Engine:
     """The engine called ``name``. Raises EngineUnsupported, or what loading raises."""
     engine: Engine = importlib.import_module(ENGINES[name]).build(checkpoint)
@@ -75,6 +84,7 @@ def choose(
     Without a ``sample``, without ``seconds`` or with a large model, the preferred one. Raises ConfigurationFailure when
     none can serve, and what loading raises.
     """
+    check_compile(backend, checkpoint.compile)
     comparing = sample is not None and seconds > 0 and _weights(checkpoint) <= COMPARED_BYTES
     built: list[Engine] = []
     reasons: dict[str, str] = {}
