@@ -14,9 +14,10 @@ import pytest
 import torch
 from rerank_worker.engine import EngineUnsupported, Pair
 from rerank_worker.engine.torch_flat import attention_grouped, build, linear
-from rerank_worker.engine.torch_flat.architectures import describe, jina_flash_config
+from rerank_worker.engine.torch_flat.architectures import describe
 from rerank_worker.engine.torch_flat.encoder import Encoder
 from rerank_worker.engine.torch_flat.engine import TorchFlatEngine
+from rerank_worker.loading.verify import jina_flash_config
 
 from . import checkpoints
 

@@ -5,7 +5,7 @@ the first tokens' indices and the offsets. A model that is scored by its first t
 what that token needs: keys and values of all tokens, and one row a pair after attention.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 

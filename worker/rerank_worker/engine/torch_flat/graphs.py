@@ -52,7 +52,8 @@ def bucket(packed: Packed) -> Bucket | None:
 
 def filled(packed: Packed, bucket: Bucket) -> Packed:
     """``packed`` with dummy pairs behind the real ones, none longer than ``bucket.longest``; ``order`` has the real
-    ones only. Pairs beyond those that the tokens need are without tokens."""
+    ones only. Pairs beyond those that the tokens need are without tokens. Dummy tokens are all at position 0, which every
+    table has."""
     real, count = len(packed.ids), len(packed.order)
     missing = bucket.tokens - real
     offsets = np.full(bucket.pairs + 1, bucket.tokens, dtype=np.int32)
@@ -60,13 +61,12 @@ def filled(packed: Packed, bucket: Bucket) -> Packed:
     ends = np.arange(real + bucket.longest, bucket.tokens, bucket.longest, dtype=np.int32)
     offsets[count + 1 : count + 1 + len(ends)] = ends
     zeros = np.zeros(missing, dtype=np.int32)
-    positions = np.arange(missing, dtype=np.int32) % bucket.longest
     return Packed(
         packed.order,
         offsets,
         np.concatenate([packed.ids, zeros]),
         np.concatenate([packed.types, zeros]),
-        np.concatenate([packed.positions, positions]),
+        np.concatenate([packed.positions, zeros]),
     )
 
 

@@ -52,9 +52,12 @@ def skipping(packed: Packed, token: int) -> Ints:
     if counts.all():
         return packed.positions
     running = np.cumsum(counts, dtype=np.int32)
-    starts = packed.offsets[:-1]
+    # A dummy pair without tokens begins after the last token.
+    starts = np.minimum(packed.offsets[:-1], len(counts) - 1)
     before = running[starts] - counts[starts]
-    return np.where(counts, running - np.repeat(before, packed.lengths) - 1, -1).astype(np.int32)
+    counted = running - np.repeat(before, packed.lengths) - 1
+    # Never beyond the plain position, which is 0 in the dummies of graphs.
+    return np.where(counts, np.minimum(counted, packed.positions), -1).astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True)
