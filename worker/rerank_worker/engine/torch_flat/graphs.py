@@ -52,8 +52,8 @@ def bucket(packed: Packed) -> Bucket | None:
 
 def filled(packed: Packed, bucket: Bucket) -> Packed:
     """``packed`` with dummy pairs behind the real ones, none longer than ``bucket.longest``; ``order`` has the real
-    ones only. Pairs beyond those that the tokens need are without tokens. Dummy tokens are all at position 0, which every
-    table has."""
+    ones only. Pairs beyond those that the tokens need are without tokens. Dummy tokens are all at position 0, which
+    every table has."""
     real, count = len(packed.ids), len(packed.order)
     missing = bucket.tokens - real
     offsets = np.full(bucket.pairs + 1, bucket.tokens, dtype=np.int32)
