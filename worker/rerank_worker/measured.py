@@ -122,7 +122,11 @@ class Budget:
     def out_of_memory(self, cost: int) -> "Budget":
         """After a batch of ``cost`` tokens did not fit."""
         failed = cost if self.failed is None else min(cost, self.failed)
-        return replace(self, tokens=max(1, min(self.tokens, cost) // 2), failed=failed, good=0, since=0)
+        return replace(self, tokens=max(1, min(self.tokens, cost // 2)), failed=failed, good=0, since=0)
+
+    def hopeless(self, cost: int) -> bool:
+        """Whether as little as that did not fit before."""
+        return self.failed is not None and cost >= self.failed
 
     def fitted(self, cost: int) -> "Budget":
         """After a batch of ``cost`` tokens fitted; a small one tells nothing."""

@@ -374,9 +374,18 @@ class EngineThread:
                 },
             )
             for half in halves(batch):
-                part = _Flight(half, self._clock())
-                self._compute(engine, self._policy, part)
-                self._land(engine, part)
+                self._run_part(engine, half)
+
+    def _run_part(self, engine: Engine, batch: Sequence[tuple[Work, Slot]]) -> None:
+        """Compute a part of a batch that did not fit; nothing that is as large as what has just failed is tried."""
+        assert self._policy is not None
+        if len(batch) > 1 and self._budget.hopeless(self._policy.cost([slot.tokens for _, slot in batch])):
+            for half in halves(batch):
+                self._run_part(engine, half)
+            return
+        flight = _Flight(batch, self._clock())
+        self._compute(engine, self._policy, flight)
+        self._land(engine, flight)
 
     def _set_budget(self, budget: Budget) -> None:
         assert self._policy is not None

@@ -260,6 +260,43 @@ def test_lack_of_memory_splits_the_batch_and_the_budget_grows_again_below_what_f
     assert 800 < bench.metric("rerank_worker_batch_budget_tokens", model="m") <= 1000
 
 
+def test_the_rest_of_a_failed_request_is_not_scored() -> None:
+    bench = Bench(SimulatedEngine(Clock(), failures=[RuntimeError("odd")]))
+    failed, other = bench.ask(*[32] * 50), bench.ask(8)
+    bench.drain()
+    assert isinstance(failed.outcome, Failed)
+    assert other.outcome == [8.0]
+    assert bench.engine.batches == [[32], [8]]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_whoever_gives_up_answers_the_batches_that_are_being_computed_too(asynchronous: bool) -> None:
+    """The watch of a stalled engine calls ``fail_all`` while the thread waits for the device."""
+    bench = Bench(SimulatedEngine(Clock(), asynchronous, memory=100))
+    asked = [bench.ask(32) for _ in range(4)]
+    told: list[int] = []
+
+    def collect(output: list[int]) -> list[float]:
+        if not told:
+            bench.thread.fail_all("stalled")
+            told.extend(len(one.outcomes) for one in asked)
+        return [float(tokens) for tokens in output]
+
+    bench.engine.collect = collect
+    bench.drain()
+    assert told == [1, 1, 1, 1]
+    assert all(isinstance(one.outcome, Failed) for one in asked)
+
+
+def test_what_is_known_not_to_fit_is_not_tried_again_in_parts() -> None:
+    bench = Bench(SimulatedEngine(Clock(), memory=100), max_tokens=1600, max_length=32)
+    asked = bench.ask(*[16] * 100)
+    bench.drain()
+    assert asked.outcome == [16.0] * 100
+    # 1,600, 800, 400, 200 and 100 tokens once each; the other parts are cut before they are tried.
+    assert bench.metric("rerank_worker_out_of_memory_recoveries_total") <= 5
+
+
 def test_a_request_that_cannot_be_scored_in_time_is_told_so_at_once() -> None:
     bench = Bench()
     for _ in range(3):
