@@ -14,6 +14,7 @@ import datetime
 import json
 import math
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -97,6 +98,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("flags", nargs="*", help="more flags of rerank-worker serve, after --")
     options = parser.parse_args()
+    # So that the worker is ended too.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     questions = make_questions()
     peer = servers.ours("worker", ["--precision", options.precision, *options.flags])
     place = servers.Place(DEMO, DEMO, servers.free_port(), options.threads)

@@ -540,6 +540,9 @@ def make_model(folder: Path, shape: dict[str, Any], options: argparse.Namespace)
         "intermediate_size": 4 * shape["hidden"],
         "num_attention_heads": shape["heads"],
         "pad_token_id": 1,
+        # So large that attention picks words and a score depends on its text; with the usual 0.02 it hardly does, and
+        # what is left is rounding.
+        "initializer_range": 1.5 / shape["hidden"] ** 0.5,
     }
     if shape["kind"] == "bert":
         model: Any = BertForSequenceClassification(BertConfig(**sizes, type_vocab_size=2))

@@ -12,6 +12,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 
 def main(folder: str) -> None:
+    # Small products: a second thread only waits, and on a busy machine it waits for long.
+    torch.set_num_threads(1)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model: Any = AutoModelForSequenceClassification.from_pretrained(
         folder, local_files_only=True, dtype=torch.float32
