@@ -230,6 +230,17 @@ def test_the_command_measures_compares_and_recommends(
     assert "maxBatchTokens: " in out
 
 
+def test_reduced_precisions_are_compared_with_float32_though_it_is_not_measured(
+    tiny_bert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only = ("--engines", "torch-padded", "--precisions", "bfloat16", "--documents", "8", "--seconds", "0.2", "--json")
+    code, out, _ = tuned(capsys, tiny_bert, *only)
+    found = json.loads(out)
+    assert code == 0
+    assert {one["precision"] for one in found["engines"]} == {"bfloat16"}
+    assert 0 < found["engines"][0]["scoreDifference"] < 0.2
+
+
 def test_pairs_of_ones_own(tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text('{"query": "ab", "document": ["cd ef", "gh"], "score": 3}\n{"query": "ab", "document": "secret"}\n')

@@ -175,11 +175,12 @@ def measure(
     ``finish``: logits to final scores; ``quality``: of an engine of reduced precision. Raises EngineLost, and
     KeyboardInterrupt when it is interrupted.
     """
-    for name in engines:
-        found.contenders += [Contender(name, precision) for precision in precisions]
+    # float32 first: the others are compared with it.
+    ordered = sorted(precisions, key=lambda precision: precision != "float32")
+    found.contenders += [Contender(name, precision) for precision in ordered for name in engines]
     found.interleaved = _fit_together(checkpoint, len(found.contenders))
     groups = [found.contenders] if found.interleaved else [[contender] for contender in found.contenders]
-    reference: list[float] | None = None
+    reference = None if "float32" in precisions else _reference(checkpoint, pairs, engines, finish, tell, clock)
     for group in groups:
         built: list[tuple[Contender, Engine]] = []
         try:
@@ -191,8 +192,7 @@ def measure(
             _wait_until_compiled(built, tell, clock)
             for contender, engine in built:
                 scores = _scores(contender, engine, pairs, checkpoint, finish)
-                if reference is None and contender.precision == "float32":
-                    # float32 comes first, so what is compared comes after it.
+                if reference is None and contender.precision == "float32" and contender.reason is None:
                     reference = scores
                 _judge(contender, engine, scores, reference, quality)
             serving = [(contender, engine) for contender, engine in built if contender.reason is None]
@@ -228,6 +228,28 @@ def _build(
         return engine
     if engine is not None:
         engine.close()
+    return None
+
+
+def _reference(
+    checkpoint: Checkpoint,
+    pairs: Sequence[Pair],
+    engines: Sequence[str],
+    finish: Callable[[Sequence[float]], list[float]],
+    tell: Callable[[str], None],
+    clock: Callable[[], float],
+) -> list[float] | None:
+    """float32's scores, where float32 itself is not to be measured; None where no engine has them."""
+    for name in engines:
+        tell(f"scoring with {name} in float32, to compare with")
+        contender = Contender(name, "float32")
+        engine = _build(contender, checkpoint, pairs, clock)
+        if engine is None:
+            continue
+        scores = _scores(contender, engine, pairs, checkpoint, finish)
+        engine.close()
+        if contender.reason is None:
+            return scores
     return None
 
 

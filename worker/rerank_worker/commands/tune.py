@@ -20,7 +20,7 @@ from rerank_worker.commands.options import INTERRUPTED, Progress, add_model, con
 from rerank_worker.commands.rows import Bad, Fields, JsonLines, Place, format_of
 from rerank_worker.commands.trials import Contender, Measured, Trial
 from rerank_worker.engine import Pair, capacity, select
-from rerank_worker.engine.device import ChosenPrecision, available_cores
+from rerank_worker.engine.device import available_cores
 from rerank_worker.failures import ConfigurationFailure
 from rerank_worker.loading.checkpoint import Checkpoint
 from rerank_worker.loading.model import open_checkpoint
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
                 checkpoint,
                 pairs,
                 arguments.engines or list(select.ENGINES),
-                _float32_first(arguments.precisions or trials.PRECISIONS[checkpoint.device]),
+                list(dict.fromkeys(arguments.precisions or trials.PRECISIONS[checkpoint.device])),
                 trials.ways(checkpoint.device),
                 arguments.seconds,
                 lambda logits: final_scores(logits, config.temperature, activation),
@@ -116,10 +116,6 @@ def run(arguments: argparse.Namespace) -> int:
     report = as_json if arguments.json else as_text
     print(report(found, config, checkpoint, pairs, interrupted))
     return INTERRUPTED if interrupted else 0
-
-
-def _float32_first(precisions: Sequence[ChosenPrecision]) -> list[ChosenPrecision]:
-    return sorted(set(precisions), key=lambda precision: (precision != "float32", list(precisions).index(precision)))
 
 
 def _pairs(arguments: argparse.Namespace, checkpoint: Checkpoint, tokenizer: PairTokenizer) -> list[Pair]:
@@ -287,8 +283,11 @@ def as_text(
     return "\n\n".join(parts)
 
 
-def _place(trial: Trial, found: Measured) -> tuple[int, str, int]:
-    return found.contenders.index(trial.contender), trial.way.unit, trial.way.size
+def _place(trial: Trial, found: Measured) -> tuple[int, int, str, int]:
+    """Where a trial stands in the table: an engine's precisions together."""
+    engines = [contender.name for contender in found.contenders]
+    contender = trial.contender
+    return engines.index(contender.name), found.contenders.index(contender), trial.way.unit, trial.way.size
 
 
 def _notes(found: Measured, interrupted: bool) -> list[str]:
