@@ -186,6 +186,7 @@ def _load(config: WorkerConfig, folder: Path, threads: int, quick: bool, parts: 
             "temperature": config.temperature,
             "maxLength": policy.max_length,
             "longDocuments": config.long_documents,
+            "chunkPooling": config.chunk_pooling,
             "maxBatchTokens": policy.max_tokens,
             "lengthBucket": policy.bucket,
             "maxDelaySeconds": policy.max_delay,
@@ -296,6 +297,9 @@ def _build(
         with parts.timed("build"):
             selected = select.choose(config.backend, checkpoint, None if quick else sample)
     checkpoint.release()
+    if selected.speeds:
+        # What was compared and not chosen has left its weights behind.
+        memory.give_back()
     engine = selected.engine
     policy = Policy(
         max_tokens=config.max_batch_tokens or capacity.DEFAULT_BUDGETS[device, engine.padded],

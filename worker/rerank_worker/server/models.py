@@ -65,13 +65,19 @@ class Model:
     state: State = "loading"
     scorer: Scorer | None = None
     failure: str | None = None
+    ending: bool = False
+    """Its engine thread was asked to end, so that nothing is wrong when it has."""
+    live: Callable[[], dict[str, Any]] = dict
+    """Facts that change while it serves."""
     info: dict[str, Any] = field(default_factory=dict)
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def unhealthy(self) -> str | None:
         """Why the process must be started anew for this model; None: it need not."""
-        return None if self.engine is None or self.state == "failed" else self.engine.unhealthy()
+        if self.engine is None or self.ending or self.state in ("loading", "failed"):
+            return None
+        return self.engine.unhealthy()
 
     def ready(self) -> Scorer:
         """What serves requests. Raises Refusal (unavailable)."""
@@ -104,7 +110,7 @@ class Model:
             "requestsInFlight": self.in_flight,
             "failure": self.failure,
             "model": source.model_name(self.config.model),
-            "facts": self.info,
+            "facts": self.info | self.live(),
         }
 
 
@@ -170,7 +176,7 @@ class Models:
         loaded = await asyncio.wrap_future(model.engine.loaded)
         least = model.bytes // LEAST_OF_DISK.get(loaded.info.get("precision", ""), 1)
         model.bytes = max(loaded.info.get("memoryBytes", 0), least)
-        model.info = loaded.info
+        model.info, model.live = loaded.info, loaded.live
         model.scorer = self._scorer(model.config, loaded, model.engine)
         model.state = "ready"
         model.idle.set()
@@ -302,11 +308,14 @@ class Models:
         assert engine is not None
         engine.fail_all("the model is being unloaded")
         await _until(model.idle, STOP_SECONDS)
+        model.ending = True
         if not await asyncio.to_thread(engine.stop, STOP_SECONDS):
+            model.ending = False
             # Its memory cannot be freed under it; the watch of stalled engines ends the process in time.
             log.error("an engine thread did not end: its memory is kept", extra={"fields": {"key": model.key}})
             raise Refusal("internal", "the model's engine did not end: its memory is free only in a new process")
-        model.engine = None
+        # All that leads to the weights.
+        model.engine, model.live = None, dict
         del engine
         await asyncio.to_thread(memory.give_back)
         self._leaving.pop(model, None)
