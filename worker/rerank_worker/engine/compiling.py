@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rerank_api.reranker import Compile
 
-from rerank_worker.engine import EngineLost, EngineOutOfMemory
+from rerank_worker.engine import EngineLost, EngineOutOfMemory, Pair
 from rerank_worker.engine.torch_errors import TorchErrors
 from rerank_worker.failures import ConfigurationFailure
 
@@ -26,6 +26,10 @@ DELAY = 1.0
 
 CODE_VERSIONS = 64
 """Compiled versions of one layer's code, of all models of the process; torch's own limit is 8."""
+
+
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Largest difference of a compiled score, absolute and relative, by what matrices are multiplied in."""
 
 
 class Compiler:
@@ -39,15 +43,14 @@ class Compiler:
     def __init__(self, asked: Compile, device: str, backend: Any = "inductor", delay: float = DELAY) -> None:
         """Raises ConfigurationFailure where ``asked`` is always and nothing can be compiled here."""
         self.synthetic: Callable[[], Sequence[Callable[[], torch.Tensor]]] | None = None
-        self.tolerance = 1e-3
-        """Largest difference of a compiled score, absolute and relative; for half precision it should be larger."""
+        self.tolerance = TOLERANCE[torch.float32]
         self.failures = 0
         """Compilations and compiled batches that failed; scores came from the eager layers."""
-        self._enabled = asked == "always" or (asked == "auto" and device == "cuda")
+        self.enabled = asked == "always" or (asked == "auto" and device == "cuda")
         self._device = device
         self._backend = backend
         self._delay = delay
-        self._state = "pending" if self._enabled else "never"
+        self._state = "pending" if self.enabled else "never"
         self._mode = threading.local()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -61,7 +64,7 @@ class Compiler:
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, which must be compilable and whose compiled code serves once it is ready."""
-        if not self._enabled:
+        if not self.enabled:
             return function
         compiling = torch.compile(function, dynamic=True, backend=self._backend)
         # Uses code that was compiled, and never compiles.
@@ -77,13 +80,13 @@ class Compiler:
 
     def wrap_layers(self, layers: Iterable[torch.nn.Module]) -> None:
         """Wrap modules in place: where ``Module.compile`` would put compiled code."""
-        if self._enabled:
+        if self.enabled:
             for layer in layers:
                 layer._compiled_call_impl = self.wrap(layer.forward)
 
     def start(self) -> None:
         """Begin to compile, in a thread; at most once, and not at all where the spec does not ask for it."""
-        if self._enabled and self._thread is None and self.synthetic is not None:
+        if self.enabled and self._thread is None and self.synthetic is not None:
             self._thread = threading.Thread(target=self._compile, name="compile", daemon=True)
             self._thread.start()
 
@@ -164,6 +167,11 @@ def lengths_to_compile(bucket: int, max_length: int) -> list[list[int]]:
     odd, even, long = (min(length, max_length) for length in (37, 7 * bucket, 11 * bucket))
     half = max(1, odd // 2)
     return [[odd], [even], [odd] * 5, [even] * 5, [even, half, half, half, half], [long, *[half] * 6]]
+
+
+def made_up(lengths: Sequence[int]) -> list[Pair]:
+    """Pairs of ``lengths`` tokens, of no meaning."""
+    return [Pair([row + 2] * length, [0] * length) for row, length in enumerate(lengths)]
 
 
 def check_compiler(device: str) -> None:

@@ -13,9 +13,9 @@ import torch
 
 from rerank_worker.batching import padded_length
 from rerank_worker.engine import EngineUnsupported, Pair
-from rerank_worker.engine.compiling import Compiler, lengths_to_compile
+from rerank_worker.engine.compiling import TOLERANCE, Compiler, lengths_to_compile, made_up
 from rerank_worker.engine.torch_errors import TorchErrors
-from rerank_worker.engine.torch_padded import TOLERANCE, Pending, collect, host_tensor, made_up, pending
+from rerank_worker.engine.torch_padded import Pending, collect, host_tensor, pending
 from rerank_worker.loading.checkpoint import Checkpoint
 from rerank_worker.loading.verify import DECODERS
 

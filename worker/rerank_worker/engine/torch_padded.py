@@ -12,17 +12,13 @@ import torch
 
 from rerank_worker.batching import padded_length
 from rerank_worker.engine import EngineUnsupported, Pair
-from rerank_worker.engine.compiling import Compiler, lengths_to_compile
+from rerank_worker.engine.compiling import TOLERANCE, Compiler, lengths_to_compile, made_up
 from rerank_worker.engine.torch_errors import TorchErrors
 from rerank_worker.loading.checkpoint import Checkpoint
 from rerank_worker.loading.verify import DECODERS
 
 Pending = tuple[torch.Tensor, Any]
 """Scores on the host, and the CUDA event after which they are there (None: they are)."""
-
-
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Of logits, between compiled and eager layers."""
 
 
 def build(checkpoint: Checkpoint) -> "TorchPaddedEngine":
@@ -116,11 +112,6 @@ class TorchPaddedEngine:
     def _synthetic(self) -> list[Callable[[], torch.Tensor]]:
         batches = [made_up(lengths) for lengths in lengths_to_compile(self._bucket, self._max_length)]
         return [partial(self._forward, self.prepare(pairs)) for pairs in batches]
-
-
-def made_up(lengths: Sequence[int]) -> list[Pair]:
-    """Pairs of ``lengths`` tokens, of no meaning."""
-    return [Pair([row + 2] * length, [0] * length) for row, length in enumerate(lengths)]
 
 
 def layers_of(model: Any) -> list[torch.nn.Module]:

@@ -11,6 +11,10 @@ import pytest
 import torch
 from rerank_worker.engine import EngineOutOfMemory, Pair, torch_decoder, torch_padded
 from rerank_worker.engine.compiling import Compiler, check_compiler
+from rerank_worker.engine.torch_flat import linear
+from rerank_worker.engine.torch_flat.architectures import describe
+from rerank_worker.engine.torch_flat.encoder import Encoder
+from rerank_worker.engine.torch_flat.engine import TorchFlatEngine
 from rerank_worker.failures import ConfigurationFailure
 from rerank_worker.loading import prompts
 from unit.worker.engines import checkpoints
@@ -230,6 +234,24 @@ def test_a_decoder_s_layers_compile(name: str, tmp_path: Path, backend: Backend)
         before = len(backend.ran)
         assert engine.collect(engine.compute(engine.prepare(batch))) == pytest.approx(expected, abs=2e-5)
         assert len(backend.ran) == before + 2
+
+
+@pytest.mark.parametrize("name", ["minilm", "modernbert"])
+def test_what_follows_attention_in_a_flat_batch_compiles(name: str, tmp_path: Path, backend: Backend) -> None:
+    checkpoint = checkpoints.checkpoint(checkpoints.FLATTENABLE[name](tmp_path / name))
+    described = describe(checkpoint, torch.float32)
+    compiler = Compiler("always", "cpu", backend, delay=0.0)
+    encoder = Encoder(described, linear.plain, torch.device("cpu"), torch.float32, 64, compiler.wrap)
+    engine = TorchFlatEngine(encoder, checkpoint.takes_types, compiler)
+    rows = [Pair([2, *[7 + n] * (5 * n + 3), 3], [0] * (5 * n + 5)) for n in range(6)]
+    batches = [rows, rows[:1], rows[3:4], [rows[2], rows[2]]]
+    eager = [engine.collect(engine.compute(engine.prepare(batch))) for batch in batches]
+    compiler.start()
+    assert compiler.wait(WAIT) == "ready"
+    for batch, expected in zip(batches, eager, strict=True):
+        before = len(backend.ran)
+        assert engine.collect(engine.compute(engine.prepare(batch))) == pytest.approx(expected, abs=2e-5)
+        assert len(backend.ran) == before + len(described.layers)
 
 
 def swap(engine: Any, layers: Any, backend: Backend) -> None:
