@@ -16,7 +16,7 @@ from rerank_worker.batching import padded_length
 from rerank_worker.engine import EngineOutOfMemory, EngineUnsupported, Pair
 from rerank_worker.engine.torch_errors import is_out_of_memory
 from rerank_worker.loading.checkpoint import Checkpoint
-from rerank_worker.loading.verify import DECODERS
+from rerank_worker.loading.verify import DECODERS, jina_flash_config
 
 OUTPUT = "logits"
 
@@ -33,7 +33,7 @@ _CHECKED_LENGTH = 256
 """Longer than the windows of local attention, so that rows of nothing but padding occur in the check."""
 
 
-def check_device(checkpoint: Checkpoint, backend: str) -> None:
+def check_supported(checkpoint: Checkpoint, backend: str) -> None:
     """Raises EngineUnsupported for what no graph engine serves."""
     if checkpoint.device != "cpu":
         raise EngineUnsupported(
@@ -43,6 +43,11 @@ def check_device(checkpoint: Checkpoint, backend: str) -> None:
     if checkpoint.architecture in DECODERS:
         raise EngineUnsupported(
             f"{checkpoint.architecture} is asked with a prompt: set spec.runtime.backend to auto or torch"
+        )
+    if jina_flash_config(checkpoint.config):
+        raise EngineUnsupported(
+            "transformers has no module for jina-reranker-v2 without its remote code: set spec.runtime.backend to auto "
+            "or torch"
         )
 
 

@@ -40,7 +40,7 @@ def build(checkpoint: Checkpoint) -> "OnnxRuntimeEngine":
         raise EngineUnsupported(
             f"spec.runtime.backend onnx needs {error.name}, which is not installed: install rerank-worker[onnx]"
         ) from error
-    graph.check_device(checkpoint, "onnx")
+    graph.check_supported(checkpoint, "onnx")
     if checkpoint.precision not in ("float32", "int8"):
         raise EngineUnsupported(
             f"spec.runtime.backend onnx computes in float32 and int8, not in {checkpoint.precision}: set "

@@ -27,7 +27,7 @@ _PACKAGES = ("openvino",)
 def build(checkpoint: Checkpoint) -> "OpenVinoEngine":
     """The engine for ``checkpoint``. Raises EngineUnsupported, EnvironmentFailure, or what loading raises."""
     openvino = _library()
-    graph.check_device(checkpoint, "openvino")
+    graph.check_supported(checkpoint, "openvino")
     if checkpoint.precision not in ("float32", "bfloat16", "int8"):
         raise EngineUnsupported(
             f"spec.runtime.backend openvino computes in float32, bfloat16 and int8, not in {checkpoint.precision}: set "

@@ -121,6 +121,12 @@ def test_decoders_are_left_to_torch(models: Path) -> None:
         onnx_runtime.build(checkpoints.checkpoint(folder))
 
 
+def test_jina_is_left_to_torch(models: Path) -> None:
+    folder = checkpoints.save_jina(models / "jina")
+    with pytest.raises(EngineUnsupported, match="backend to auto or torch"):
+        onnx_runtime.build(checkpoints.checkpoint(folder))
+
+
 def test_a_graph_that_scores_differently_is_refused(models: Path) -> None:
     checkpoint = checkpoints.checkpoint(saved(models, "minilm"))
     with pytest.raises(EngineUnsupported, match=r"differently in a runtime than in torch"):
