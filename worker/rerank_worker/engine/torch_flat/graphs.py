@@ -4,6 +4,7 @@ Which bucket a batch has and what fills it up are functions of its lengths. A du
 pair has; its score is never read. Large batches keep the device busy without and run as they are.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 
 from rerank_worker.engine.torch_flat.packing import Packed
+
+log = logging.getLogger(__name__)
 
 MAX_TOKENS = 8_192
 """Larger batches compute for longer than their kernels take to start."""
@@ -81,14 +84,26 @@ class Graphs:
         self._seen: dict[Bucket, int] = {}
         self._captured: dict[Bucket, tuple[Any, torch.Tensor, torch.Tensor]] = {}
         self._pool: Any = None
+        self._disabled = False
 
     def run(self, host: torch.Tensor, bucket: Bucket) -> torch.Tensor:
-        """``forward`` of what is in ``host``, which is pinned; the result is valid until the next call."""
+        """``forward`` of what is in ``host``, which is pinned; the result is valid until the next call.
+
+        What cannot be captured runs without graphs from then on.
+        """
         if bucket not in self._captured:
             self._seen[bucket] = self._seen.get(bucket, 0) + 1
-            if self._seen[bucket] <= SEEN or len(self._captured) >= GRAPHS:
+            if self._disabled or self._seen[bucket] <= SEEN or len(self._captured) >= GRAPHS:
                 return self._forward(host.to("cuda", non_blocking=True), bucket)
-            self._captured[bucket] = self._capture(host, bucket)
+            try:
+                self._captured[bucket] = self._capture(host, bucket)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                # A device that is lost fails in the next line too.
+                self._disabled = True
+                log.warning("no CUDA graphs", extra={"fields": {"error": str(error)[:200]}})
+                return self._forward(host.to("cuda", non_blocking=True), bucket)
         graph, buffer, result = self._captured[bucket]
         buffer.copy_(host, non_blocking=True)
         graph.replay()
@@ -104,7 +119,8 @@ class Graphs:
             self._forward(buffer, bucket)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Other threads of the process (other models, the compiler) may use the device meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = self._forward(buffer, bucket)
         return graph, buffer, result
 
