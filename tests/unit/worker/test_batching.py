@@ -287,6 +287,9 @@ def test_every_pair_is_scored_once_within_the_budget_and_the_first_in_rank_advan
         assert rules.cost(sizes) <= budget or len(batch) == 1
         left -= set(taken)
         assert backlog.tokens == sum(requests[number][0][index] for number, index in left)
+        for waiting in backlog._waiting.values():
+            order = [waiting.lengths[index] for index in waiting.order]
+            assert order == sorted(order, reverse=True), "a request's longest pair leads"
         assert backlog._in_turns == sum(waiting.in_turns for waiting in backlog._waiting.values())
     assert not left
     assert backlog._high == 0

@@ -415,6 +415,19 @@ def test_a_lost_engine_answers_what_waits_and_what_comes_later() -> None:
     assert late.code == "unavailable"
 
 
+def test_who_comes_while_the_thread_ends_is_answered() -> None:
+    late: list[Answer] = []
+
+    class Closing(ObedientEngine):
+        def close(self) -> None:
+            # In the engine thread, which still lives.
+            late.append(submit(thread))
+
+    thread = started(Closing())
+    assert thread.stop(WAIT)
+    assert isinstance(late[0].wait(), Failed)
+
+
 def test_an_engine_that_fails_always_counts_as_lost() -> None:
     thread = started(ObedientEngine(failures=[RuntimeError("odd")] * MAX_FAILED_BATCHES))
     for _ in range(MAX_FAILED_BATCHES):
