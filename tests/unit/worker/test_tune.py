@@ -1,6 +1,7 @@
 """tune: what is measured, what is recommended from it and why, and that an interrupted run keeps what it has."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,6 +132,24 @@ def test_padding_is_what_engines_pad_to(checkpoint: Checkpoint) -> None:
     assert trials.padding_of([[pair] for pair in pairs], checkpoint) == pytest.approx(48 / 30 - 1)
 
 
+def test_agreement_is_the_ndcg_of_float32s_own_gains() -> None:
+    exact = [0.9, 0.5, 0.1, 0.3, 0.8]
+    queries = [0, 0, 0, 1, 2]
+    assert trials.agreement(exact, exact, queries) == 1
+    assert trials.agreement([3, 2, 1, 0, 0], exact, queries) == 1
+    swapped = (0.4 + 0.8 / math.log2(3)) / (0.8 + 0.4 / math.log2(3))
+    assert trials.agreement([2, 3, 1, 0, 0], exact, queries) == pytest.approx(swapped)
+    assert trials.agreement([1, 2], [0.5, 0.5], [0, 0]) == 1
+    assert trials.agreement([1, 2], [0.5, 0.6], [0, 1]) is None
+
+
+@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9), st.integers(0, 3)), max_size=40))
+def test_agreement_is_between_0_and_1(found: list[tuple[float, float, int]]) -> None:
+    scores, exact, queries = ([row[column] for row in found] for column in range(3))
+    quality = trials.agreement(scores, exact, [int(query) for query in queries])
+    assert quality is None or -1e-9 <= quality <= 1 + 1e-9
+
+
 class Scoring(Machine):
     """Also gives scores, and may stop the command (``interrupts`` after so many batches) or not fit (``most``)."""
 
@@ -201,10 +220,12 @@ def tuned(capsys: pytest.CaptureFixture[str], model: Path, *more: str) -> tuple[
 
 
 def test_the_command_measures_compares_and_recommends(
-    tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_bert: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # All of one round, however busy the machine is.
+    monkeypatch.setattr(trials, "ROUNDS", 1)
     engines = ("--engines", "torch-flat", "torch-padded", "torch-decoder", "--precisions", "bfloat16", "float32")
-    code, out, said = tuned(capsys, tiny_bert, *engines, "--seconds", "1", "--json")
+    code, out, said = tuned(capsys, tiny_bert, *engines, "--seconds", "60", "--json")
     assert code == 0
     assert "Traceback" not in said
     found = json.loads(out)
@@ -221,7 +242,7 @@ def test_the_command_measures_compares_and_recommends(
     assert any(one["padding"] > 0 for one in found["trials"] if one["engine"] == "torch-padded")
     assert yaml.safe_load(found["recommended"]["yaml"])["spec"]["runtime"]["backend"] == "torch"
 
-    code, out, said = tuned(capsys, tiny_bert, *engines, "--seconds", "1")
+    code, out, said = tuned(capsys, tiny_bert, *engines, "--seconds", "60")
     assert code == 0
     assert "engine        precision  batches of" in out
     assert "not served here:\n  torch-decoder" in out
@@ -248,6 +269,7 @@ def test_pairs_of_ones_own(tiny_bert: Path, tmp_path: Path, capsys: pytest.Captu
     code, out, said = tuned(capsys, tiny_bert, *one)
     assert code == 0
     assert json.loads(out)["pairs"] == 3
+    assert json.loads(out)["engines"][0]["ndcg10"] == 1
     assert "secret" not in out + said
     assert json.loads(tuned(capsys, tiny_bert, *one, "--documents", "2")[1])["pairs"] == 2
 

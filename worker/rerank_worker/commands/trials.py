@@ -56,8 +56,8 @@ class Way:
 class Contender:
     """An engine at a precision. ``reason``: why it does not serve here; None while it does.
 
-    ``difference``: largest one of a final score to float32's; ``quality``: nDCG@10 of its ranking of the quality
-    sample, where it was measured.
+    ``difference``: largest one of a final score to float32's; ``quality``: nDCG@10 of its rankings where float32's
+    scores are the gains; None where the pairs are synthetic, which rank by chance.
     """
 
     name: str
@@ -165,15 +165,15 @@ def measure(
     ways: Sequence[Way],
     seconds: float,
     finish: Callable[[Sequence[float]], list[float]],
-    quality: Callable[[Engine], float] | None,
+    queries: Sequence[int] | None,
     tell: Callable[[str], None],
     found: Measured,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Measure everything into ``found`` for about ``seconds``, or up to FIRST_ROUND times that for a first round.
 
-    ``finish``: logits to final scores; ``quality``: of an engine of reduced precision. Raises EngineLost, and
-    KeyboardInterrupt when it is interrupted.
+    ``finish``: logits to final scores; ``queries``: which one each pair has, None where the pairs are synthetic. Raises
+    EngineLost, and KeyboardInterrupt when it is interrupted.
     """
     # float32 first: the others are compared with it.
     ordered = sorted(precisions, key=lambda precision: precision != "float32")
@@ -194,7 +194,7 @@ def measure(
                 scores = _scores(contender, engine, pairs, checkpoint, finish)
                 if reference is None and contender.precision == "float32" and contender.reason is None:
                     reference = scores
-                _judge(contender, engine, scores, reference, quality)
+                _judge(contender, scores, reference, queries)
             serving = [(contender, engine) for contender, engine in built if contender.reason is None]
             _race(serving, checkpoint, pairs, ways, seconds / len(groups), tell, found, clock)
         finally:
@@ -301,20 +301,42 @@ def _in_order(pairs: Sequence[Pair], tokens: int) -> Iterator[Sequence[Pair]]:
 
 def _judge(
     contender: Contender,
-    engine: Engine,
     scores: Sequence[float],
     reference: Sequence[float] | None,
-    quality: Callable[[Engine], float] | None,
+    queries: Sequence[int] | None,
 ) -> None:
     """How good the engine's scores are; a failure is its reason."""
     if contender.reason is None and not all(map(math.isfinite, scores)):
         contender.reason = f"its scores are not finite numbers in {contender.precision}"
-    if contender.reason is not None:
+    if contender.reason is not None or reference is None:
         return
-    if reference is not None:
-        contender.difference = max(abs(own - exact) for own, exact in zip(scores, reference, strict=True))
-    if contender.precision != "float32" and quality is not None:
-        contender.quality = quality(engine)
+    contender.difference = max(abs(own - exact) for own, exact in zip(scores, reference, strict=True))
+    if queries is not None:
+        contender.quality = agreement(scores, reference, queries)
+
+
+def agreement(scores: Sequence[float], reference: Sequence[float], queries: Sequence[int]) -> float | None:
+    """Mean nDCG@10 of the rankings by ``scores`` where ``reference`` (less its least one) is the gain.
+
+    ``queries`` says which query each score is for; those with one document rank nothing. None when there are no others.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, query in enumerate(queries):
+        groups.setdefault(query, []).append(index)
+    found = []
+    for indices in groups.values():
+        if len(indices) < 2:
+            continue
+        least = min(reference[index] for index in indices)
+        gains = {index: reference[index] - least for index in indices}
+        best = _discounted(sorted(gains.values(), reverse=True))
+        ranked = sorted(indices, key=lambda index: -scores[index])
+        found.append(_discounted([gains[index] for index in ranked]) / best if best > 0 else 1.0)
+    return sum(found) / len(found) if found else None
+
+
+def _discounted(gains: Sequence[float]) -> float:
+    return sum(gain / math.log2(rank + 2) for rank, gain in enumerate(gains[:10]))
 
 
 def _race(

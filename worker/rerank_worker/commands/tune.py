@@ -50,8 +50,9 @@ examples:
 
 Without --pairs the documents are random tokens of the model's own vocabulary, with lengths as real ones have them
 (log-normal, 110 tokens a pair on average). A file for --pairs is what the command score takes: JSON lines of
-{"query": "...", "document": "..."}. Ctrl-C ends it with what was measured so far. Run it on a machine that does nothing
-else, with the cores that the worker will have.
+{"query": "...", "document": "..."}; where a query has several documents, reduced precisions are also judged by how they
+rank them (nDCG@10, with float32's scores as the gains). Ctrl-C ends it with what was measured so far. Run it on a
+machine that does nothing else, with the cores that the worker will have.
 
 exit codes: 0 done; 64 the options, the file or the model are wrong; 71 memory or device; 130 interrupted.
 """
@@ -92,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         progress.show("reading the model", now=True)
         checkpoint, tokenizer, activation = open_checkpoint(config, arguments.threads or available_cores())
-        pairs = _pairs(arguments, checkpoint, tokenizer)
+        pairs, queries = _pairs(arguments, checkpoint, tokenizer)
         try:
             trials.measure(
                 checkpoint,
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
                 trials.ways(checkpoint.device),
                 arguments.seconds,
                 lambda logits: final_scores(logits, config.temperature, activation),
-                None,
+                queries,
                 progress.show,
                 found,
             )
@@ -118,10 +119,15 @@ def run(arguments: argparse.Namespace) -> int:
     return INTERRUPTED if interrupted else 0
 
 
-def _pairs(arguments: argparse.Namespace, checkpoint: Checkpoint, tokenizer: PairTokenizer) -> list[Pair]:
-    """What to score. Raises ConfigurationFailure when a file has none, or a row of it is bad."""
+def _pairs(
+    arguments: argparse.Namespace, checkpoint: Checkpoint, tokenizer: PairTokenizer
+) -> tuple[list[Pair], list[int] | None]:
+    """What to score, and which query each pair has (None: synthetic).
+
+    Raises ConfigurationFailure when a file has none, or a row of it is bad.
+    """
     if arguments.pairs is None:
-        return capacity.Sample.of(checkpoint, tokenizer).documents(arguments.documents or 50)
+        return capacity.Sample.of(checkpoint, tokenizer).documents(arguments.documents or 50), None
     path: Path = arguments.pairs
     if not path.is_file():
         raise ConfigurationFailure(f"--pairs {path} is no file")
@@ -129,6 +135,8 @@ def _pairs(arguments: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Pai
         raise ConfigurationFailure(f"--pairs {path} must be JSON lines (.jsonl)")
     most = min(arguments.documents or MAX_PAIRS, MAX_PAIRS)
     pairs: list[Pair] = []
+    queries: list[int] = []
+    known: dict[str, int] = {}
     for row, _ in JsonLines(path, Fields("query", "document", "")).rows(Place()):
         if isinstance(row, Bad):
             raise ConfigurationFailure(f"--pairs {path}, line {row.number}: {row.reason}")
@@ -136,11 +144,12 @@ def _pairs(arguments: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Pai
         if tokenizer.room(query) < 1:
             raise ConfigurationFailure(f"--pairs {path}, line {row.number}: the query leaves no room for a document")
         pairs += [tokenizer.pair(query, document)[0] for document in tokenizer.documents(row.documents)]
+        queries += [known.setdefault(row.query, len(known))] * len(row.documents)
         if len(pairs) >= most:
             break
     if not pairs:
         raise ConfigurationFailure(f"--pairs {path} has no pairs")
-    return pairs[:most]
+    return pairs[:most], queries[:most]
 
 
 def acceptable(contender: Contender) -> bool:
