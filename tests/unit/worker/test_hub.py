@@ -23,6 +23,9 @@ FILES = {
     "pytorch_model.bin": b"pickled",
     "modeling.py": b"raise SystemExit",
     "onnx/config.json": b"{}",
+    "chat_template.jinja": b"{{ messages }}",
+    "1_LogitScore/config.json": b'{"true_token_id": 1}',
+    "1_LogitScore/more.bin": b"pickled",
 }
 
 
@@ -122,6 +125,7 @@ def test_a_pinned_revision_is_downloaded_without_code(hub: Hub, tmp_path: Path) 
         path.relative_to(folder).as_posix(): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()
     }
     wanted = {"config.json", "tokenizer.json", "vocab.txt", "model.safetensors"}
+    wanted |= {"chat_template.jinja", "1_LogitScore/config.json"}
     assert found == {name: FILES[name] for name in wanted}
     assert not any(path.endswith((".bin", ".py")) for path in hub.paths)
 

@@ -5,7 +5,10 @@ thread never compiles: a shape that has no compiled code runs eagerly. What is c
 TORCHINDUCTOR_CACHE_DIR, where that is set. Nothing here waits for the compiler, and no start-up does.
 """
 
+import importlib.util
 import logging
+import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +29,25 @@ DELAY = 1.0
 
 CODE_VERSIONS = 64
 """Compiled versions of one layer's code, of all models of the process; torch's own limit is 8."""
+
+
+class _Wrapped:
+    """Calls ``function`` or its compiled code, as ``mode`` says for the thread: none, compile or run."""
+
+    def __init__(self, function: Callable[..., Any], mode: threading.local) -> None:
+        self._function = self._compiling = self._compiled = function
+        self._mode = mode
+
+    def make(self, backend: Any) -> None:
+        self._compiling = torch.compile(self._function, dynamic=True, backend=backend)
+        # Uses code that was compiled, and never compiles.
+        self._compiled = torch._dynamo.run(self._function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        mode = getattr(self._mode, "value", None)
+        if mode is None:
+            return self._function(*args, **kwargs)
+        return (self._compiled if mode == "run" else self._compiling)(*args, **kwargs)
 
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -54,6 +76,7 @@ class Compiler:
         self._mode = threading.local()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._wrapped: list[_Wrapped] = []
         if asked == "always" and backend == "inductor":
             check_compiler(device)
 
@@ -66,17 +89,9 @@ class Compiler:
         """``function``, which must be compilable and whose compiled code serves once it is ready."""
         if not self.enabled:
             return function
-        compiling = torch.compile(function, dynamic=True, backend=self._backend)
-        # Uses code that was compiled, and never compiles.
-        compiled = torch._dynamo.run(function)
-
-        def switching(*args: Any, **kwargs: Any) -> Any:
-            mode = getattr(self._mode, "value", None)
-            if mode is None:
-                return function(*args, **kwargs)
-            return (compiled if mode == "run" else compiling)(*args, **kwargs)
-
-        return switching
+        wrapped = _Wrapped(function, self._mode)
+        self._wrapped.append(wrapped)
+        return wrapped
 
     def wrap_layers(self, layers: Iterable[torch.nn.Module]) -> None:
         """Wrap modules in place: where ``Module.compile`` would put compiled code."""
@@ -123,12 +138,17 @@ class Compiler:
             return
         started = time.monotonic()
         try:
+            # Importing the compiler takes seconds, which is for this thread too.
+            for wrapped in self._wrapped:
+                wrapped.make(self._backend)
             settings: Any = torch._dynamo.config
             settings.recompile_limit = max(settings.recompile_limit, CODE_VERSIONS)
             with torch.cuda.stream(torch.cuda.Stream()) if self._device == "cuda" else nullcontext():
                 self._warm_up()
         except Exception as error:
-            self._fail("compiling failed", error)
+            # A model that is closed meanwhile has nothing left to compile.
+            if not self._stop.is_set():
+                self._fail("compiling failed", error)
             return
         if not self._stop.is_set():
             self._state = "ready"
@@ -175,22 +195,19 @@ def made_up(lengths: Sequence[int]) -> list[Pair]:
 
 
 def check_compiler(device: str) -> None:
-    """Raise ConfigurationFailure unless torch can compile for ``device`` on this machine."""
+    """Raise ConfigurationFailure unless torch can compile for ``device`` on this machine, as far as can be told
+    without importing the compiler, which takes seconds."""
     if device == "cuda":
-        from torch.utils._triton import has_triton
-
-        if not has_triton():
+        if importlib.util.find_spec("triton") is None:
             raise ConfigurationFailure(
-                "spec.runtime.compile is always, but Triton does not work on this node: set it to auto or never"
+                "spec.runtime.compile is always, but the worker's image has no Triton, which torch needs for a GPU: "
+                "set it to auto or never"
             )
         return
-    from torch._inductor import config
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except Exception as error:
+    # What torch looks for: torch._inductor.config.cpp.cxx.
+    name = os.environ.get("CXX", "g++")
+    if shutil.which((name.split() or [""])[0]) is None:
         raise ConfigurationFailure(
-            "spec.runtime.compile is always, but the worker's image has no C++ compiler, which torch needs on a CPU "
-            f"({', '.join(name for name in config.cpp.cxx if name)}): set it to auto or never, or use an image with g++"
-        ) from error
+            f"spec.runtime.compile is always, but the worker's image has no C++ compiler ({name}), which torch needs "
+            "on a CPU: set it to auto or never, or use an image with g++"
+        )

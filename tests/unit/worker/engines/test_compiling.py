@@ -1,6 +1,8 @@
 """Layers that are compiled beside serving: what serves meanwhile, what serves then, and what failure leaves."""
 
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -184,22 +186,29 @@ def test_a_model_that_is_closed_stops_compiling(backend: Backend) -> None:
     assert len(backend.compiled) <= 1
 
 
-def test_no_compiler_is_told_with_the_field() -> None:
-    from torch._inductor import config
-
-    told = r"spec\.runtime\.compile is always.*C\+\+ compiler.*no-such-compiler"
-    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
-        with pytest.raises(ConfigurationFailure, match=told):
-            check_compiler("cpu")
-        with pytest.raises(ConfigurationFailure, match=told):
-            Compiler("always", "cpu")
-        assert Compiler("auto", "cpu").status == "never"
+def test_no_compiler_is_told_with_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    told = r"spec\.runtime\.compile is always.*C\+\+ compiler .no-such-compiler"
+    with pytest.raises(ConfigurationFailure, match=told):
+        check_compiler("cpu")
+    with pytest.raises(ConfigurationFailure, match=told):
+        Compiler("always", "cpu")
+    assert Compiler("auto", "cpu").status == "never"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton may work here")
-def test_no_triton_is_told_with_the_field() -> None:
-    with pytest.raises(ConfigurationFailure, match=r"spec\.runtime\.compile is always, but Triton"):
+def test_no_triton_is_told_with_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(ConfigurationFailure, match=r"spec\.runtime\.compile is always, but .* no Triton"):
         Compiler("always", "cuda")
+
+
+def test_building_an_engine_does_not_import_the_compiler() -> None:
+    code = (
+        "import sys, torch; from rerank_worker.engine.compiling import Compiler; "
+        "compiler = Compiler('always', 'cpu', object()); compiler.wrap(len); compiler.wrap_layers([torch.nn.ReLU()]); "
+        "sys.exit('torch._dynamo' in sys.modules or 'torch._inductor' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=WAIT).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["minilm", "deberta", "distilbert"])
