@@ -5,6 +5,7 @@ it is read; one that is damaged is made again. Entries appear whole, by a rename
 anything but what can be made again.
 """
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -31,6 +32,11 @@ ABANDONED = 3600.0
 """Seconds after which a half-written entry counts as left behind by a process that died."""
 
 _SUMS = "sha256.json"
+
+_UNWRITABLE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+)
+"""Of a cache; transformers has OSErrors of its own, for models that it cannot read."""
 
 
 def root() -> Path:
@@ -75,6 +81,8 @@ def entry(name: str, make: Callable[[Path], None], folder: Path | None = None) -
             shutil.rmtree(draft, ignore_errors=True)
         _prune(place)
     except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
         raise EnvironmentFailure(
             f"the cache of exported graphs cannot be written ({place.parent}: {error.strerror or error}): give it "
             "space, or set XDG_CACHE_HOME to a folder that can be written"

@@ -53,6 +53,14 @@ def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_models_own_errors_are_not_the_caches(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError("no file named model.safetensors")
+
+    with pytest.raises(OSError, match="no file named"):
+        graph_cache.entry("a", fail, tmp_path)
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_writers_at_once(tmp_path: Path, damaged: bool) -> None:
     if damaged:
