@@ -7,7 +7,7 @@ import importlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from rerank_api.reranker import Backend, Compile
@@ -117,6 +117,25 @@ def choose(
         if engine.name != winner:
             engine.close()
     return Selected(next(engine for engine in built if engine.name == winner), speeds, reasons)
+
+
+def judge(engine: Engine, checkpoint: Checkpoint, floor: float) -> float | None:
+    """nDCG@10 of the engine's rankings where float32's are the truth; None where its precision needs no judging.
+
+    Builds a float32 engine for it and closes it again. Raises ConfigurationFailure below ``floor``
+    (spec.runtime.qualityFloor), and what loading raises.
+    """
+    if checkpoint.precision not in ("int8", "float8"):
+        return None
+    from rerank_worker.engine.quantization import quality, sample
+
+    exact = choose("torch", replace(checkpoint, precision="float32", compile="never")).engine
+    try:
+        found = quality.measure(exact, engine, sample.judged(checkpoint))
+    finally:
+        exact.close()
+    quality.require(found, floor, checkpoint.precision)
+    return found.ndcg
 
 
 def compare(
