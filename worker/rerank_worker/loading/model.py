@@ -296,9 +296,11 @@ def _build(
         sample = capacity.Sample.of(checkpoint, tokenizer)
         with parts.timed("build"):
             selected = select.choose(config.backend, checkpoint, None if quick else sample)
+        with parts.timed("judge"):
+            ndcg = select.judge(selected.engine, checkpoint, config.quality_floor)
     checkpoint.release()
-    if selected.speeds:
-        # What was compared and not chosen has left its weights behind.
+    if selected.speeds or ndcg is not None:
+        # What was compared with and not chosen has left its weights behind.
         memory.give_back()
     engine = selected.engine
     policy = Policy(
@@ -325,6 +327,7 @@ def _build(
             "tokensPerSecond": None if measured.tokens_per_second is None else round(measured.tokens_per_second, 1),
             "bytesPerToken": None if measured.bytes_per_token is None else round(measured.bytes_per_token, 1),
             "enginesCompared": dict(selected.speeds),
+            "ndcg10": None if ndcg is None else round(ndcg, 5),
             "versions": {"torch": str(torch.__version__), "transformers": transformers.__version__},
         },
     )
