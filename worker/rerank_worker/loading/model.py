@@ -4,10 +4,11 @@ Runs in the engine thread, which owns the device. Ready means scored: the last s
 model whose scores are not finite.
 """
 
+import importlib
 import logging
 import math
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -126,19 +127,23 @@ def check_ranges(config: WorkerConfig) -> None:
             raise ConfigurationFailure(f"spec.{name} is out of range: it must be positive")
 
 
-def import_libraries(threads: int) -> None:
-    """Import torch and what loads models, for the whole process; the first time takes seconds.
+def import_libraries(threads: int, architectures: Iterable[str]) -> None:
+    """Import torch and what loads models of ``architectures``, for the whole process; the first time takes seconds.
 
     ``threads``: cores for torch, which they are set for.
     """
     process.prepare()
     import torch
+    import transformers
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401 (they are lazy)
     from transformers.utils import logging as library_logging
 
     library_logging.set_verbosity_error()
     library_logging.disable_progress_bar()
     torch.set_num_threads(threads)
+    for architecture in architectures:
+        # Asking imports it, and all that it needs: most of the time that the first load takes.
+        hasattr(transformers, architecture)
 
 
 def stand_by(threads: int) -> dict[str, Any]:
@@ -146,11 +151,14 @@ def stand_by(threads: int) -> dict[str, Any]:
 
     Facts for /v1/info. Raises a StartupFailure when CUDA is there and does not start.
     """
-    import_libraries(threads)
+    import_libraries(threads, verify.ARCHITECTURES)
     import torch
 
     from rerank_worker.engine import device as devices
+    from rerank_worker.engine import select
 
+    for name in select.candidates("auto"):
+        importlib.import_module(select.ENGINES[name])
     device = devices.probe_device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "standby": True,
@@ -169,7 +177,7 @@ def _verify(folder: Path, config: WorkerConfig, known: Mapping[str, str]) -> dic
 def _load(config: WorkerConfig, folder: Path, threads: int, quick: bool, parts: _Parts) -> Loaded:
     model_config, architecture, activation = _read(config, folder)
     with parts.timed("import"):
-        import_libraries(threads)
+        import_libraries(threads, [architecture])
     before = memory.taken()
     checkpoint, tokenizer = _checkpoint(config, folder, model_config, architecture, threads, parts)
     engine, policy, facts = _build(config, checkpoint, tokenizer, quick, parts)
@@ -204,7 +212,7 @@ def open_checkpoint(config: WorkerConfig, threads: int) -> tuple[Checkpoint, Pai
     check_ranges(config)
     folder = source.resolve(config.model)
     model_config, architecture, activation = _read(config, folder)
-    import_libraries(threads)
+    import_libraries(threads, [architecture])
     return *_checkpoint(config, folder, model_config, architecture, threads, _Parts()), activation
 
 
