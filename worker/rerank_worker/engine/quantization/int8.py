@@ -1,0 +1,107 @@
+"""Linear layers in int8 on the CPU: unsigned activations, signed weights with a scale for each output, exact sums.
+
+Most rows are quantized with one range a site, found by calibration, so that scaling, bias and GELU are fused into the
+product. A row that does not fit the range gets a scale of its own and is computed apart. So a row's result depends on
+that row only, and nothing is ever clipped. Never used where the processor's sums saturate.
+"""
+
+import functools
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from rerank_worker.engine.quantization.observe import Observations
+from rerank_worker.engine.torch_flat.linear import PACKED_FOR, Dense, Factory
+
+STEPS = 255
+SMALLEST = 1e-9
+"""Least scale: a site or a row of zeros has none of its own."""
+
+
+class Int8Dense:
+    """``low``, ``high``: the range of inputs that share a scale, with low <= 0 <= high."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, low: float, high: float) -> None:
+        scales = (weight.abs().amax(1).float() / 127).clamp_(min=SMALLEST)
+        whole = (weight / scales[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+        self._operation: Any = torch.ops.onednn.qlinear_pointwise.default
+        self._weight = torch.ops.onednn.qlinear_prepack(whole, [PACKED_FOR, weight.shape[1]])
+        self._scales, self._zeros = scales, torch.zeros(len(scales), dtype=torch.int32)
+        self._bias = bias
+        self._scale = max((high - low) / STEPS, SMALLEST)
+        self._zero = min(STEPS, max(0, round(-low / self._scale)))
+        # Half a step beyond either end still rounds to it.
+        self._low = (-self._zero - 0.5) * self._scale
+        self._high = (STEPS - self._zero + 0.5) * self._scale
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._apply(x, "none")
+
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        return self._apply(x, "gelu")
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return self._apply(x, "none").add_(residual)
+
+    def _apply(self, x: torch.Tensor, after: str) -> torch.Tensor:
+        y = self._product(quantized(x, self._scale, self._zero), self._scale, self._zero, self._bias, after)
+        outside = ((x.amin(1) < self._low) | (x.amax(1) > self._high)).nonzero()[:, 0]
+        if len(outside):
+            y.index_copy_(0, outside, self._by_row(x.index_select(0, outside), after))
+        return y
+
+    def _by_row(self, x: torch.Tensor, after: str) -> torch.Tensor:
+        scales = x.abs().amax(1, keepdim=True).div_(127).clamp_(min=SMALLEST)
+        y = self._product(quantized(x / scales, 1.0, 128), 1.0, 128, None, "none").mul_(scales)
+        if self._bias is not None:
+            y.add_(self._bias)
+        return F.gelu(y) if after == "gelu" else y
+
+    def _product(self, x: torch.Tensor, scale: float, zero: int, bias: torch.Tensor | None, after: str) -> torch.Tensor:
+        return self._operation(
+            x, scale, zero, self._weight, self._scales, self._zeros, bias, 1.0, 0, torch.float32, after, [], "none"
+        )
+
+
+def quantized(x: torch.Tensor, scale: float, zero: int) -> torch.Tensor:
+    """``x`` (float32) as uint8: round(x / scale) + zero, clamped to 0..255."""
+    # int_repr() would copy; the bytes of the quantized tensor are the same.
+    whole = torch.quantize_per_tensor(x, scale, zero, torch.quint8)
+    return torch.empty(0, dtype=torch.uint8).set_(whole.untyped_storage(), 0, whole.shape, whole.stride())
+
+
+def calibrated(observations: Observations, fallback: Factory) -> Factory:
+    """The factory for the sites of ``observations``; those that see few rows come from ``fallback``: they cost little
+    and stand next to the score."""
+
+    def dense(site: str, weight: torch.Tensor, bias: torch.Tensor | None) -> Dense:
+        if not observations.mostly(site):
+            return fallback(site, weight, bias)
+        return Int8Dense(weight, bias, *observations.range(site))
+
+    return dense
+
+
+@functools.cache
+def unsupported() -> str | None:
+    """Why this machine cannot compute in int8; None: it can. Found by trying the largest sums.
+
+    Processors without VNNI add products in 16 bits and saturate: wrong results, not only slow ones (oneDNN's manual,
+    "Nuances of int8 computations").
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    if not torch.backends.mkldnn.is_available():
+        return f"this build of torch has no oneDNN (CPU capability {capability})"
+    weight, x = torch.full((16, 64), 127.0), torch.full((16, 64), 255.0)
+    try:
+        with warnings.catch_warnings():
+            # torch says once a process that quantized tensors will go; the version is pinned.
+            warnings.simplefilter("ignore")
+            found = Int8Dense(weight, None, 0.0, 255.0)(x)
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        return f"oneDNN has no int8 product here (CPU capability {capability}): {str(error).splitlines()[0]}"
+    if not torch.allclose(found, F.linear(x, weight), rtol=1e-5):
+        return f"the processor's 8-bit sums saturate: it lacks VNNI (CPU capability {capability})"
+    return None
