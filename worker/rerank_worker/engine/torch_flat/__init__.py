@@ -20,6 +20,10 @@ def build(checkpoint: Checkpoint) -> Any:
     from rerank_worker.engine.torch_flat.encoder import Encoder
     from rerank_worker.engine.torch_flat.engine import TorchFlatEngine
 
+    if checkpoint.precision in ("int8", "float8"):
+        from rerank_worker.engine.quantization import flat
+
+        return flat.build(checkpoint)
     if checkpoint.precision not in ("float32", "float16", "bfloat16"):
         raise EngineUnsupported(f"flat batches are not computed in {checkpoint.precision}")
     device, dtype = torch.device(checkpoint.device), getattr(torch, checkpoint.precision)
