@@ -1,13 +1,13 @@
 """The choice between engines: by the spec, by what can serve, then by measurement; what is not chosen is given back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rerank_api.worker_config import ModelSource, WorkerConfig
-from rerank_worker.engine import EngineLost, EngineUnsupported, capacity, select
+from rerank_worker.engine import EngineLost, EngineUnsupported, Pair, capacity, select
 from rerank_worker.failures import ConfigurationFailure
 from rerank_worker.loading.checkpoint import Checkpoint
 from rerank_worker.loading.model import open_checkpoint
@@ -174,3 +174,35 @@ def test_a_compiler_for_a_backend_without_one_is_refused(
     for allowed in ("auto", "torch"):
         select.check_compile(allowed, "always")
     select.check_compile(backend, "auto")
+
+
+def test_int8_below_the_floor_is_refused(opened: tuple[Checkpoint, capacity.Sample]) -> None:
+    checkpoint = opened[0]
+    exact = select.build("torch-padded", checkpoint)
+    assert select.judge(exact, checkpoint, 2.0) is None
+    assert select.judge(exact, checkpoint.at("int8"), 0.99) == pytest.approx(1, abs=1e-4)
+    message = r"spec\.runtime\.precision int8.*nDCG@10.*below spec\.runtime\.qualityFloor 0\.99"
+    with pytest.raises(ConfigurationFailure, match=message):
+        select.judge(_Reversed(exact), checkpoint.at("int8"), 0.99)
+
+
+class _Reversed:
+    """Ranks the other way round."""
+
+    name = "reversed"
+    padded = True
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    def prepare(self, pairs: Sequence[Pair]) -> Any:
+        return self._engine.prepare(pairs)
+
+    def compute(self, prepared: Any) -> Any:
+        return self._engine.compute(prepared)
+
+    def collect(self, output: Any) -> list[float]:
+        return [-score for score in self._engine.collect(output)]
+
+    def close(self) -> None:
+        self._engine.close()

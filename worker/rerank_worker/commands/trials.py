@@ -6,7 +6,7 @@ does meets all of them. Nothing here prints.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from statistics import median
@@ -16,6 +16,7 @@ from rerank_worker import memory
 from rerank_worker.batching import padded_length
 from rerank_worker.engine import Engine, EngineLost, EngineOutOfMemory, EngineUnsupported, Pair, capacity, select
 from rerank_worker.engine.device import ChosenDevice, ChosenPrecision, choose_precision
+from rerank_worker.engine.quantization import quality
 from rerank_worker.failures import StartupFailure
 from rerank_worker.loading.checkpoint import Checkpoint
 
@@ -57,7 +58,7 @@ class Contender:
     """An engine at a precision. ``reason``: why it does not serve here; None while it does.
 
     ``difference``: largest one of a final score to float32's; ``quality``: nDCG@10 of its rankings where float32's
-    scores are the gains; None where the pairs are synthetic, which rank by chance.
+    scores are the gains.
     """
 
     name: str
@@ -165,22 +166,22 @@ def measure(
     ways: Sequence[Way],
     seconds: float,
     finish: Callable[[Sequence[float]], list[float]],
-    queries: Sequence[int] | None,
+    judged: Sequence[Sequence[Pair]],
     tell: Callable[[str], None],
     found: Measured,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Measure everything into ``found`` for about ``seconds``, or up to FIRST_ROUND times that for a first round.
 
-    ``finish``: logits to final scores; ``queries``: which one each pair has, None where the pairs are synthetic. Raises
-    EngineLost, and KeyboardInterrupt when it is interrupted.
+    ``finish``: logits to final scores; ``judged``: pairs by query, by whose rankings reduced precisions are judged.
+    Raises EngineLost, and KeyboardInterrupt when it is interrupted.
     """
     # float32 first: the others are compared with it.
     ordered = sorted(precisions, key=lambda precision: precision != "float32")
     found.contenders += [Contender(name, precision) for precision in ordered for name in engines]
     found.interleaved = _fit_together(checkpoint, len(found.contenders))
     groups = [found.contenders] if found.interleaved else [[contender] for contender in found.contenders]
-    reference = None if "float32" in precisions else _reference(checkpoint, pairs, engines, finish, tell, clock)
+    reference = None if "float32" in precisions else _exact(checkpoint, pairs, engines, judged, finish, tell, clock)
     for group in groups:
         built: list[tuple[Contender, Engine]] = []
         try:
@@ -191,10 +192,11 @@ def measure(
                     built.append((contender, engine))
             _wait_until_compiled(built, tell, clock)
             for contender, engine in built:
-                scores = _scores(contender, engine, pairs, checkpoint, finish)
-                if reference is None and contender.precision == "float32" and contender.reason is None:
-                    reference = scores
-                _judge(contender, scores, reference, queries)
+                scored = _score(contender, engine, pairs, judged, checkpoint, finish)
+                if scored is not None and reference is None and contender.precision == "float32":
+                    reference = scored
+                if scored is not None and reference is not None:
+                    _compare(contender, scored, reference, judged)
             serving = [(contender, engine) for contender, engine in built if contender.reason is None]
             _race(serving, checkpoint, pairs, ways, seconds / len(groups), tell, found, clock)
         finally:
@@ -231,14 +233,23 @@ def _build(
     return None
 
 
-def _reference(
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """``scores``: final ones of the pairs; ``logits``: of what rankings are judged by."""
+
+    scores: list[float]
+    logits: list[float]
+
+
+def _exact(
     checkpoint: Checkpoint,
     pairs: Sequence[Pair],
     engines: Sequence[str],
+    judged: Sequence[Sequence[Pair]],
     finish: Callable[[Sequence[float]], list[float]],
     tell: Callable[[str], None],
     clock: Callable[[], float],
-) -> list[float] | None:
+) -> _Scored | None:
     """float32's scores, where float32 itself is not to be measured; None where no engine has them."""
     for name in engines:
         tell(f"scoring with {name} in float32, to compare with")
@@ -246,10 +257,10 @@ def _reference(
         engine = _build(contender, checkpoint, pairs, clock)
         if engine is None:
             continue
-        scores = _scores(contender, engine, pairs, checkpoint, finish)
+        scored = _score(contender, engine, pairs, judged, checkpoint, finish)
         engine.close()
-        if contender.reason is None:
-            return scores
+        if scored is not None:
+            return scored
     return None
 
 
@@ -273,70 +284,33 @@ def _wait_until_compiled(
             time.sleep(0.2)
 
 
-def _scores(
+def _score(
     contender: Contender,
     engine: Engine,
     pairs: Sequence[Pair],
+    judged: Sequence[Sequence[Pair]],
     checkpoint: Checkpoint,
     finish: Callable[[Sequence[float]], list[float]],
-) -> list[float]:
-    """Final scores of ``pairs`` in order; empty, with the reason set, when the engine fails."""
-    scores: list[float] = []
+) -> _Scored | None:
+    """What the engine makes of the pairs; None, with the reason set, when it fails or gives what is no number."""
     try:
-        for batch in _in_order(pairs, capacity.DEFAULT_BUDGETS[checkpoint.device, True]):
-            scores += finish(engine.collect(engine.compute(engine.prepare(batch))))
+        scores = finish(quality.scored(engine, pairs))
+        logits = quality.scored(engine, [pair for group in judged for pair in group])
     except EngineLost:
         raise
     except Exception as error:
         contender.reason = f"{type(error).__name__}: {error}"
-        return []
-    return scores
-
-
-def _in_order(pairs: Sequence[Pair], tokens: int) -> Iterator[Sequence[Pair]]:
-    size = max(1, tokens // max(map(len, pairs)))
-    for start in range(0, len(pairs), size):
-        yield pairs[start : start + size]
-
-
-def _judge(
-    contender: Contender,
-    scores: Sequence[float],
-    reference: Sequence[float] | None,
-    queries: Sequence[int] | None,
-) -> None:
-    """How good the engine's scores are; a failure is its reason."""
-    if contender.reason is None and not all(map(math.isfinite, scores)):
+        return None
+    if not all(map(math.isfinite, [*scores, *logits])):
         contender.reason = f"its scores are not finite numbers in {contender.precision}"
-    if contender.reason is not None or reference is None:
-        return
-    contender.difference = max(abs(own - exact) for own, exact in zip(scores, reference, strict=True))
-    if queries is not None:
-        contender.quality = agreement(scores, reference, queries)
+        return None
+    return _Scored(scores, logits)
 
 
-def agreement(scores: Sequence[float], reference: Sequence[float], queries: Sequence[int]) -> float | None:
-    """Mean nDCG@10 of the rankings by ``scores`` where ``reference`` (less its least one) is the gain.
-
-    ``queries`` says which query each score is for; those with one document rank nothing. None when there are no others.
-    """
-    groups: dict[int, list[int]] = {}
-    for index, query in enumerate(queries):
-        groups.setdefault(query, []).append(index)
-    found = []
-    for indices in groups.values():
-        if len(indices) < 2:
-            continue
-        least = min(reference[index] for index in indices)
-        gains = {index: reference[index] - least for index in indices}
-        best = _discounted(sorted(gains.values(), reverse=True))
-        ranked = sorted(indices, key=lambda index: -scores[index])
-        found.append(_discounted([gains[index] for index in ranked]) / best if best > 0 else 1.0)
-    return sum(found) / len(found) if found else None
-
-
-def _discounted(gains: Sequence[float]) -> float:
-    return sum(gain / math.log2(rank + 2) for rank, gain in enumerate(gains[:10]))
+def _compare(contender: Contender, own: _Scored, exact: _Scored, judged: Sequence[Sequence[Pair]]) -> None:
+    contender.difference = max(abs(one - other) for one, other in zip(own.scores, exact.scores, strict=True))
+    if judged:
+        contender.quality = quality.compared(exact.logits, own.logits, [len(group) for group in judged]).ndcg
 
 
 def _race(

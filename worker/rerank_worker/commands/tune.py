@@ -21,6 +21,7 @@ from rerank_worker.commands.rows import Bad, Fields, JsonLines, Place, format_of
 from rerank_worker.commands.trials import Contender, Measured, Trial
 from rerank_worker.engine import Pair, capacity, select
 from rerank_worker.engine.device import available_cores
+from rerank_worker.engine.quantization import sample
 from rerank_worker.failures import ConfigurationFailure
 from rerank_worker.loading.checkpoint import Checkpoint
 from rerank_worker.loading.model import open_checkpoint
@@ -50,9 +51,9 @@ examples:
 
 Without --pairs the documents are random tokens of the model's own vocabulary, with lengths as real ones have them
 (log-normal, 110 tokens a pair on average). A file for --pairs is what the command score takes: JSON lines of
-{"query": "...", "document": "..."}; where a query has several documents, reduced precisions are also judged by how they
-rank them (nDCG@10, with float32's scores as the gains). Ctrl-C ends it with what was measured so far. Run it on a
-machine that does nothing else, with the cores that the worker will have.
+{"query": "...", "document": "..."}. Precisions are judged by how they rank a few texts of the worker's own, or those of
+the file where a query has several documents (nDCG@10, with float32's scores as the gains). Ctrl-C ends it with what was
+measured so far. Run it on a machine that does nothing else, with the cores that the worker will have.
 
 exit codes: 0 done; 64 the options, the file or the model are wrong; 71 memory or device; 130 interrupted.
 """
@@ -93,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         progress.show("reading the model", now=True)
         checkpoint, tokenizer, activation = open_checkpoint(config, arguments.threads or available_cores())
-        pairs, queries = _pairs(arguments, checkpoint, tokenizer)
+        pairs, judged = _pairs(arguments, checkpoint, tokenizer)
         try:
             trials.measure(
                 checkpoint,
@@ -103,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
                 trials.ways(checkpoint.device),
                 arguments.seconds,
                 lambda logits: final_scores(logits, config.temperature, activation),
-                queries,
+                judged,
                 progress.show,
                 found,
             )
@@ -121,13 +122,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _pairs(
     arguments: argparse.Namespace, checkpoint: Checkpoint, tokenizer: PairTokenizer
-) -> tuple[list[Pair], list[int] | None]:
-    """What to score, and which query each pair has (None: synthetic).
+) -> tuple[list[Pair], list[list[Pair]]]:
+    """What to score, and pairs by query to judge rankings by: those of the file that rank something, or the worker's
+    own texts.
 
     Raises ConfigurationFailure when a file has none, or a row of it is bad.
     """
     if arguments.pairs is None:
-        return capacity.Sample.of(checkpoint, tokenizer).documents(arguments.documents or 50), None
+        return capacity.Sample.of(checkpoint, tokenizer).documents(arguments.documents or 50), sample.judged(checkpoint)
     path: Path = arguments.pairs
     if not path.is_file():
         raise ConfigurationFailure(f"--pairs {path} is no file")
@@ -135,21 +137,22 @@ def _pairs(
         raise ConfigurationFailure(f"--pairs {path} must be JSON lines (.jsonl)")
     most = min(arguments.documents or MAX_PAIRS, MAX_PAIRS)
     pairs: list[Pair] = []
-    queries: list[int] = []
-    known: dict[str, int] = {}
+    groups: dict[str, list[Pair]] = {}
     for row, _ in JsonLines(path, Fields("query", "document", "")).rows(Place()):
         if isinstance(row, Bad):
             raise ConfigurationFailure(f"--pairs {path}, line {row.number}: {row.reason}")
         query = tokenizer.query(row.query)
         if tokenizer.room(query) < 1:
             raise ConfigurationFailure(f"--pairs {path}, line {row.number}: the query leaves no room for a document")
-        pairs += [tokenizer.pair(query, document)[0] for document in tokenizer.documents(row.documents)]
-        queries += [known.setdefault(row.query, len(known))] * len(row.documents)
+        found = [tokenizer.pair(query, document)[0] for document in tokenizer.documents(row.documents)]
+        pairs += found
+        groups.setdefault(row.query, []).extend(found)
         if len(pairs) >= most:
             break
     if not pairs:
         raise ConfigurationFailure(f"--pairs {path} has no pairs")
-    return pairs[:most], queries[:most]
+    ranking = [group for group in groups.values() if len(group) > 1]
+    return pairs[:most], ranking or sample.judged(checkpoint)
 
 
 def acceptable(contender: Contender) -> bool:
