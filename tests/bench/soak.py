@@ -45,6 +45,9 @@ WARM_SHARE = 0.2
 GROWTH_SHARE, GROWTH_MIB = 0.02, 24.0
 """What the line through the memory may rise over the rest of the run: the larger of the two."""
 
+JUDGED_MINUTES = 15.0
+"""In less, caches that fill up cannot be told from a leak."""
+
 SPARE_FILES, SPARE_THREADS = 8, 4
 KINDS = {"whole": 58, "long": 6, "raw": 6, "abandoned": 10, "hurried": 8, "refused": 12}
 
@@ -359,11 +362,17 @@ def memory(samples: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def verdicts(result: dict[str, Any]) -> dict[str, bool]:
+    """What holds; memory only where the run was long enough to judge it."""
     before, after, found = result["idle_before"], result["idle_after"], result["memory"]
+    judged = (
+        {"memory flat": bool(found) and found["rise_mib"] <= found["allowed_rise_mib"]}
+        if result["minutes"] >= JUDGED_MINUTES
+        else {}
+    )
     return {
+        **judged,
         "every answer right": not result["wrong"] and sum(result["answers"].values()) > 0,
         "alive": result["alive"],
-        "memory flat": bool(found) and found["rise_mib"] <= found["allowed_rise_mib"],
         "files closed": after["files"] <= before["files"] + SPARE_FILES,
         "threads ended": after["threads"] <= before["threads"] + SPARE_THREADS,
     }
