@@ -77,7 +77,7 @@ def _groups(checkpoint: Checkpoint) -> list[list[Pair]]:
 
 def read() -> list[Row]:
     """The texts of the package."""
-    file = resources.files(__package__).joinpath("sample.jsonl")
+    file = resources.files("rerank_worker.engine.quantization").joinpath("sample.jsonl")
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
