@@ -77,7 +77,7 @@ def checkpoint(threads: int) -> Checkpoint:
         folder=FOLDER,
         config=config,
         architecture=config["architectures"][0],
-        tokenizer=transformers.PreTrainedTokenizerFast.from_pretrained(FOLDER, local_files_only=True),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(FOLDER, local_files_only=True),
         device="cpu",
         precision="float32",
         max_length=512,

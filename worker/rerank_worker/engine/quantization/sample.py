@@ -91,7 +91,8 @@ def _documents(rows: list[Row], number: int) -> list[str]:
 
 
 def _pair(checkpoint: Checkpoint, query: str, text: str) -> Pair:
-    found = checkpoint.tokenizer(query, text, truncation="longest_first", max_length=checkpoint.max_length)
+    asked = {"truncation": "longest_first", "max_length": checkpoint.max_length, "return_token_type_ids": True}
+    found = checkpoint.tokenizer(query, text, **asked)
     ids = list(found["input_ids"])
     return Pair(ids, list(found.get("token_type_ids") or [0] * len(ids)))
 
