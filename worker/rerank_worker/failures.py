@@ -55,6 +55,11 @@ class EnvironmentFailure(StartupFailure):
     exit_code = 71
 
 
+def first_line(error: BaseException) -> str:
+    """Of its text, up to 200 characters; its class where it has no text, as MemoryError has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def out_of_memory(where: str, detail: str) -> EnvironmentFailure:
     """The failure for memory that ran out while ``where`` (a phrase such as "loading the model")."""
     return EnvironmentFailure(

@@ -27,7 +27,9 @@ def own_logging() -> Iterator[None]:
 
 
 def config(*arguments: str, **environment: str) -> WorkerConfig:
-    return cli.read_config(cli.parser().parse_args(["serve", *arguments]), environment)
+    read = cli.read_config(cli.parser().parse_args(["serve", *arguments]), environment)
+    assert read is not None
+    return read
 
 
 def test_flags_say_what_to_serve() -> None:

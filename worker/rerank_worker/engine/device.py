@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rerank_api.reranker import Device, Precision
 
-from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure
+from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure, first_line
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def probe_device(asked: Device) -> ChosenDevice:
             try:
                 torch.zeros(1, device="cuda").item()
             except (RuntimeError, AssertionError) as failure:
-                error = str(failure).splitlines()[0]
+                error = first_line(failure)
     device, why = choose_device(asked, present, error)
     if why is not None:
         log.warning("spec.runtime.device is auto and %s: serving on the CPU", why)

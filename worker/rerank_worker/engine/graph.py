@@ -15,6 +15,7 @@ import torch
 from rerank_worker.batching import padded_length
 from rerank_worker.engine import EngineOutOfMemory, EngineUnsupported, Pair
 from rerank_worker.engine.torch_errors import is_out_of_memory
+from rerank_worker.failures import first_line
 from rerank_worker.loading.checkpoint import Checkpoint
 from rerank_worker.loading.verify import DECODERS, jina_flash_config
 
@@ -86,11 +87,6 @@ def runtime_errors() -> Generator[None]:
         if is_out_of_memory(error) or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
             raise EngineOutOfMemory(first_line(error)) from error
         raise
-
-
-def first_line(error: BaseException) -> str:
-    """Of its text, up to 200 characters; its class where it has no text, as MemoryError has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def export(checkpoint: Checkpoint, finite_mask: bool = False) -> torch.export.ExportedProgram:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rerank_worker.engine import EngineUnsupported, Pair, graph, graph_cache
+from rerank_worker.failures import first_line
 from rerank_worker.loading.checkpoint import Checkpoint
 
 OPSET = 23
@@ -116,7 +117,7 @@ def _export(checkpoint: Checkpoint, folder: Path) -> None:
         )
     except torch.onnx.errors.OnnxExporterError as error:
         raise EngineUnsupported(
-            f"{checkpoint.architecture} cannot be exported to ONNX: {graph.first_line(error)}; set "
+            f"{checkpoint.architecture} cannot be exported to ONNX: {first_line(error)}; set "
             "spec.runtime.backend to auto or torch"
         ) from error
     exported.save(str(folder / FILE), external_data=True)

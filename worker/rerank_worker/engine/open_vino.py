@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rerank_worker.engine import EngineUnsupported, Pair, graph, graph_cache
+from rerank_worker.failures import first_line
 from rerank_worker.loading.checkpoint import Checkpoint
 
 FILE = "graph.xml"
@@ -111,7 +112,7 @@ def _convert(openvino: Any, checkpoint: Checkpoint, folder: Path) -> None:
         model = openvino.convert_model(program)
     except Exception as error:
         raise EngineUnsupported(
-            f"{checkpoint.architecture} cannot be converted to OpenVINO: {graph.first_line(error)}; set "
+            f"{checkpoint.architecture} cannot be converted to OpenVINO: {first_line(error)}; set "
             "spec.runtime.backend to auto or torch"
         ) from error
     for port, name in zip(model.inputs, graph.input_names(checkpoint.takes_types), strict=True):

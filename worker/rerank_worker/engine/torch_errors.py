@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from rerank_worker.engine import EngineLost, EngineOutOfMemory
+from rerank_worker.failures import first_line
 
 
 class TorchErrors:
@@ -19,10 +20,10 @@ class TorchErrors:
         if is_out_of_memory(error):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            raise EngineOutOfMemory(str(error).splitlines()[0]) from error
+            raise EngineOutOfMemory(first_line(error)) from error
         # A CUDA error other than memory leaves the context unusable: every later call fails the same way.
         if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
-            raise EngineLost(str(error).splitlines()[0]) from error
+            raise EngineLost(first_line(error)) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

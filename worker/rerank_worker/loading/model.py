@@ -24,6 +24,7 @@ from rerank_worker.failures import (
     ConfigurationFailure,
     EnvironmentFailure,
     StartupFailure,
+    first_line,
     is_of_the_machine,
     out_of_memory,
 )
@@ -238,7 +239,7 @@ def _told(folder: Path) -> Generator[None]:
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise out_of_memory("loading the model", str(error).splitlines()[0]) from error
+            raise out_of_memory("loading the model", first_line(error)) from error
         if is_of_the_machine(error):
             raise EnvironmentFailure(f"cannot read the model in {folder}: {type(error).__name__}: {error}") from error
         raise ConfigurationFailure(

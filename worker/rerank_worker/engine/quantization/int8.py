@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from rerank_worker.engine.quantization.observe import Observations
 from rerank_worker.engine.torch_flat.linear import PACKED_FOR, Dense, Factory
+from rerank_worker.failures import first_line
 
 STEPS = 255
 SMALLEST = 1e-9
@@ -101,7 +102,7 @@ def unsupported() -> str | None:
             warnings.simplefilter("ignore")
             found = Int8Dense(weight, None, 0.0, 255.0)(x)
     except (RuntimeError, AttributeError, NotImplementedError) as error:
-        return f"oneDNN has no int8 product here (CPU capability {capability}): {str(error).splitlines()[0]}"
+        return f"oneDNN has no int8 product here (CPU capability {capability}): {first_line(error)}"
     if not torch.allclose(found, F.linear(x, weight), rtol=1e-5):
         return f"the processor's 8-bit sums saturate: it lacks VNNI (CPU capability {capability})"
     return None
