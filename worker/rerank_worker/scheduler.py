@@ -9,6 +9,7 @@ unhealthy and fails everything that waits. Callbacks run in this thread (or in t
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
@@ -131,6 +132,8 @@ class EngineThread:
         self.loaded: Future[Loaded] = Future()
 
     def start(self) -> None:
+        # Running from now on: whoever stops waiting for it must not cancel it, for the thread sets it in the end.
+        self.loaded.set_running_or_notify_cancel()
         self._thread.start()
 
     def stop(self, timeout: float) -> bool:
@@ -210,6 +213,7 @@ class EngineThread:
         try:
             loaded = self._build()
         except StartupFailure as failure:
+            _forget_frames(failure)
             self.loaded.set_exception(failure)
             return
         except Exception as error:
@@ -474,3 +478,12 @@ def _close(engine: Engine) -> None:
         engine.close()
     except Exception:
         log.exception("closing the engine failed")
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Empty the frames that ``error`` and its causes came through: they hold a model that nobody will use, for as long
+    as anybody holds the error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__

@@ -96,8 +96,14 @@ def fleet(tmp_path: Path) -> Fleet:
     return Fleet(tmp_path)
 
 
-async def start(serve: Serve, fleet: Fleet, limits: Limits | None = None, **arguments: Any) -> Admin:
-    options = {"admin_token_file": str(fleet.token_file), "models": limits or Limits(models=3, bytes=100_000)}
+async def start(
+    serve: Serve, fleet: Fleet, limits: Limits | None = None, stall_limit: float = 60.0, **arguments: Any
+) -> Admin:
+    options = {
+        "admin_token_file": str(fleet.token_file),
+        "models": limits or Limits(models=3, bytes=100_000),
+        "stall_limit": stall_limit,
+    }
     return Admin(await serve(load=fleet.load, options=options, **arguments))
 
 
@@ -265,7 +271,7 @@ async def test_unloading_lets_requests_finish_within_bounds(
     assert await admin.states() == {"default": ["ready"]}
 
 
-async def test_an_engine_that_does_not_end_is_told_and_kept_in_the_books(
+async def test_a_batch_that_takes_long_is_waited_for_when_its_model_is_unloaded(
     serve: Serve, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rerank_worker.server.models.DRAIN_SECONDS", 0.05)
@@ -276,9 +282,33 @@ async def test_an_engine_that_does_not_end_is_told_and_kept_in_the_books(
     engine.open.clear()
     request = asyncio.create_task(admin.score("a"))
     await until(lambda: engine.computing == 1)
+    status, body = await admin.delete("a", **{"X-Rerank-Timeout-Ms": "500"})
+    assert (status, body["code"]) == (504, "deadline")
+    assert await admin.states() == {"default": ["ready"], "a": ["draining"]}
+    assert (await request)[0] == 503
+    engine.open.set()
+    await until(lambda: len(admin.worker.server.models.all()) == 1)
+    # The others live on.
+    assert (await admin.worker.get("/healthz"))[0] == 200
+    assert (await admin.put("a", fleet.config("a")))[0] == 200
+
+
+async def test_an_engine_that_stalls_while_it_is_unloaded_is_told_and_kept_in_the_books(
+    serve: Serve, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rerank_worker.server.models.DRAIN_SECONDS", 0.05)
+    monkeypatch.setattr("rerank_worker.server.models.STOP_SECONDS", 0.05)
+    monkeypatch.setattr("rerank_worker.scheduler.IDLE_BEAT", 0.02)
+    admin = await start(serve, fleet, stall_limit=1.0)
+    await admin.put("a", fleet.config("a"))
+    engine = fleet.engines["a"][0]
+    engine.open.clear()
+    request = asyncio.create_task(admin.score("a"))
+    await until(lambda: engine.computing == 1)
     status, body = await admin.delete("a")
     assert (status, body["code"]) == (500, "internal")
     assert await admin.states() == {"default": ["ready"], "a": ["draining"]}
+    assert (await admin.worker.get("/healthz"))[0] == 503
     engine.open.set()
     await request
 
@@ -394,3 +424,34 @@ async def test_a_draining_worker_takes_no_models(serve: Serve, fleet: Fleet) -> 
     await admin.worker.server.drain()
     status, body = await admin.put("a", fleet.config("a"))
     assert (status, body["code"]) == (503, "unavailable")
+
+
+async def test_who_waits_for_a_load_is_answered_when_the_worker_ends(serve: Serve, fleet: Fleet) -> None:
+    """Regression: their connections were cut."""
+    admin = await start(serve, fleet)
+    gate = fleet.gates["a"] = threading.Event()
+    waiting = [asyncio.create_task(admin.put("a", fleet.config("a")))]
+    await until(lambda: "a" in fleet.loads)
+    waiting.append(asyncio.create_task(admin.put("b", fleet.config("b"))))
+    await until(lambda: bool(admin.worker.server.models._loads._waiters))
+    await admin.worker.server.stop()
+    for call in waiting:
+        status, body = await call
+        assert (status, body["code"]) == (503, "unavailable")
+        assert "shutting down" in body["message"]
+    gate.set()
+    assert "b" not in fleet.loads
+
+
+async def test_the_model_of_the_start_and_others_load_one_after_the_other(serve: Serve, fleet: Fleet) -> None:
+    """Regression: what one load took was counted as the other's, and it turned the other's download off."""
+    gate = fleet.gates["obedient"] = threading.Event()
+    admin = await start(serve, fleet, ready=False)
+    loading = asyncio.create_task(admin.worker.server.become_ready())
+    await until(lambda: fleet.loads == ["obedient"])
+    status, body = await admin.put("a", fleet.config("a"), **{"X-Rerank-Timeout-Ms": "100"})
+    assert (status, body["code"]) == (504, "deadline")
+    assert fleet.loads == ["obedient"]
+    gate.set()
+    await loading
+    assert (await admin.put("a", fleet.config("a")))[0] == 200

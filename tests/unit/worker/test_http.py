@@ -6,9 +6,11 @@ import math
 import random
 import signal
 import socket
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rerank_worker.engine import EngineLost, Pair
@@ -335,6 +337,43 @@ async def test_a_full_worker_says_so_before_it_works(serve: Serve) -> None:
     assert worker.metric("rerank_worker_waiting_tokens") == 0
 
 
+CROWDED = " ".join("abcdefghijklmnopqrstuvwx")
+"""A query that has more tokens than its characters let one expect, and leaves room for 5."""
+
+
+@pytest.mark.parametrize(
+    ("request_", "config"),
+    [
+        ({"query": "q", "documents": ["a" * 100] * 40}, {}),
+        ({"query": CROWDED, "documents": ["a" * 42] * 4}, {"long_documents": "chunk"}),
+    ],
+    ids=["by its characters", "by its tokens"],
+)
+async def test_one_request_is_bounded_though_nothing_else_waits(
+    serve: Serve, request_: dict[str, Any], config: dict[str, Any]
+) -> None:
+    worker = await serve(options={"waiting_tokens": 64}, **config)
+    status, body, _ = await worker.score(request_)
+    assert (status, body["code"]) == (422, "too_long")
+    assert "one may take 1024 here" in body["message"]
+    assert worker.engine.batches == []
+    status, _, _ = await worker.score(request_ | {"documents": request_["documents"][:2]})
+    assert status == 200
+    assert worker.metric("rerank_worker_waiting_tokens") == 0
+
+
+async def test_a_deadline_that_comes_before_the_tokens_is_counted(serve: Serve) -> None:
+    worker = await serve()
+    busy = threading.Event()
+    for _ in range(2):
+        worker.server._threads.submit(busy.wait, WAIT)
+    status, body, _ = await worker.score(OK, **{"X-Rerank-Timeout-Ms": "50"})
+    busy.set()
+    assert (status, body["code"]) == (504, "deadline")
+    assert worker.metric("rerank_worker_dropped_requests_total", reason="deadline") == 1
+    assert worker.metric("rerank_worker_waiting_tokens") == 0
+
+
 async def test_a_failed_batch_fails_its_requests_only(serve: Serve) -> None:
     worker = await serve(ObedientEngine(failures=[RuntimeError("odd")]))
     status, body, _ = await worker.score(OK)
@@ -445,6 +484,30 @@ async def test_an_engine_that_stalls_answers_everyone_and_fails_liveness(
         while (await worker.score(OK))[0] != 200:
             pass
     watching.cancel()
+
+
+async def test_a_worker_that_still_loads_ends_at_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: what had begun to load counted as loaded, and its thread was waited for."""
+    monkeypatch.setattr("rerank_worker.server.models.STOP_SECONDS", 10 * WAIT)
+    engine, loading = ObedientEngine(), threading.Event()
+    engine.open.clear()
+
+    def build() -> Loaded:
+        loading.set()
+        engine.open.wait(WAIT)
+        return make_loaded(engine)
+
+    worker = await serve(engine, build=build, ready=False)
+    thread = worker.thread
+    becoming = asyncio.create_task(worker.server.become_ready())
+    await until(loading.is_set)
+    becoming.cancel()
+    async with asyncio.timeout(WAIT):
+        await worker.server.stop()
+    engine.open.set()
+    await until(thread.loaded.done)
+    assert thread.loaded.result().engine is engine
+    thread.stop(WAIT)
 
 
 async def test_a_long_load_is_alive_and_not_ready(serve: Serve) -> None:

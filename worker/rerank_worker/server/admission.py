@@ -1,7 +1,7 @@
 """How much of a resource all requests in flight hold together, and who is told to come back later.
 
-Counting happens before any work is spent, so a full worker says so cheaply. One request alone is always admitted,
-whatever it costs. Used by the event loop's thread only.
+Counting happens before any work is spent, so a full worker says so cheaply. One request alone is admitted beyond the
+limit, up to ``ALONE`` times. Used by the event loop's thread only.
 """
 
 import math
@@ -11,6 +11,11 @@ from rerank_worker.server.protocol import Refusal
 
 LONGEST_RETRY_AFTER = 30
 """Seconds: another worker, or a longer queue elsewhere, is a better guess than a wait beyond it."""
+
+
+ALONE = 16
+"""Times the limit that one request may take: what is far beyond it (10,000 documents in 64 chunks each are 300 million
+tokens) would end the process for want of memory, and then the next one that it is tried at."""
 
 
 class Gauge(Protocol):
@@ -32,6 +37,16 @@ class Admission:
         self._unit = unit
         self._gauge = gauge
         self._held = 0
+
+    def bound(self, amount: int) -> None:
+        """Raises Refusal (too_long) where ``amount`` is more than one request may take, though nothing else waits."""
+        most = ALONE * self._limit
+        if amount > most:
+            raise Refusal(
+                "too_long",
+                f"the request would take about {amount} {self._unit}, and one may take {most} here: send fewer or "
+                "shorter documents, or a shorter query",
+            )
 
     def check(self, per_second: float | None = None) -> None:
         """Raises Refusal (busy) when nothing more fits, whatever its size."""

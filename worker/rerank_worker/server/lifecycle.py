@@ -144,7 +144,7 @@ class Server:
     # The worker's life.
 
     async def start(self) -> None:
-        """Open the port and begin to load. Raises EnvironmentFailure when the port is not free."""
+        """Open the port. Raises EnvironmentFailure when the port is not free."""
         self._runner = web.AppRunner(
             build_app(self, self._admin), handler_cancellation=True, access_log=None, shutdown_timeout=STOP_TIMEOUT
         )
@@ -158,12 +158,10 @@ class Server:
                 f"cannot listen on {self._options.host}:{self._options.port}: {error.strerror}"
             ) from error
         self.port = self._runner.addresses[0][1]
-        if self._own is not None and self._own.engine is not None:
-            self._own.engine.start()
         log.info("listening", extra={"fields": {"host": self._options.host, "port": self.port}})
 
     async def become_ready(self) -> None:
-        """Wait until the model has scored, or until models can be loaded. Raises the StartupFailure that kept it from
+        """Load the model until it has scored, or do what all loads need. Raises the StartupFailure that kept it from
         that."""
         started = time.monotonic()
         if self._own is None or self._config is None:
@@ -171,7 +169,7 @@ class Server:
             self._prepared = True
             log.info("standing by", extra={"fields": {"seconds": round(time.monotonic() - started, 3)}})
             return
-        loaded = await self.models.finish(self._own)
+        loaded = await self.models.load_own(self._own)
         seconds = time.monotonic() - started
         self.metrics.model_load.set(seconds)
         config = self._config
@@ -206,9 +204,10 @@ class Server:
             log.warning("gave up on requests in flight", extra={"fields": {"in_flight": self._in_flight}})
 
     async def stop(self) -> None:
-        """Close the port and end the engine threads; what still waits is answered with 503."""
+        """Close the port and end the engine threads; what still waits, for scores or a load, is answered with 503."""
         self._refusing = True
         self._admin.close(_ENDING)
+        self.models.end(_ENDING)
         self.models.fail_all(_ENDING)
         if self._runner is not None:
             await self._runner.cleanup()

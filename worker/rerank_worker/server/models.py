@@ -134,6 +134,7 @@ class Models:
         self._arriving: Model | None = None
         self._leaving: dict[Model, asyncio.Task[None]] = {}
         self._loads = asyncio.Lock()
+        self._ended: str | None = None
         # All models of a process share one device.
         self._turns = Turns()
         self._running: set[asyncio.Task[Model]] = set()
@@ -169,10 +170,16 @@ class Models:
         model = self._models[OWN] = self._new(OWN, config, 0)
         return model
 
-    async def finish(self, model: Model) -> Loaded:
-        """Wait until ``model``, whose thread runs, has scored, and let it serve. Raises the StartupFailure that keeps
-        it from that."""
+    async def load_own(self, model: Model) -> Loaded:
+        """Load what ``own`` gave, before or after all others. Raises the StartupFailure that keeps it from serving."""
+        async with self._loads:
+            return await self._finish(model)
+
+    async def _finish(self, model: Model) -> Loaded:
+        """Start the thread of ``model``, wait until it has scored, and let it serve. Raises the StartupFailure that
+        keeps it from that."""
         assert model.engine is not None
+        model.engine.start()
         loaded = await asyncio.wrap_future(model.engine.loaded)
         least = model.bytes // LEAST_OF_DISK.get(loaded.info.get("precision", ""), 1)
         model.bytes = max(loaded.info.get("memoryBytes", 0), least)
@@ -190,11 +197,16 @@ class Models:
         """
         self._not_own(key)
         await self._turn_to_load(deadline)
+        if self._ended is not None:
+            self._loads.release()
+            raise Refusal("unavailable", self._ended)
         # No await between the lock and the task that gives it back.
         task = asyncio.create_task(self._load(key, config))
         self._running.add(task)
         task.add_done_callback(self._loaded)
         await asyncio.wait({task}, timeout=deadline - time.monotonic())
+        if self._ended is not None and (task.cancelled() or not task.done()):
+            raise Refusal("unavailable", self._ended)
         if not task.done():
             raise Refusal("deadline", "the model is still loading, and goes on to: ask again, or GET /v1/models")
         return task.result()
@@ -228,9 +240,7 @@ class Models:
         log.info("loading a model", extra={"fields": fields})
         started = time.monotonic()
         try:
-            assert new.engine is not None
-            new.engine.start()
-            await self.finish(new)
+            await self._finish(new)
         except StartupFailure as failure:
             new.state, new.failure, new.engine, new.bytes = "failed", failure.sentence, None, 0
             log.warning("a model could not be loaded", extra={"fields": {"key": key, "failure": failure.sentence}})
@@ -309,11 +319,13 @@ class Models:
         engine.fail_all("the model is being unloaded")
         await _until(model.idle, STOP_SECONDS)
         model.ending = True
-        if not await asyncio.to_thread(engine.stop, STOP_SECONDS):
-            model.ending = False
-            # Its memory cannot be freed under it; the watch of stalled engines ends the process in time.
-            log.error("an engine thread did not end: its memory is kept", extra={"fields": {"key": model.key}})
-            raise Refusal("internal", "the model's engine did not end: its memory is free only in a new process")
+        # A batch that was begun may take longer: only an engine that has stalled is given up.
+        while not await asyncio.to_thread(engine.stop, STOP_SECONDS):
+            if engine.unhealthy() is not None and not engine.stop(0.0):
+                model.ending = False
+                # Its memory cannot be freed under it; the watch of stalled engines ends the process in time.
+                log.error("an engine thread did not end: its memory is kept", extra={"fields": {"key": model.key}})
+                raise Refusal("internal", "the model's engine did not end: its memory is free only in a new process")
         # All that leads to the weights.
         model.engine, model.live = None, dict
         del engine
@@ -329,6 +341,12 @@ class Models:
             if model.engine is not None:
                 model.engine.fail_all(why)
 
+    def end(self, why: str) -> None:
+        """Answer everybody who waits for a load with ``why``, and begin no other."""
+        self._ended = why
+        for task in self._running:
+            task.cancel()
+
     async def stop(self) -> None:
         """End every engine thread that has loaded; nothing is drained."""
         for model in self.all():
@@ -337,7 +355,7 @@ class Models:
                 continue
             if not await asyncio.to_thread(model.engine.stop, STOP_SECONDS):
                 log.warning("an engine thread did not end", extra={"fields": {"key": model.key}})
-        for task in [*self._running, *self._leaving.values()]:
+        for task in self._leaving.values():
             task.cancel()
 
     def _not_own(self, key: str) -> None:

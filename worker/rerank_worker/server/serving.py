@@ -118,14 +118,19 @@ class Scorer:
             self._metrics.dropped.labels("deadline").inc()
             raise Refusal("deadline", "the request came after its deadline")
         estimate = estimate_tokens(request, self._max_length, self._chunking)
+        self._admission.bound(estimate)
         self._admission.enter(estimate, per_second=self._tokens_per_second)
+        submitted = False
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 with self._engine.expecting():
                     prepared = await self._tokenize(request)
                     outcome_of = self._submit(prepared.pairs, deadline, priority)
+                    submitted = True
                 outcome = await outcome_of
         except TimeoutError as error:
+            if not submitted:
+                self._metrics.dropped.labels("deadline").inc()
             raise Refusal("deadline", "the deadline came before the scores") from error
         finally:
             self._admission.leave(estimate)
@@ -173,6 +178,7 @@ class Scorer:
             return [fit(query, ids, limit) for ids in self._tokenizer.documents(texts, most)]
 
         results: list[Fitted] = []
+        tokens = 0
         starts = range(0, len(request.documents), size)
         # Never more tasks queued than there are threads, so that a long request cannot keep short ones out.
         for first in range(0, len(starts), self._parallel):
@@ -181,6 +187,9 @@ class Scorer:
             ]
             for part in await asyncio.gather(*tasks):
                 results.extend(part)
+                tokens += sum(len(pair) for pairs, _, _ in part for pair in pairs)
+            # Counted now: a query of many short words leaves little room, and long documents many chunks.
+            self._admission.bound(tokens)
         self._metrics.tokenize_time.observe(time.monotonic() - started)
         return self._prepared(results)
 
