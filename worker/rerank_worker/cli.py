@@ -2,9 +2,12 @@
 
 import argparse
 import asyncio
+import logging
+import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import NoReturn, get_args
 
 import msgspec
 from rerank_api import names
@@ -14,16 +17,29 @@ from rerank_api.worker_config import WorkerConfig
 from rerank_worker import logs
 from rerank_worker.commands import score, tune
 from rerank_worker.engine.device import available_cores
-from rerank_worker.failures import ConfigurationFailure, StartupFailure, report, unexpected
+from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure, StartupFailure, report, unexpected
 from rerank_worker.loading.model import Loaded, check_ranges, load, stand_by
 from rerank_worker.loading.source import parse_model
 from rerank_worker.server.admin import ENV_TOKEN_FILE
 from rerank_worker.server.lifecycle import Options, Server
 from rerank_worker.server.models import Limits
 
+log = logging.getLogger(__name__)
+
+LEAST_STALL = 2.0
+"""Seconds: an engine that has nothing to do gives a sign of life each second."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with the exit code that all mistakes of whoever starts the worker have."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(ConfigurationFailure.exit_code, f"{self.prog}: {message}\n")
+
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="rerank-worker", description="Serves one cross-encoder reranker over HTTP.")
+    top = _Parser(prog="rerank-worker", description="Serves one cross-encoder reranker over HTTP.")
     commands = top.add_subparsers(dest="command", required=True)
     serve = commands.add_parser(
         "serve",
@@ -150,6 +166,13 @@ def read_options(arguments: argparse.Namespace, environment: Mapping[str, str]) 
         value = getattr(arguments, flag)
         if value is not None and value < 1:
             raise ConfigurationFailure(f"--{flag.replace('_', '-')} is {value}: it must be at least 1")
+    if not 0 <= arguments.port <= 65535:
+        raise ConfigurationFailure(f"--port is {arguments.port}: it must be from 0 to 65535")
+    for flag, least in (("lame_duck_seconds", 0.0), ("stall_seconds", LEAST_STALL)):
+        value = getattr(arguments, flag)
+        # Not true of what is no number either.
+        if not least <= value < math.inf:
+            raise ConfigurationFailure(f"--{flag.replace('_', '-')} is {value}: it must be at least {least:g}")
     return Options(
         host=arguments.host or environment.get(names.ENV_POD_IP) or "127.0.0.1",
         port=arguments.port,
@@ -177,7 +200,10 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
         report(failure, environment.get(names.ENV_TERMINATION_LOG))
         return failure.exit_code
     except Exception as error:
+        log.exception("nobody foresaw this")
         failure = unexpected(error)
+        if "run" in parsed:
+            failure = EnvironmentFailure(f"rerank-worker {parsed.command} failed: {type(error).__name__}: {error}")
         report(failure, environment.get(names.ENV_TERMINATION_LOG))
         return failure.exit_code
 

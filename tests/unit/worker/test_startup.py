@@ -64,6 +64,41 @@ def test_contradictions_are_refused(arguments: list[str], environment: dict[str,
         config(*arguments, **environment)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "65536"], "--port is 65536"),
+        (["--port", "-1"], "--port is -1"),
+        (["--threads", "0"], "--threads is 0"),
+        (["--lame-duck-seconds", "nan"], "--lame-duck-seconds is nan"),
+        (["--lame-duck-seconds", "-1"], "--lame-duck-seconds is -1"),
+        (["--stall-seconds", "inf"], "--stall-seconds is inf"),
+        (["--stall-seconds", "0"], "--stall-seconds is 0.0: it must be at least 2"),
+    ],
+)
+def test_options_out_of_range_are_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationFailure, match=message):
+        cli.read_options(cli.parser().parse_args(["serve", "--model", "/m", *arguments]), {})
+
+
+@pytest.mark.parametrize("arguments", [[], ["serve", "--threads", "two"], ["score", "--model", "/m"], ["tune"]])
+def test_a_mistaken_command_line_ends_with_64(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments, {})
+    assert ended.value.code == 64
+    assert "usage: rerank-worker" in capsys.readouterr().err
+
+
+def test_what_nobody_foresaw_has_a_traceback_and_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rerank_worker.commands.tune.config_of", lambda _: {}["odd"])
+    assert cli.main(["tune", "--model", "/m"], {}) == 71
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert said.splitlines()[-1] == "rerank-worker tune failed: KeyError: 'odd'"
+
+
 def test_help_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["serve", "--help"])

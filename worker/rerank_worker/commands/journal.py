@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,9 +56,15 @@ class Journal:
             raise ConfigurationFailure(f"--output {output} cannot be written: {error.strerror}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            # Whoever held it may have removed the file since it was opened here.
+            if not os.path.samestat(os.fstat(self._file.fileno()), self._part.stat()):
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError) as error:
             self._file.close()
             raise ConfigurationFailure(f"another process is writing {output}: wait for it, or end it") from error
+        except OSError as error:
+            self._file.close()
+            raise ConfigurationFailure(f"--output {output}: {self._part} cannot be locked: {error.strerror}") from error
         if restart:
             self._progress.unlink(missing_ok=True)
         self._source: dict[str, Any] = {}
@@ -132,7 +139,12 @@ class Journal:
         self._part.unlink(missing_ok=True)
 
     def close(self) -> None:
-        self._file.close()
+        # On a full disk closing fails once more, which must not hide what went wrong.
+        with suppress(OSError):
+            if os.fstat(self._file.fileno()).st_size == 0 and not self._progress.exists():
+                # Nothing was begun.
+                self._part.unlink(missing_ok=True)
+            self._file.close()
 
 
 def checksum(path: Path) -> str:

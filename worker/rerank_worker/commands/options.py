@@ -8,6 +8,7 @@ from typing import get_args
 from rerank_api.reranker import Activation, Backend, ChunkPooling, Compile, Device, LongDocuments, Precision
 from rerank_api.worker_config import WorkerConfig
 
+from rerank_worker.failures import ConfigurationFailure
 from rerank_worker.loading.source import parse_model
 
 INTERRUPTED = 130
@@ -57,6 +58,8 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 def config_of(arguments: argparse.Namespace) -> WorkerConfig:
     """What the options say. Raises ConfigurationFailure."""
+    if arguments.threads is not None and arguments.threads < 1:
+        raise ConfigurationFailure(f"--threads is {arguments.threads}: it must be at least 1")
     flags = {name: value for name in _FLAGS if (value := getattr(arguments, name, None)) is not None}
     return WorkerConfig(model=parse_model(arguments.model, arguments.revision), **flags)
 

@@ -4,6 +4,7 @@ Streams: never holds more than one line, or a few thousand rows of a Parquet fil
 ``Bad`` with its number and the reason, never an exception, and the reason never repeats a text.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Generator, Iterator
@@ -232,6 +233,8 @@ class Parquet:
         except (pyarrow.ArrowException, OSError) as error:
             raise ConfigurationFailure(f"--input {path} is not a Parquet file: {error}") from error
         self._check_columns()
+        if output == "jsonl":
+            self._check_values()
 
     def _check_columns(self) -> None:
         names = ", ".join(self._schema.names)
@@ -262,8 +265,8 @@ class Parquet:
             return
         arrow = self._arrow
         document = self._schema.field(self._fields.document).type
-        listed = arrow.types.is_list(document) or arrow.types.is_large_list(document)
-        kind = arrow.list_(arrow.float64()) if listed else arrow.float64()
+        # Lists are of many types; of another nested type all rows are bad.
+        kind = arrow.list_(arrow.float64()) if arrow.types.is_nested(document) else arrow.float64()
         schema = self._schema.append(arrow.field(self._fields.score, kind))
         if with_errors:
             schema = schema.append(arrow.field("error", arrow.string()))
@@ -278,8 +281,9 @@ class Parquet:
     def _write_lines(self, output: Path, results: Iterator[Result]) -> None:
         with _durably(output) as file:
             for batch in self._batches(0, None):
-                for content in batch.to_pylist():
-                    result = next(results)
+                columns = [self._values(column) for column in batch.columns]
+                for values in zip(*columns, strict=True):
+                    content, result = dict(zip(batch.schema.names, values, strict=True)), next(results)
                     errors = result if isinstance(result, dict) else {}
                     file.write(msgspec.json.encode(content | {self._fields.score: _score(result)} | errors) + b"\n")
 
@@ -296,6 +300,18 @@ class Parquet:
                         if behind < batch.num_rows:
                             yield batch.slice(behind)
                 first += rows
+
+    def _check_values(self) -> None:
+        """Refuse columns that JSON cannot hold, by their first rows: before anything is scored."""
+        for batch in itertools.islice(self._batches(0, None), 1):
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                try:
+                    msgspec.json.encode(self._values(column))
+                except (TypeError, ValueError) as error:
+                    raise ConfigurationFailure(
+                        f"column {name} ({column.type}) cannot be written as JSON ({error}): write .parquet, or leave "
+                        "the column out"
+                    ) from error
 
     def _values(self, column: Any) -> list[Any]:
         try:
@@ -324,11 +340,16 @@ def _error(result: Result) -> str | None:
 def _durably(path: Path) -> Generator[BinaryIO]:
     """A file that is at ``path`` whole, on the disk, or not at all."""
     new = path.with_name(path.name + ".new")
-    with new.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    try:
+        with new.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:
+        # Of no use, and the disk may be full of it.
+        new.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

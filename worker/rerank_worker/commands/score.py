@@ -99,6 +99,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationFailure("--batch-rows is less than 1")
     if not source.is_file():
         raise ConfigurationFailure(f"--input {source} is no file")
+    try:
+        source.open("rb").close()
+    except OSError as error:
+        raise ConfigurationFailure(f"--input {source} cannot be read: {error.strerror}") from error
+    if output.is_dir():
+        raise ConfigurationFailure(f"--output {output} is a folder: name a file in it")
     if not output.parent.is_dir():
         raise ConfigurationFailure(f"--output {output}: there is no folder {output.parent}")
     if output.exists() and output.samefile(source):
@@ -106,6 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
     fields = Fields(arguments.query_field, arguments.document_field, arguments.score_field)
     if len({fields.query, fields.document, fields.score}) < 3:
         raise ConfigurationFailure("--query-field, --document-field and --score-field must be three names")
+    if fields.score == "error":
+        raise ConfigurationFailure("--score-field is error, which is for the reason of a bad row: choose another name")
     rows = reader(source, format_of(output, "--output"), fields)
     config = config_of(arguments)
     journal = Journal(output, arguments.restart)
