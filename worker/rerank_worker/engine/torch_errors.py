@@ -7,6 +7,10 @@ import torch
 from rerank_worker.engine import EngineLost, EngineOutOfMemory
 from rerank_worker.failures import first_line
 
+_NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+"""What the CPU's allocator says, CUDA's runtime (kernels, pinned memory) and its libraries (cuBLAS, cuDNN): they have
+no class of their own for it, and leave a CUDA context as it was."""
+
 
 class TorchErrors:
     """A context in which torch's errors become EngineOutOfMemory and EngineLost."""
@@ -27,7 +31,7 @@ class TorchErrors:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA raises its own class; the CPU allocator raises a plain RuntimeError."""
+    """Whether memory ran out, of the device or of the host: a smaller batch may do."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
     )
