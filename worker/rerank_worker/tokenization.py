@@ -102,20 +102,31 @@ class PairTokenizer:
     """Tokenizes in any thread; each thread has a clone of its own (sharing one across threads is not safe)."""
 
     def __init__(
-        self, tokenizer: Tokenizer, max_length: int, cut_left: bool = False, template: Template | None = None
+        self,
+        tokenizer: Tokenizer,
+        max_length: int,
+        cut_left: bool = False,
+        template: Template | None = None,
+        literal: bool = False,
     ) -> None:
+        """``literal``: texts that look like special tokens are text. Otherwise they become those tokens, as they do in
+        sentence-transformers."""
         plain = Tokenizer.from_str(tokenizer.to_str())
         # A saved tokenizer may carry the truncation and padding of whoever saved it.
         plain.no_truncation()
         plain.no_padding()
         self._serialized = plain.to_str()
         self._clones = threading.local()
+        self._literal = literal
         self.template = template or read_template(plain, cut_left)
         self.max_length = max_length
 
     def _own(self) -> Tokenizer:
         if not hasattr(self._clones, "tokenizer"):
-            self._clones.tokenizer = Tokenizer.from_str(self._serialized)
+            clone = Tokenizer.from_str(self._serialized)
+            # No part of what is serialized.
+            clone.encode_special_tokens = self._literal
+            self._clones.tokenizer = clone
         return self._clones.tokenizer
 
     def room(self, query: list[int]) -> int:

@@ -68,8 +68,9 @@ def read_prompt(folder: Path, architecture: str, tokenizer: Any) -> Prompt:
 
 
 def pair_tokenizer(tokenizer: Any, prompt: Prompt, max_length: int) -> PairTokenizer:
-    """Builds the token ids of ``prompt``; only documents are cut. Raises ConfigurationFailure unless it builds those of
-    the whole text for texts of many kinds."""
+    """Builds the token ids of ``prompt``; only documents are cut. What looks like a special token in a text is text,
+    where sentence-transformers makes that token of it. Raises ConfigurationFailure unless it builds those of the whole
+    text for texts of many kinds."""
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
@@ -93,7 +94,8 @@ def pair_tokenizer(tokenizer: Any, prompt: Prompt, max_length: int) -> PairToken
         query_edges=(query_lead, query_trail),
         document_edge=document_lead,
     )
-    pairs = PairTokenizer(backend, max_length, template.cut_left, template)
+    # A document that could write the tokens which end its turn could answer in the model's name.
+    pairs = PairTokenizer(backend, max_length, template.cut_left, template, literal=True)
     for query, document in _PROBES:
         parts = [*first, *pairs.query(query), *second, *pairs.documents([document])[0], *third]
         if parts != list(ids(prompt.text(query, document))):
