@@ -5,6 +5,7 @@ pair has; its score is never read. Large batches keep the device busy without an
 """
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,9 @@ GRAPHS = 64
 
 SEEN = 2
 """Batches of a bucket that run without a graph before it is captured, which takes tens of milliseconds."""
+
+FAILURES = 3
+"""Failed captures after which an engine tries no more. One may fail for what another thread did meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,10 @@ def filled(packed: Packed, bucket: Bucket) -> Packed:
     )
 
 
+_CAPTURING = threading.Lock()
+"""torch captures one graph at a time in a process; a model may load, and so capture, while another one serves."""
+
+
 class Graphs:
     """Runs ``forward(buffer, bucket)`` on the current CUDA device, from a graph once a bucket has been seen often.
 
@@ -84,46 +92,56 @@ class Graphs:
         self._seen: dict[Bucket, int] = {}
         self._captured: dict[Bucket, tuple[Any, torch.Tensor, torch.Tensor]] = {}
         self._pool: Any = None
-        self._disabled = False
+        self._stream: Any = None
+        self._failures = 0
 
     def run(self, host: torch.Tensor, bucket: Bucket) -> torch.Tensor:
         """``forward`` of what is in ``host``, which is pinned; the result is valid until the next call.
 
-        What cannot be captured runs without graphs from then on.
+        What cannot be captured runs without a graph, after ``FAILURES`` failed captures everything that has none.
         """
-        if bucket not in self._captured:
-            self._seen[bucket] = self._seen.get(bucket, 0) + 1
-            if self._disabled or self._seen[bucket] <= SEEN or len(self._captured) >= GRAPHS:
-                return self._forward(host.to("cuda", non_blocking=True), bucket)
-            try:
-                self._captured[bucket] = self._capture(host, bucket)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                # A device that is lost fails in the next line too.
-                self._disabled = True
-                log.warning("no CUDA graphs", extra={"fields": {"error": str(error)[:200]}})
-                return self._forward(host.to("cuda", non_blocking=True), bucket)
+        if bucket not in self._captured and not self._try_to_capture(host, bucket):
+            return self._forward(host.to("cuda", non_blocking=True), bucket)
         graph, buffer, result = self._captured[bucket]
         buffer.copy_(host, non_blocking=True)
         graph.replay()
         return result
 
+    def _try_to_capture(self, host: torch.Tensor, bucket: Bucket) -> bool:
+        """Whether there is a graph for ``bucket`` now."""
+        self._seen[bucket] = self._seen.get(bucket, 0) + 1
+        if self._failures >= FAILURES or self._seen[bucket] <= SEEN or len(self._captured) >= GRAPHS:
+            return False
+        if not _CAPTURING.acquire(blocking=False):
+            # With the next batch, perhaps.
+            return False
+        try:
+            self._captured[bucket] = self._capture(host, bucket)
+        except RuntimeError as error:
+            # For want of memory too, since a graph needs its own; a device that is lost fails in the next line again.
+            self._failures += 1
+            log.warning("a CUDA graph could not be captured", extra={"fields": {"error": str(error)[:200]}})
+            return False
+        finally:
+            _CAPTURING.release()
+        return True
+
     def _capture(self, host: torch.Tensor, bucket: Bucket) -> tuple[Any, torch.Tensor, torch.Tensor]:
         buffer = host.to("cuda")
         self._pool = self._pool or torch.cuda.graph_pool_handle()
+        # One for all captures: the allocator keeps what it has freed for the stream that it was allocated on.
+        self._stream = self._stream or torch.cuda.Stream()
         # As torch's documentation asks: once on a side stream before capturing, for what libraries allocate lazily.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             self._forward(buffer, bucket)
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads of the process (other models, the compiler) may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             result = self._forward(buffer, bucket)
         return graph, buffer, result
 
     def close(self) -> None:
         self._captured.clear()
-        self._pool = None
+        self._pool = self._stream = None
