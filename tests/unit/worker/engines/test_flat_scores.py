@@ -4,6 +4,7 @@ The reference is the transformers model in float32, unpadded, one pair at a time
 """
 
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from rerank_worker.engine import EngineUnsupported, Pair
-from rerank_worker.engine.torch_flat import attention_grouped, build, linear
+from rerank_worker.engine.torch_flat import attention_grouped, build, linear, packing
 from rerank_worker.engine.torch_flat.architectures import describe
 from rerank_worker.engine.torch_flat.encoder import Encoder
 from rerank_worker.engine.torch_flat.engine import TorchFlatEngine
@@ -224,3 +225,58 @@ def test_the_modules_own_weights_are_not_kept(folder: Folder) -> None:
     gc.collect()
     assert all(layer() is None for layer in layers)
     assert len(score(engine, make_pairs(9, [4]))) == 1
+
+
+def test_jina_s_weights_in_less_than_float32_lose_nothing_more(folder: Folder, tmp_path: Path) -> None:
+    """Heads of 8: the scale of queries is no power of two, and rounds in bfloat16."""
+    from safetensors.torch import load_file, save_file
+
+    for name in ("jina", "xlm-roberta"):
+        shutil.copytree(folder(name), tmp_path / name)
+        path = tmp_path / name / "model.safetensors"
+        rounded = {key: tensor.to(torch.bfloat16) for key, tensor in load_file(path).items()}
+        save_file(rounded, path, metadata={"format": "pt"})
+    pairs = make_pairs(10, LENGTHS)
+    expected = reference("jina", lambda name: tmp_path / name, pairs)
+    found = score(build(checkpoints.checkpoint(tmp_path / "jina")), pairs)
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+def test_jina_s_tables_are_as_large_as_its_config_says(folder: Folder) -> None:
+    """A token beyond them would break a GPU for everybody."""
+    checkpoint = checkpoints.checkpoint(folder("jina"))
+    checkpoint.config = checkpoint.config | {"vocab_size": checkpoint.config["vocab_size"] + 1}
+    with pytest.raises(EngineUnsupported, match=r"rows of word_embeddings where config\.json says"):
+        build(checkpoint)
+
+
+def test_a_closed_engine_frees_its_weights_at_once(folder: Folder) -> None:
+    """Without a collection, which comes when it likes: the next model's weights need the room."""
+    import gc
+    import weakref
+
+    checkpoint = checkpoints.checkpoint(folder("modernbert"))
+    engine = build(checkpoint)
+    score(engine, make_pairs(11, [4]))
+    encoder = weakref.ref(engine._encoder)
+    gc.disable()
+    try:
+        engine.close()
+        assert encoder() is None
+    finally:
+        gc.enable()
+
+
+def test_infinities_of_a_pair_stay_its_own() -> None:
+    """As half precision has them when it overflows. What is masked is multiplied by zero, which makes no infinity go
+    away."""
+    packed = packing.pack([Pair([5] * length, [0] * length) for length in (20, 20, 21)])
+    torch.manual_seed(0)
+    qkv = torch.randn(61, 3, 4, 8)
+    qkv[:20, 2] = torch.inf
+    attention = attention_grouped.GroupedAttention(packed, torch.device("cpu"), torch.float32)
+    assert len(attention._parts) == 1
+    assert torch.isfinite(attention.all(qkv, None)[20:]).all()
+    assert torch.isfinite(attention.all(qkv, 4)[20:]).all()
+    first = attention.first(qkv[packed.offsets[:-1], 0], qkv[:, 1:], None)
+    assert torch.isfinite(first[1:]).all()

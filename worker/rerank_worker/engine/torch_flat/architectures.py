@@ -227,8 +227,14 @@ def _jina(config: Any, weights: _Weights) -> Described:
         "roberta.embeddings.LayerNorm.weight": weights.tensor("roberta.emb_ln.weight"),
         "roberta.embeddings.LayerNorm.bias": weights.tensor("roberta.emb_ln.bias"),
     }
-    for table in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
-        renamed[f"roberta.embeddings.{table}.weight"] = weights.tensor(f"roberta.embeddings.{table}.weight")
+    sizes = (config.vocab_size, config.max_position_embeddings, config.type_vocab_size)
+    tables = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+    for table, size in zip(tables, sizes, strict=True):
+        found = weights.tensor(f"roberta.embeddings.{table}.weight")
+        if len(found) < size:
+            # An index beyond a table breaks a GPU for all.
+            raise EngineUnsupported(f"the weights have {len(found)} rows of {table} where config.json says {size}")
+        renamed[f"roberta.embeddings.{table}.weight"] = found
     names = {
         "attention.output.dense": "mixer.out_proj",
         "attention.output.LayerNorm": "norm1",

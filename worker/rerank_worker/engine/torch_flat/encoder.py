@@ -104,7 +104,8 @@ class Encoder:
             None if described.head_norm is None else _LayerNorm(described.head_norm, device, torch.float32)
         )
         self._score = _float(described.score, device)
-        self._finish = wrap(self._after_attention)
+        # A function and no method: an encoder that leads to itself would outlive its engine until a full collection.
+        self._finish = wrap(_after_attention)
 
     def _block(self, site: str, layer: Layer, last: bool, dense: Factory) -> _Block:
         def build(name: str, *matrices: Matrix) -> Dense:
@@ -195,19 +196,20 @@ class Encoder:
             query = block.query(seen.index_select(0, inputs.first)).view(-1, self.heads, self.size)
             mixed = attention.first(query, kv, block.window)
             x = x.index_select(0, inputs.first)
-        return self._finish(block, mixed, x)
+        return self._finish(self._pre_norm, block, mixed, x)
 
-    def _after_attention(self, block: _Block, mixed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        x = block.out.add(mixed, x)
-        if not self._pre_norm:
-            assert block.attention_norm is not None
-            x = block.attention_norm(x)
-            return block.ffn_norm(block.ffn_out.add(block.ffn_in.gelu(x), x))
-        seen = block.ffn_norm(x)
-        inner = block.ffn_in.gelu(seen)
-        if block.gate is not None:
-            inner = inner.mul_(block.gate(seen))
-        return block.ffn_out.add(inner, x)
+
+def _after_attention(pre_norm: bool, block: _Block, mixed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    x = block.out.add(mixed, x)
+    if not pre_norm:
+        assert block.attention_norm is not None
+        x = block.attention_norm(x)
+        return block.ffn_norm(block.ffn_out.add(block.ffn_in.gelu(x), x))
+    seen = block.ffn_norm(x)
+    inner = block.ffn_in.gelu(seen)
+    if block.gate is not None:
+        inner = inner.mul_(block.gate(seen))
+    return block.ffn_out.add(inner, x)
 
 
 def _table(described: Described, device: torch.device) -> tuple[torch.Tensor | None, int]:
@@ -226,7 +228,8 @@ def _float(matrix: Matrix, device: torch.device) -> tuple[torch.Tensor, torch.Te
 
 
 def _scaled(matrix: Matrix, factor: float) -> Matrix:
-    return Matrix(matrix.weight * factor, None if matrix.bias is None else matrix.bias * factor)
+    """In float32: weights of jina may be in less, whatever is computed in."""
+    return Matrix(matrix.weight.float() * factor, None if matrix.bias is None else matrix.bias.float() * factor)
 
 
 def _interleaved(matrix: Matrix, size: int) -> Matrix:

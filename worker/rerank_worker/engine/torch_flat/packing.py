@@ -107,10 +107,11 @@ def groups(offsets: Ints, cells: int, waste: float, longest: int) -> list[Group]
 
 
 def slots(group: Group) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
-    """Where padding goes: (count * width,) token of the group in each slot (padding: token 0); (tokens,) slot of each
-    token; (count, width) whether a slot holds a token."""
+    """Where padding goes: (count * width,) token of the group in each slot; (tokens,) slot of each token;
+    (count, width) whether a slot holds a token. Padding is the first token of the slot's own pair: what is masked is
+    still multiplied by zero, and a neighbour's infinities would come through that."""
     filled = np.arange(group.width, dtype=np.int32) < group.lengths[:, None]
     back = np.flatnonzero(filled).astype(np.int32)
-    into = np.zeros(group.count * group.width, dtype=np.int32)
+    into = np.repeat(np.cumsum(group.lengths, dtype=np.int32) - group.lengths, group.width)
     into[back] = np.arange(len(back), dtype=np.int32)
     return into, back, filled
