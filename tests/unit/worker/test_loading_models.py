@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rerank_api.worker_config import ModelSource, WorkerConfig
+from rerank_worker.engine import EngineLost, EngineOutOfMemory
+from rerank_worker.failures import EnvironmentFailure
+from rerank_worker.loading import model
 from rerank_worker.loading.model import Loaded, load
 from unit.worker.engines import checkpoints
 
@@ -41,3 +44,20 @@ def test_loads_and_scores_like_cross_encoder(name: str, tmp_path: Path) -> None:
     assert np.ptp(expected) > 0.02
     assert score(loaded) == pytest.approx(expected.tolist(), abs=2e-5)
     assert loaded.info["tokenizerSha256"] == loaded.info["sha256"]["tokenizer.json"]
+
+
+@pytest.mark.parametrize("error", [EngineOutOfMemory("no room"), EngineLost("gone"), MemoryError()])
+def test_what_the_machine_lacks_is_not_the_model_s_fault(error: Exception, tmp_path: Path) -> None:
+    """Trying again, or another machine, may help: the exit code says so."""
+    with pytest.raises(EnvironmentFailure), model._told(tmp_path):
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("minilm", True), ("electra", True), ("xlm-roberta", False), ("deberta", False)]
+)
+def test_type_ids_where_the_config_says_nothing_of_them(name: str, expected: bool, tmp_path: Path) -> None:
+    """transformers' own defaults, which files written by hand rely on."""
+    checkpoint = checkpoints.checkpoint(checkpoints.PADDED[name](tmp_path / name))
+    checkpoint.config.pop("type_vocab_size", None)
+    assert checkpoint.takes_types == expected

@@ -76,15 +76,17 @@ def choose(
     backend: Backend,
     checkpoint: Checkpoint,
     sample: capacity.Sample | None = None,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Selected:
     """The fastest engine that can serve ``checkpoint``; the others' memory is given back.
 
-    Without a ``sample``, without ``seconds`` or with a large model, the preferred one. Raises ConfigurationFailure when
+    ``seconds``: of comparing (None: SECONDS). Without a ``sample``, with no time or with a large model, the preferred
+    one. Raises ConfigurationFailure when
     none can serve, and what loading raises.
     """
     check_compile(backend, checkpoint.compile)
+    seconds = SECONDS if seconds is None else seconds
     comparing = sample is not None and seconds > 0 and _weights(checkpoint) <= COMPARED_BYTES
     built: list[Engine] = []
     reasons: dict[str, str] = {}
@@ -94,6 +96,8 @@ def choose(
         except EngineUnsupported as reason:
             log.info("an engine cannot serve this model", extra={"fields": {"engine": name, "reason": str(reason)}})
             reasons[name] = str(reason)
+        except EngineLost:
+            raise
         except Exception as error:
             # There is one that serves already, and perhaps no room for two.
             if not built:

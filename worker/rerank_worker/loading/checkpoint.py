@@ -13,6 +13,9 @@ from rerank_worker.engine.device import ChosenDevice, ChosenPrecision
 from rerank_worker.failures import ConfigurationFailure
 from rerank_worker.loading.prompts import Prompt
 
+_TYPED = ("Albert", "Bert", "Camembert", "Electra", "Roberta", "XLMRoberta")
+"""Models that have two types where config.json does not say how many: the defaults of transformers."""
+
 
 @dataclass(slots=True)
 class Checkpoint:
@@ -40,7 +43,8 @@ class Checkpoint:
     @property
     def takes_types(self) -> bool:
         """Whether the model tells query and document apart by type ids."""
-        return "token_type_ids" in self.tokenizer.model_input_names and bool(self.config.get("type_vocab_size"))
+        types = self.config.get("type_vocab_size", 2 if self.architecture.startswith(_TYPED) else 0)
+        return "token_type_ids" in self.tokenizer.model_input_names and bool(types)
 
     def at(self, precision: ChosenPrecision) -> "Checkpoint":
         """The same files at another precision."""

@@ -19,7 +19,7 @@ from rerank_api.worker_config import WorkerConfig
 
 from rerank_worker import memory
 from rerank_worker.batching import Policy
-from rerank_worker.engine import Engine, EngineOutOfMemory, capacity, process
+from rerank_worker.engine import Engine, EngineLost, EngineOutOfMemory, capacity, process
 from rerank_worker.failures import (
     ConfigurationFailure,
     EnvironmentFailure,
@@ -238,8 +238,10 @@ def _told(folder: Path) -> Generator[None]:
     except StartupFailure:
         raise
     except Exception as error:
-        if is_out_of_memory(error):
+        if isinstance(error, EngineOutOfMemory) or is_out_of_memory(error):
             raise out_of_memory("loading the model", first_line(error)) from error
+        if isinstance(error, EngineLost):
+            raise EnvironmentFailure(f"the device was lost while the model was loaded: {error}") from error
         if is_of_the_machine(error):
             raise EnvironmentFailure(f"cannot read the model in {folder}: {type(error).__name__}: {error}") from error
         raise ConfigurationFailure(
