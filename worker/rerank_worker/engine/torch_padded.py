@@ -30,7 +30,11 @@ def build(checkpoint: Checkpoint) -> "TorchPaddedEngine":
     if checkpoint.precision not in ("float32", "float16", "bfloat16"):
         raise EngineUnsupported(f"padded batches are not computed in {checkpoint.precision}")
     compiler = Compiler(checkpoint.compile, checkpoint.device)
-    module = checkpoint.module(getattr(torch, checkpoint.precision)).to(checkpoint.device)
+    module = checkpoint.module(getattr(torch, checkpoint.precision))
+    if checkpoint.device != "cpu":
+        # Moved in place: nobody else may find it.
+        checkpoint.release()
+        module = module.to(checkpoint.device)
     return TorchPaddedEngine(
         module,
         checkpoint.device,

@@ -97,3 +97,11 @@ def test_layers_are_found(folder: Path) -> None:
     # ALBERT has one group of layers, which is run several times.
     assert len(layers) in (1, 3, 4)
     assert all("Layer" in type(layer).__name__ or type(layer).__name__ == "TransformerBlock" for layer in layers)
+
+
+def test_a_module_that_is_moved_is_nobody_else_s(tmp_path: Path) -> None:
+    device: Any = "meta"
+    checkpoint = checkpoints.checkpoint(checkpoints.save_minilm(tmp_path / "model"), device=device)
+    engine = torch_padded.build(checkpoint)
+    assert engine._model.device.type == "meta"
+    assert checkpoint.module(torch.float32).device.type == "cpu"

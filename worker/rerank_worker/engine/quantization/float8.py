@@ -7,13 +7,13 @@ Needs compute capability 8.9; what is between the layers is bfloat16, the only o
 import torch
 import torch.nn.functional as F
 
+from rerank_worker.engine.device import FLOAT8_CAPABILITY
 from rerank_worker.engine.torch_flat.linear import Dense, Factory
 
 LARGEST = 448.0
 """Of e4m3."""
 
 SMALLEST = 1e-12
-CAPABILITY = (8, 9)
 MULTIPLE = 16
 """Both sizes of a weight must be multiples of it (torch._scaled_mm)."""
 
@@ -62,7 +62,7 @@ def unsupported(device: str, capability: tuple[int, int] | None) -> str | None:
     """Why float8 cannot be computed; None: it can. ``capability``: of the GPU, None without one."""
     if device != "cuda" or capability is None:
         return "float8 is computed on CUDA only: set spec.runtime.precision to int8 on the CPU, or to auto"
-    if capability < CAPABILITY:
+    if capability < FLOAT8_CAPABILITY:
         return (
             f"float8 needs a GPU of compute capability 8.9 or higher, this one has {capability[0]}.{capability[1]}: "
             "set spec.runtime.precision to auto"
