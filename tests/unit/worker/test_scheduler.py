@@ -3,9 +3,11 @@
 Most tests drive ``step`` themselves with a clock of their own, so that time passes only when the engine computes.
 """
 
+import gc
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from rerank_api.wire import Priority
 from rerank_worker.engine import EngineLost, EngineOutOfMemory, Pair
+from rerank_worker.failures import ConfigurationFailure
 from rerank_worker.metrics import Metrics
 from rerank_worker.scheduler import MAX_FAILED_BATCHES, EngineThread, Failed, Outcome, Work
 from rerank_worker.turns import Turns
@@ -547,3 +550,37 @@ def test_turns_are_first_come_first_served_and_a_place_is_kept() -> None:
     turns.leave("b")
     turns.leave("b")
     assert turns.wait("c", 0)
+
+
+class _Weights:
+    """What a load had in memory when it failed."""
+
+
+@pytest.mark.parametrize("cause", [None, MemoryError("room")])
+def test_a_load_that_failed_keeps_nothing_in_memory(cause: Exception | None) -> None:
+    kept: list[weakref.ref[_Weights]] = []
+
+    def read() -> None:
+        weights = _Weights()
+        kept.append(weakref.ref(weights))
+        if cause is not None:
+            raise cause
+
+    def build() -> Any:
+        weights = _Weights()
+        kept.append(weakref.ref(weights))
+        try:
+            read()
+        except MemoryError as error:
+            raise ConfigurationFailure("too large") from error
+        raise ConfigurationFailure("below the floor")
+
+    thread = EngineThread(build, Metrics())
+    gc.disable()
+    try:
+        thread.start()
+        failure = thread.loaded.exception(WAIT)
+        assert isinstance(failure, ConfigurationFailure)
+        assert [found() for found in kept] == [None, None]
+    finally:
+        gc.enable()
