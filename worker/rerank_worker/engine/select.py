@@ -82,8 +82,7 @@ def choose(
     """The fastest engine that can serve ``checkpoint``; the others' memory is given back.
 
     ``seconds``: of comparing (None: SECONDS). Without a ``sample``, with no time or with a large model, the preferred
-    one. Raises ConfigurationFailure when
-    none can serve, and what loading raises.
+    one. Raises ConfigurationFailure when none can serve, and what loading raises.
     """
     check_compile(backend, checkpoint.compile)
     seconds = SECONDS if seconds is None else seconds
