@@ -100,9 +100,14 @@ class Compiler:
                 layer._compiled_call_impl = self.wrap(layer.forward)
 
     def start(self) -> None:
-        """Begin to compile, in a thread; at most once, and not at all where the spec does not ask for it."""
+        """Begin to compile, in a thread; at most once, and not at all where the spec does not ask for it.
+
+        Called in the thread that computes, or in one with as many threads for torch.
+        """
         if self.enabled and self._thread is None and self.synthetic is not None:
-            self._thread = threading.Thread(target=self._compile, name="compile", daemon=True)
+            # torch checks the number of threads before it uses compiled code, and each thread has its own.
+            arguments = (torch.get_num_threads(),)
+            self._thread = threading.Thread(target=self._compile, args=arguments, name="compile", daemon=True)
             self._thread.start()
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -133,9 +138,10 @@ class Compiler:
         """Stop after the batch that is being compiled."""
         self._stop.set()
 
-    def _compile(self) -> None:
+    def _compile(self, threads: int) -> None:
         if self._stop.wait(self._delay):
             return
+        torch.set_num_threads(threads)
         started = time.monotonic()
         try:
             # Importing the compiler takes seconds, which is for this thread too.

@@ -6,6 +6,7 @@ anything but what can be made again.
 """
 
 import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -33,8 +34,10 @@ ABANDONED = 3600.0
 
 _SUMS = "sha256.json"
 
+_LOCK = ".lock"
+
 _UNWRITABLE = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOLCK}
 )
 """Of a cache; transformers has OSErrors of its own, for models that it cannot read."""
 
@@ -93,20 +96,15 @@ def entry(name: str, make: Callable[[Path], None], folder: Path | None = None) -
 
 
 def _publish(draft: Path, place: Path) -> None:
-    """Rename; whoever comes second leaves a sound entry of the first alone."""
-    try:
+    """Rename, one writer at a time: whoever comes later leaves a sound entry alone, which others may be reading."""
+    with (place.parent / _LOCK).open("w") as lock:
+        # Ends with the file, also when the process is killed.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if place.is_dir():
+            if _sound(place):
+                return
+            shutil.rmtree(place)
         draft.rename(place)
-    except OSError:
-        if not place.is_dir():
-            raise
-        if _sound(place):
-            return
-        shutil.rmtree(place, ignore_errors=True)
-        try:
-            draft.rename(place)
-        except OSError:
-            if not _sound(place):
-                raise
 
 
 def _sound(place: Path) -> bool:
@@ -143,7 +141,7 @@ def _prune(newest: Path) -> None:
             continue
         if not place.name.startswith("."):
             entries.append((used, place))
-        elif time.time() - used > ABANDONED:
+        elif place.name != _LOCK and time.time() - used > ABANDONED:
             shutil.rmtree(place, ignore_errors=True)
     entries.sort(reverse=True)
     for _, place in entries[KEPT:]:
