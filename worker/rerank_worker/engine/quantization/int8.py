@@ -16,7 +16,10 @@ from rerank_worker.engine.quantization.observe import Observations
 from rerank_worker.engine.torch_flat.linear import PACKED_FOR, Dense, Factory
 from rerank_worker.failures import first_line
 
-STEPS = 255
+STEPS = 253
+"""Of the 255 between the least and the largest byte: those two say that a value does not fit the range, which is found
+out in a quarter of the memory that the values take (measured: a tenth of a wide layer's time)."""
+
 SMALLEST = 1e-9
 """Least scale: a site or a row of zeros has none of its own."""
 
@@ -32,10 +35,7 @@ class Int8Dense:
         self._scales, self._zeros = scales, torch.zeros(len(scales), dtype=torch.int32)
         self._bias = bias
         self._scale = max((high - low) / STEPS, SMALLEST)
-        self._zero = min(STEPS, max(0, round(-low / self._scale)))
-        # Half a step beyond either end still rounds to it.
-        self._low = (-self._zero - 0.5) * self._scale
-        self._high = (STEPS - self._zero + 0.5) * self._scale
+        self._zero = 1 + min(STEPS, max(0, round(-low / self._scale)))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._apply(x, "none")
@@ -47,8 +47,9 @@ class Int8Dense:
         return self._apply(x, "none").add_(residual)
 
     def _apply(self, x: torch.Tensor, after: str) -> torch.Tensor:
-        y = self._product(quantized(x, self._scale, self._zero), self._scale, self._zero, self._bias, after)
-        outside = ((x.amin(1) < self._low) | (x.amax(1) > self._high)).nonzero()[:, 0]
+        whole = quantized(x, self._scale, self._zero)
+        y = self._product(whole, self._scale, self._zero, self._bias, after)
+        outside = ((whole.amin(1) == 0) | (whole.amax(1) == 255)).nonzero()[:, 0]
         if len(outside):
             y.index_copy_(0, outside, self._by_row(x.index_select(0, outside), after))
         return y
