@@ -19,6 +19,7 @@ import torch
 from rerank_api.reranker import Compile
 
 from rerank_worker.engine import EngineLost, EngineOutOfMemory, Pair
+from rerank_worker.engine.device import CAPTURING
 from rerank_worker.engine.torch_errors import TorchErrors
 from rerank_worker.failures import ConfigurationFailure
 
@@ -171,7 +172,8 @@ class Compiler:
                     return
                 expected = batch()
                 self._mode.value = "compile"
-                found = batch()
+                with CAPTURING:
+                    found = batch()
                 self._mode.value = None
                 if not torch.allclose(found, expected, rtol=self.tolerance, atol=self.tolerance):
                     raise RuntimeError(f"compiled scores differ by {(found - expected).abs().max().item():.3g}")

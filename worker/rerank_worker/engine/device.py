@@ -6,6 +6,7 @@
 import logging
 import math
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,11 @@ ChosenPrecision = Literal["float32", "float16", "bfloat16", "int8", "float8"]
 
 FLOAT8_CAPABILITY = (8, 9)
 """CUDA compute capability from which on tensor cores multiply float8 (Ada; Hopper is 9.0)."""
+
+CAPTURING = threading.Lock()
+"""Held while a CUDA graph is captured, and by who else does what a capture does not bear: another capture (torch has
+one at a time in a process; a model may load, and capture, while another serves), and compiling, which waits for the
+whole device."""
 
 _FAST_ON_CPU: dict[ChosenPrecision, tuple[str, ...]] = {
     "bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from rerank_worker.engine import EngineOutOfMemory, Pair, torch_decoder, torch_padded
 from rerank_worker.engine.compiling import Compiler, check_compiler
+from rerank_worker.engine.device import CAPTURING
 from rerank_worker.engine.torch_flat import linear
 from rerank_worker.engine.torch_flat.architectures import describe
 from rerank_worker.engine.torch_flat.encoder import Encoder
@@ -102,6 +103,20 @@ def test_eager_serves_while_it_compiles_and_compiled_code_then(backend: Backend)
     assert backend.ran.count(threading.current_thread()) == 2
     assert threading.current_thread() not in backend.compiled
     assert model.compiler.failures == 0
+
+
+def test_no_cuda_graph_is_captured_while_it_compiles(backend: Backend) -> None:
+    held: list[bool] = []
+
+    def watched(graph: Any, inputs: Sequence[Any]) -> Callable[..., Any]:
+        held.append(CAPTURING.locked())
+        return backend(graph, inputs)
+
+    model = Model(watched)
+    model.compiler.start()
+    assert model.compiler.wait(WAIT) == "ready"
+    assert set(held) == {True}
+    assert not CAPTURING.locked()
 
 
 def test_a_shape_without_compiled_code_runs_eagerly(backend: Backend) -> None:

@@ -5,7 +5,6 @@ pair has; its score is never read. Large batches keep the device busy without an
 """
 
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rerank_worker.engine.device import CAPTURING
 from rerank_worker.engine.torch_flat.packing import Packed
 
 log = logging.getLogger(__name__)
@@ -77,10 +77,6 @@ def filled(packed: Packed, bucket: Bucket) -> Packed:
     )
 
 
-_CAPTURING = threading.Lock()
-"""torch captures one graph at a time in a process; a model may load, and so capture, while another one serves."""
-
-
 class Graphs:
     """Runs ``forward(buffer, bucket)`` on the current CUDA device, from a graph once a bucket has been seen often.
 
@@ -112,7 +108,7 @@ class Graphs:
         self._seen[bucket] = self._seen.get(bucket, 0) + 1
         if self._failures >= FAILURES or self._seen[bucket] <= SEEN or len(self._captured) >= GRAPHS:
             return False
-        if not _CAPTURING.acquire(blocking=False):
+        if not CAPTURING.acquire(blocking=False):
             # With the next batch, perhaps.
             return False
         try:
@@ -123,7 +119,7 @@ class Graphs:
             log.warning("a CUDA graph could not be captured", extra={"fields": {"error": str(error)[:200]}})
             return False
         finally:
-            _CAPTURING.release()
+            CAPTURING.release()
         return True
 
     def _capture(self, host: torch.Tensor, bucket: Bucket) -> tuple[Any, torch.Tensor, torch.Tensor]:
