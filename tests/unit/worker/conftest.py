@@ -4,9 +4,10 @@ And one with torch: random-weight cross-encoders of a few kilobytes in normal Hu
 """
 
 import asyncio
+import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,18 @@ def make_tokenizer() -> Tokenizer:
     )
     tokenizer.add_special_tokens(SPECIAL)
     return tokenizer
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """The command line takes the process's logging over; the next test gets it back."""
+    loggers = [logging.getLogger(), logging.getLogger("rerank_worker")]
+    before = [(logger, logger.handlers[:], logger.level) for logger in loggers]
+    yield
+    for logger, handlers, level in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+    logging.captureWarnings(False)
 
 
 @pytest.fixture

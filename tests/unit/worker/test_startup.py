@@ -3,7 +3,6 @@
 import json
 import logging
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,6 @@ from rerank_api.worker_config import ModelSource, WorkerConfig
 from rerank_worker import cli, logs
 from rerank_worker.engine import device
 from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure, StartupFailure, report
-
-
-@pytest.fixture(autouse=True)
-def own_logging() -> Iterator[None]:
-    """The command line takes the process's logging over; the next test gets it back."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(False)
 
 
 def config(*arguments: str, **environment: str) -> WorkerConfig:
