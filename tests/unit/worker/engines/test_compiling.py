@@ -290,6 +290,10 @@ def swap(engine: Any, layers: Any, backend: Backend) -> None:
 def test_with_torch_s_own_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    # Without the trial programs that find out the vector instructions: most of the time that this takes.
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "vec_isa_ok", False)
     model = Model("inductor")
     rows = torch.randn(5, 4)
     expected = model.score(rows)
