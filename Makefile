@@ -34,7 +34,7 @@ test: setup lint test-go ## All checks and tests
 	.venv/bin/pytest tests/unit tests/e2e $(ARGS)
 
 .PHONY: test-unit
-test-unit: setup ## Unit tests (under a minute)
+test-unit: setup ## Unit tests (a few minutes)
 	.venv/bin/pytest tests/unit -n auto --dist loadfile $(ARGS)
 
 .PHONY: test-e2e
