@@ -24,9 +24,16 @@ TRIM_BYTES = 1 << 30
 """Free memory at the end of a heap from which on glibc returns it to the system by itself."""
 
 
+PRIMITIVES = 128
+"""Matrix products that oneDNN, and torch's own cache before it, keep made up for a number of tokens; batches have any
+number. By default each keeps 1,024: measured on the MiniLM shape, 0.5 GB after some 200 sizes of batches instead of
+0.06, for no gain in CPU time."""
+
+
 def prepare() -> None:
     """Make the settings, once, before torch is imported for the first time."""
     wait_shortly(os.environ)
+    keep_few_primitives(os.environ)
     keep_freed_memory()
 
 
@@ -35,6 +42,13 @@ def wait_shortly(environment: MutableMapping[str, str]) -> None:
     loaded; other OpenMP libraries ignore it."""
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", str(SPINS))
+
+
+def keep_few_primitives(environment: MutableMapping[str, str]) -> None:
+    """Have at most ``PRIMITIVES`` kept, unless the environment says how many (the names are theirs: oneDNN's manual,
+    "Primitive Cache"; lru_cache.hpp of ideep)."""
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        environment.setdefault(name, str(PRIMITIVES))
 
 
 def keep_freed_memory() -> bool:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rerank_worker.engine import Pair
-from rerank_worker.engine.process import SPINS, keep_freed_memory, wait_shortly
+from rerank_worker.engine.process import PRIMITIVES, SPINS, keep_few_primitives, keep_freed_memory, wait_shortly
 from rerank_worker.engine.torch_flat import graphs, packing
 
 lengths_of = st.lists(st.integers(1, 600), min_size=1, max_size=60)
@@ -115,6 +115,12 @@ def test_what_the_user_set_stays(given_: dict[str, str], expected: dict[str, str
     environment = dict(given_)
     wait_shortly(environment)
     assert environment == expected
+
+
+def test_few_primitives_are_kept_unless_the_user_says_how_many() -> None:
+    environment = {"LRU_CACHE_CAPACITY": "5"}
+    keep_few_primitives(environment)
+    assert environment == {"LRU_CACHE_CAPACITY": "5", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(PRIMITIVES)}
 
 
 def test_malloc_is_told() -> None:
