@@ -44,6 +44,7 @@ def test_the_operator_s_variable_says_what_to_serve() -> None:
         ([], {"RERANK_WORKER_CONFIG": '{"model": {"path": 3}}'}, r"\$\.model\.path"),
         (["--model", "/m", "--temperature", "0"], {}, r"spec\.model\.temperature"),
         (["--model", "/m", "--max-batch-tokens", "0"], {}, r"spec\.batching\.maxBatchTokens"),
+        (["--model", "/m", "--quality-floor", "nan"], {}, r"spec\.runtime\.qualityFloor"),
         (["--model", "/m", "--revision", "main"], {}, "hf://"),
     ],
 )

@@ -123,9 +123,10 @@ def check_ranges(config: WorkerConfig) -> None:
         ("batching.maxDelay", config.max_delay_seconds >= 0),
         ("batching.lengthBucket", config.length_bucket >= 1),
         ("batching.maxBatchTokens", config.max_batch_tokens is None or config.max_batch_tokens >= 1),
+        ("runtime.qualityFloor", 0 <= config.quality_floor <= 1),
     ):
         if not good:
-            raise ConfigurationFailure(f"spec.{name} is out of range: it must be positive")
+            raise ConfigurationFailure(f"spec.{name} is out of range: it must be positive (a qualityFloor: 0 to 1)")
 
 
 def import_libraries(threads: int, architectures: Iterable[str]) -> None:
