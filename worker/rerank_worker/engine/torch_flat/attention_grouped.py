@@ -60,6 +60,8 @@ class GroupedAttention:
         """(tokens, 3, heads, size) -> (tokens, heads * size). ``window``: tokens that are seen to each side."""
         tokens, _, heads, size = qkv.shape
         out = qkv.new_empty(tokens, heads * size)
+        # Of no pair; whatever memory held there could be no number.
+        out[self._parts[-1].group.end :].zero_()
         for part in self._parts:
             group = part.group
             x = qkv[group.begin : group.end]

@@ -28,8 +28,9 @@ class Attention(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """int32 on the device. ``ids``, ``rows``, ``positions``: (tokens,), ``rows`` those of the table of positions and
-    types; ``first``: (pairs,), index of each pair's first token; ``offsets``: (pairs + 1,)."""
+    """int32 on the device. ``ids``, ``rows``, ``positions``: (tokens,), which may be more than the pairs have, ``rows``
+    those of the table of positions and types; ``first``: (pairs,), index of each pair's first token; ``offsets``:
+    (pairs + 1,)."""
 
     ids: torch.Tensor
     rows: torch.Tensor
@@ -132,18 +133,19 @@ class Encoder:
             theta=layer.theta,
         )
 
-    def arrays(self, packed: Packed, takes_types: bool) -> dict[str, Ints]:
-        """The fields of Inputs on the host."""
+    def arrays(self, packed: Packed, takes_types: bool, step: int = 1) -> dict[str, Ints]:
+        """The fields of Inputs on the host, with tokens of no pair behind the others up to a multiple of ``step``."""
         positions = packed.positions if self._skipped is None else skipping(packed, self._skipped)
         rows = positions + np.int32(self._first_position)
         if takes_types:
             rows = rows + packed.types * np.int32(self._table_width)
         # A dummy pair without tokens (graphs) begins after the last token.
         first = np.minimum(packed.offsets[:-1], len(packed.ids) - 1)
+        behind = (0, -len(packed.ids) % step)
         return {
-            "ids": packed.ids,
-            "rows": rows,
-            "positions": packed.positions,
+            "ids": np.pad(packed.ids, behind),
+            "rows": np.pad(rows, behind),
+            "positions": np.pad(packed.positions, behind),
             "first": first,
             "offsets": packed.offsets,
         }
