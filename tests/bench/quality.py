@@ -1,6 +1,6 @@
 """What a reduced precision costs in ranking and gains in speed, for each engine that the machine offers; JSON out.
 
-    python tests/bench/quality.py [--queries 300] [--rounds 5] [--timed 200]
+    python tests/bench/quality.py [--queries 300] [--rounds 5] [--timed 200] [--engines torch-flat ...]
 
 The demo model on its held-out queries on the CPU. nDCG@10 is of the relevant passage, differences are paired by query
 with bootstrap intervals; speeds are taken in turn, one round after the other.
@@ -14,6 +14,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rerank_worker.engine import process
+
+# Before torch is imported, as the worker does.
+process.prepare()
+
+# ruff: noqa: E402
 import numpy as np
 import torch
 import transformers
@@ -25,8 +31,8 @@ from rerank_worker.loading.checkpoint import Checkpoint
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "models"))
 
-from ranking import bootstrap_interval, ndcg  # noqa: E402 (a folder of scripts)
-from records import Question, read_evaluation  # noqa: E402
+from ranking import bootstrap_interval, ndcg
+from records import Question, read_evaluation
 
 FOLDER = ROOT / ".state" / "models" / "demo-reranker"
 CONTENDERS: dict[str, tuple[str, ...]] = {
@@ -41,6 +47,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5, help="of timing")
     parser.add_argument("--timed", type=int, default=200, help="pairs a round")
+    parser.add_argument("--engines", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     options = parser.parse_args()
     threads = available_cores()
     torch.set_num_threads(threads)
@@ -48,10 +55,10 @@ def main() -> None:
     questions, passages = read_evaluation(ROOT / "tests" / "models" / "held_out.jsonl.gz")
     questions = questions[: options.queries]
     pairs = encoded(base, questions, passages)
-    engines, refused = built(base)
+    engines, refused = built(base, options.engines)
     scores = {name: np.asarray(scored(engine, pairs)) for name, engine in engines.items()}
     rates = speeds(engines, pairs[: options.timed], options.rounds)
-    truth = scores["torch-flat float32"]
+    truth = scores[reference := f"{options.engines[0]} float32"]
     baseline = by_query(questions, truth)
     report = {}
     for name, found in scores.items():
@@ -65,7 +72,7 @@ def main() -> None:
             "relative_difference": float(gained.mean() / baseline.mean()),
             "logits": {"largest_difference": float(differences.max()), "mean_difference": float(differences.mean())},
             "pairs_per_second": {"median": median(rates[name]), "rounds": rates[name]},
-            "times_float32": median(rates[name]) / median(rates["torch-flat float32"]),
+            "times_float32": median(rates[name]) / median(rates[reference]),
         }
     sizes = {"queries": len(questions), "pairs": len(pairs), "threads": threads, "torch": torch.__version__}
     print(json.dumps(sizes | {"engines": report, "not_here": refused}, indent=1))
@@ -92,12 +99,12 @@ def encoded(base: Checkpoint, questions: list[Question], passages: dict[str, str
     return [Pair(ids, types) for ids, types in zip(found["input_ids"], found["token_type_ids"], strict=True)]
 
 
-def built(base: Checkpoint) -> tuple[dict[str, Engine], dict[str, str]]:
+def built(base: Checkpoint, names: list[str]) -> tuple[dict[str, Engine], dict[str, str]]:
     """Engines by name and precision, and why others are missing."""
     engines: dict[str, Engine] = {}
     refused: dict[str, str] = {}
-    for engine, precisions in CONTENDERS.items():
-        for precision in precisions:
+    for engine in names:
+        for precision in CONTENDERS[engine]:
             try:
                 engines[f"{engine} {precision}"] = select.build(engine, base.at(precision))  # ty: ignore[invalid-argument-type]
             except (EngineUnsupported, ImportError) as reason:
