@@ -12,8 +12,8 @@ SPINS = 5_000
 the parallel regions of a forward pass. Sleeping at once (OMP_WAIT_POLICY=PASSIVE) costs a wake-up in each of hundreds
 of regions a batch; spinning for longer takes the cores from whoever shares them (tokenizer, server, other pods).
 Measured on 2 cores, MiniLM-L6 shape, thousands of tokens/s alone in float32 and int8, and pairs a CPU second in float32
-beside one busy process: sleeping at once 6.9, 10.0, 47; 2,000 turns 7.3, 11.9, 39; 5,000 turns 7.7, 12.6, 39; 20,000
-turns 7.8, 12.8, 22 to 29."""
+beside one busy process: sleeping at once 6.9, 10.0, 48; 2,000 turns 7.3, 11.9, 39; 5,000 turns 7.7, 12.6, 39; 20,000
+turns 7.7, 12.8, 22 to 29."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """malloc.h of glibc."""
