@@ -18,7 +18,8 @@ from rerank_worker import logs
 from rerank_worker.commands import score, tune
 from rerank_worker.engine.device import available_cores
 from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure, StartupFailure, report, unexpected
-from rerank_worker.loading.model import Loaded, check_ranges, load, stand_by
+from rerank_worker.loading.libraries import stand_by
+from rerank_worker.loading.model import Loaded, check_ranges, load
 from rerank_worker.loading.source import parse_model
 from rerank_worker.server.admin import ENV_TOKEN_FILE
 from rerank_worker.server.lifecycle import Options, Server

@@ -78,6 +78,31 @@ class Padding:
         return tables
 
 
+class GraphEngine:
+    """An engine around a runtime's session. ``infer``: inputs to logits (pairs,) of its own memory."""
+
+    padded = True
+
+    def __init__(self, name: str, infer: Callable[[Inputs], np.ndarray], padding: Padding) -> None:
+        self.name = name
+        self._infer: Any = infer
+        self._padding = padding
+
+    def prepare(self, pairs: Sequence[Pair]) -> Inputs:
+        with runtime_errors():
+            return self._padding.inputs(pairs)
+
+    def compute(self, prepared: Inputs) -> np.ndarray:
+        with runtime_errors():
+            return self._infer(prepared)
+
+    def collect(self, output: np.ndarray) -> list[float]:
+        return output.tolist()
+
+    def close(self) -> None:
+        self._infer = None
+
+
 @contextmanager
 def runtime_errors() -> Generator[None]:
     """A context in which a runtime's errors for want of memory become EngineOutOfMemory."""

@@ -7,13 +7,10 @@ the scales of its neighbours. ONNX Runtime's own dynamic quantization has one sc
 cost 5 % of nDCG@10 on the demo model: neither is offered.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from rerank_worker.engine import EngineUnsupported, Pair, graph, graph_cache
+from rerank_worker.engine import EngineUnsupported, graph, graph_cache
 from rerank_worker.failures import first_line
 from rerank_worker.loading.checkpoint import Checkpoint
 
@@ -31,7 +28,7 @@ _ROWS = 4
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def build(checkpoint: Checkpoint) -> "OnnxRuntimeEngine":
+def build(checkpoint: Checkpoint) -> graph.GraphEngine:
     """The engine for ``checkpoint``. Raises EngineUnsupported, EnvironmentFailure, or what loading raises."""
     try:
         import onnx  # noqa: F401
@@ -59,30 +56,8 @@ def build(checkpoint: Checkpoint) -> "OnnxRuntimeEngine":
         place = full
     with graph.runtime_errors():
         session = _session(onnxruntime, place / FILE, checkpoint.threads)
-    return OnnxRuntimeEngine(session, graph.Padding(checkpoint, _ROWS if int8 else 1))
-
-
-class OnnxRuntimeEngine:
-    name = "onnxruntime"
-    padded = True
-
-    def __init__(self, session: Any, padding: graph.Padding) -> None:
-        self._session: Any = session
-        self._padding = padding
-
-    def prepare(self, pairs: Sequence[Pair]) -> graph.Inputs:
-        with graph.runtime_errors():
-            return self._padding.inputs(pairs)
-
-    def compute(self, prepared: graph.Inputs) -> np.ndarray:
-        with graph.runtime_errors():
-            return self._session.run([graph.OUTPUT], prepared)[0]
-
-    def collect(self, output: np.ndarray) -> list[float]:
-        return output.tolist()
-
-    def close(self) -> None:
-        self._session = None
+    padding = graph.Padding(checkpoint, _ROWS if int8 else 1)
+    return graph.GraphEngine("onnxruntime", lambda inputs: session.run([graph.OUTPUT], inputs)[0], padding)
 
 
 def _session(onnxruntime: Any, path: Path, threads: int) -> Any:

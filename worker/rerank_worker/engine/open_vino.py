@@ -7,13 +7,13 @@ token, so a pair has no part in the scales of its neighbours.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rerank_worker.engine import EngineUnsupported, Pair, graph, graph_cache
+from rerank_worker.engine import EngineUnsupported, graph, graph_cache
 from rerank_worker.failures import first_line
 from rerank_worker.loading.checkpoint import Checkpoint
 
@@ -25,7 +25,7 @@ GROUP = 128
 _PACKAGES = ("openvino",)
 
 
-def build(checkpoint: Checkpoint) -> "OpenVinoEngine":
+def build(checkpoint: Checkpoint) -> graph.GraphEngine:
     """The engine for ``checkpoint``. Raises EngineUnsupported, EnvironmentFailure, or what loading raises."""
     openvino = _library()
     graph.check_supported(checkpoint, "openvino")
@@ -50,31 +50,7 @@ def build(checkpoint: Checkpoint) -> "OpenVinoEngine":
         )
     with graph.runtime_errors():
         request = _request(core, place / FILE, checkpoint.precision, checkpoint.threads)
-    return OpenVinoEngine(request, graph.Padding(checkpoint))
-
-
-class OpenVinoEngine:
-    name = "openvino"
-    padded = True
-
-    def __init__(self, request: Any, padding: graph.Padding) -> None:
-        self._request: Any = request
-        self._padding = padding
-
-    def prepare(self, pairs: Sequence[Pair]) -> graph.Inputs:
-        with graph.runtime_errors():
-            return self._padding.inputs(pairs)
-
-    def compute(self, prepared: graph.Inputs) -> np.ndarray:
-        with graph.runtime_errors():
-            # A copy: the request writes its next output over this one.
-            return np.array(self._request.infer(prepared)[0], dtype=np.float32)
-
-    def collect(self, output: np.ndarray) -> list[float]:
-        return output.tolist()
-
-    def close(self) -> None:
-        self._request = None
+    return graph.GraphEngine("openvino", lambda inputs: _infer(request, inputs), graph.Padding(checkpoint))
 
 
 def _library() -> Any:
@@ -104,6 +80,11 @@ def _request(core: Any, model: Any, precision: str, threads: int) -> Any:
     return core.compile_model(model, "CPU", settings).create_infer_request()
 
 
+def _infer(request: Any, inputs: graph.Inputs) -> np.ndarray:
+    # A copy: the request writes its next output over this one.
+    return np.array(request.infer(inputs)[0], dtype=np.float32)
+
+
 def _convert(openvino: Any, checkpoint: Checkpoint, folder: Path) -> None:
     """Write the graph in float32 into ``folder``."""
     graph.quieten()
@@ -119,7 +100,7 @@ def _convert(openvino: Any, checkpoint: Checkpoint, folder: Path) -> None:
         port.get_tensor().set_names({name})
     _keep_head(model)
     request = _request(openvino.Core(), model, "float32", checkpoint.threads)
-    graph.check(checkpoint, "OpenVINO", lambda inputs: np.array(request.infer(dict(inputs))[0]).tolist())
+    graph.check(checkpoint, "OpenVINO", lambda inputs: _infer(request, dict(inputs)).tolist())
     openvino.save_model(model, folder / FILE, compress_to_fp16=False)
 
 

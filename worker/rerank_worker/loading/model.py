@@ -4,11 +4,10 @@ Runs in the engine thread, which owns the device. Ready means scored: the last s
 model whose scores are not finite.
 """
 
-import importlib
 import logging
 import math
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from rerank_api.worker_config import WorkerConfig
 
 from rerank_worker import memory
 from rerank_worker.batching import Policy
-from rerank_worker.engine import Engine, EngineLost, EngineOutOfMemory, capacity, process
+from rerank_worker.engine import Engine, EngineLost, EngineOutOfMemory, capacity
 from rerank_worker.failures import (
     ConfigurationFailure,
     EnvironmentFailure,
@@ -28,23 +27,15 @@ from rerank_worker.failures import (
     is_of_the_machine,
     out_of_memory,
 )
-from rerank_worker.loading import prompts, settings, source, verify
+from rerank_worker.loading import agreement, libraries, prompts, settings, source, verify
 from rerank_worker.loading.checkpoint import Checkpoint
 from rerank_worker.loading.settings import ChosenActivation
-from rerank_worker.tokenization import PairTokenizer, UnsupportedTokenizer
+from rerank_worker.tokenization import PairTokenizer
 
 log = logging.getLogger(__name__)
 
 QUICK_SECONDS = 0.25
 """How long measuring takes at most where somebody waits for the model."""
-
-# A tokenizer that disagrees with transformers on any of these is refused: its scores would be wrong in silence.
-_SAMPLES = (
-    ("short query", "A document, with punctuation; and UPPER case."),
-    ("ünïcödé 中文 🙂", "tabs\tand\nlines  \u00a0 \u200d end"),
-    ("q", ""),
-    ("long", "a longer word, " * 4000),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,47 +120,6 @@ def check_ranges(config: WorkerConfig) -> None:
             raise ConfigurationFailure(f"spec.{name} is out of range: it must be positive (a qualityFloor: 0 to 1)")
 
 
-def import_libraries(threads: int, architectures: Iterable[str]) -> None:
-    """Import torch and what loads models of ``architectures``, for the whole process; the first time takes seconds.
-
-    ``threads``: cores for torch, which they are set for.
-    """
-    process.prepare()
-    import torch
-    import transformers
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401 (they are lazy)
-    from transformers.utils import logging as library_logging
-
-    library_logging.set_verbosity_error()
-    library_logging.disable_progress_bar()
-    torch.set_num_threads(threads)
-    for architecture in architectures:
-        # Asking imports it, and all that it needs: most of the time that the first load takes.
-        hasattr(transformers, architecture)
-
-
-def stand_by(threads: int) -> dict[str, Any]:
-    """Do what every load needs and none can do quickly: import the libraries, initialise CUDA where there is one.
-
-    Facts for /v1/info. Raises a StartupFailure when CUDA is there and does not start.
-    """
-    import_libraries(threads, verify.ARCHITECTURES)
-    import torch
-
-    from rerank_worker.engine import device as devices
-    from rerank_worker.engine import select
-
-    for name in select.candidates("auto"):
-        importlib.import_module(select.ENGINES[name])
-    device = devices.probe_device("cuda" if torch.cuda.is_available() else "cpu")
-    return {
-        "standby": True,
-        "device": device,
-        "deviceName": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "threads": threads,
-    }
-
-
 def _verify(folder: Path, config: WorkerConfig, known: Mapping[str, str]) -> dict[str, str]:
     digests = verify.checksums(folder, known)
     verify.check_lock(folder, config.model.sha256, digests)
@@ -179,7 +129,7 @@ def _verify(folder: Path, config: WorkerConfig, known: Mapping[str, str]) -> dic
 def _load(config: WorkerConfig, folder: Path, threads: int, quick: bool, parts: _Parts) -> Loaded:
     model_config, architecture, activation = _read(config, folder)
     with parts.timed("import"):
-        import_libraries(threads, [architecture])
+        libraries.import_libraries(threads, [architecture])
     before = memory.taken()
     checkpoint, tokenizer = _checkpoint(config, folder, model_config, architecture, threads, parts)
     engine, policy, facts = _build(config, checkpoint, tokenizer, quick, parts)
@@ -214,7 +164,7 @@ def open_checkpoint(config: WorkerConfig, threads: int) -> tuple[Checkpoint, Pai
     check_ranges(config)
     folder = source.resolve(config.model)
     model_config, architecture, activation = _read(config, folder)
-    import_libraries(threads, [architecture])
+    libraries.import_libraries(threads, [architecture])
     return *_checkpoint(config, folder, model_config, architecture, threads, _Parts()), activation
 
 
@@ -288,7 +238,7 @@ def _checkpoint(
         )
         _check_vocabulary(checkpoint)
         tokenizer = (
-            _pair_tokenizer(reference, max_length)
+            agreement.pair_tokenizer(reference, max_length)
             if prompt is None
             else prompts.pair_tokenizer(reference, prompt, max_length)
         )
@@ -353,31 +303,6 @@ def _check_vocabulary(checkpoint: Checkpoint) -> None:
             f"spec.model.uri: the model's tokenizer has {tokens} tokens where its weights have embeddings for {rows}: "
             "use the tokenizer that the model was trained with"
         )
-
-
-def _pair_tokenizer(reference: Any, max_length: int) -> PairTokenizer:
-    """A PairTokenizer that agrees with ``reference``, the model's tokenizer in transformers, on sample texts."""
-    if not reference.is_fast:
-        raise ConfigurationFailure("spec.model.uri: the model's tokenizer has no fast version (tokenizer.json)")
-    try:
-        tokenizer = PairTokenizer(reference.backend_tokenizer, max_length, reference.truncation_side == "left")
-    except UnsupportedTokenizer as error:
-        raise ConfigurationFailure(f"spec.model.uri: the model's tokenizer is not supported: {error}") from error
-    for query, document in _SAMPLES:
-        ids = tokenizer.query(query)
-        if tokenizer.room(ids) < 1:
-            continue
-        # As a batch of one: transformers takes a lone pair with an empty second text for a single text.
-        expected = reference(
-            [query], [document], truncation="only_second", max_length=max_length, return_token_type_ids=True
-        )
-        pair, _, _ = tokenizer.pair(ids, tokenizer.documents([document])[0])
-        if pair.ids != expected["input_ids"][0] or pair.types != expected["token_type_ids"][0]:
-            raise ConfigurationFailure(
-                "spec.model.uri: the model's tokenizer is not supported: it tokenizes a text differently alone and in "
-                "a pair"
-            )
-    return tokenizer
 
 
 def _warm_up(engine: Engine, tokenizer: PairTokenizer, precision: str) -> None:
