@@ -1,6 +1,6 @@
 """What a reduced precision costs in ranking and gains in speed, for each engine that the machine offers; JSON out.
 
-    python tests/bench/quality.py [--queries 300] [--rounds 5] [--timed 200] [--engines torch-flat ...]
+    python tests/bench/quality.py [--queries 300] [--rounds 5] [--timed 200] [--engines ...] [--precisions ...]
 
 The demo model on its held-out queries on the CPU. nDCG@10 is of the relevant passage, differences are paired by query
 with bootstrap intervals; speeds are taken in turn, one round after the other.
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of timing")
     parser.add_argument("--timed", type=int, default=200, help="pairs a round")
     parser.add_argument("--engines", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--precisions", nargs="+", help="beside float32, which all are compared with; default: all")
     options = parser.parse_args()
     threads = available_cores()
     torch.set_num_threads(threads)
@@ -55,7 +56,7 @@ def main() -> None:
     questions, passages = read_evaluation(ROOT / "tests" / "models" / "held_out.jsonl.gz")
     questions = questions[: options.queries]
     pairs = encoded(base, questions, passages)
-    engines, refused = built(base, options.engines)
+    engines, refused = built(base, options.engines, options.precisions)
     scores = {name: np.asarray(scored(engine, pairs)) for name, engine in engines.items()}
     rates = speeds(engines, pairs[: options.timed], options.rounds)
     truth = scores[reference := f"{options.engines[0]} float32"]
@@ -99,12 +100,14 @@ def encoded(base: Checkpoint, questions: list[Question], passages: dict[str, str
     return [Pair(ids, types) for ids, types in zip(found["input_ids"], found["token_type_ids"], strict=True)]
 
 
-def built(base: Checkpoint, names: list[str]) -> tuple[dict[str, Engine], dict[str, str]]:
+def built(base: Checkpoint, names: list[str], wanted: list[str] | None) -> tuple[dict[str, Engine], dict[str, str]]:
     """Engines by name and precision, and why others are missing."""
     engines: dict[str, Engine] = {}
     refused: dict[str, str] = {}
     for engine in names:
         for precision in CONTENDERS[engine]:
+            if wanted is not None and precision not in ("float32", *wanted):
+                continue
             try:
                 engines[f"{engine} {precision}"] = select.build(engine, base.at(precision))  # ty: ignore[invalid-argument-type]
             except (EngineUnsupported, ImportError) as reason:

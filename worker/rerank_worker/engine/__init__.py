@@ -36,7 +36,7 @@ class Engine(Protocol):
     """Scores batches of pairs, one logit a pair, in the order given.
 
     Each step may raise EngineOutOfMemory or EngineLost; any other exception concerns that batch only. A pair's score
-    does not depend on the pairs beside it.
+    does not depend on the pairs beside it, but for rounding.
 
     An engine may have ``asynchronous = True``: compute only queues work for the device, so the next batch is prepared
     and computed before this one is collected, which waits for its own batch alone.
