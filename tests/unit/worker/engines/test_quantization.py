@@ -57,6 +57,39 @@ def test_int8_layers_differ_by_the_noise_of_quantization_only(method: str, with_
 
 
 @needs_int8
+def test_an_int8_feed_forward_differs_from_its_two_layers_by_the_rounding_between_them() -> None:
+    x, weight, bias, _ = inputs()
+    made = torch.Generator().manual_seed(2)
+    second, residual = torch.randn(64, 48, generator=made) * 0.1, torch.randn(40, 64, generator=made)
+    inner, outer = int8.Int8Dense(weight, bias, -4.0, 4.0), int8.Int8Dense(second, None, -0.2, 3.0)
+    kept = residual.clone()
+    found = inner.feed(x, outer, residual)
+    between = linear.PlainDense(weight, bias).gelu(x)
+    assert (between > 3.0).any(), "some rows must overflow between the layers"
+    truth = outer.add(inner.gelu(x), residual)
+    step = torch.maximum(torch.tensor(3.2 / int8.STEPS), between.abs().amax(1) / 127)[:, None]
+    assert ((found - truth).abs() <= step * second.abs().sum(1) + 1e-4).all()
+    assert torch.equal(residual, kept)
+
+
+@needs_int8
+def test_an_int8_feed_forward_computes_each_row_for_itself() -> None:
+    x, weight, bias, _ = inputs()
+    second = torch.randn(64, 48, generator=torch.Generator().manual_seed(2)) * 0.1
+    residual = torch.zeros(40, 64)
+    inner, outer = int8.Int8Dense(weight, bias, -4.0, 4.0), int8.Int8Dense(second, None, -0.2, 3.0)
+    alone = torch.cat([inner.feed(row[None], outer, residual[:1]) for row in x])
+    assert torch.allclose(inner.feed(x, outer, residual), alone, atol=1e-5)
+
+
+@needs_int8
+def test_an_int8_layer_feeds_one_of_another_precision() -> None:
+    x, weight, bias, residual = inputs()
+    inner, outer = int8.Int8Dense(weight, bias, -4.0, 4.0), linear.PlainDense(torch.eye(48), None)
+    assert torch.allclose(inner.feed(x, outer, residual), inner.gelu(x) + residual, atol=1e-5)
+
+
+@needs_int8
 def test_int8_rows_do_not_depend_on_other_rows() -> None:
     x, weight, bias, _ = inputs()
     dense = int8.Int8Dense(weight, bias, -4.0, 4.0)

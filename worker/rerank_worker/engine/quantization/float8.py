@@ -18,7 +18,7 @@ MULTIPLE = 16
 """Both sizes of a weight must be multiples of it (torch._scaled_mm)."""
 
 
-class Float8Dense:
+class Float8Dense(Dense):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         values, scales = by_row(weight)
         # The second factor is column-major: the transposed view of (outputs, inputs).

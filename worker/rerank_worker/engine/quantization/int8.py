@@ -23,8 +23,11 @@ out in a quarter of the memory that the values take (measured: a tenth of a wide
 SMALLEST = 1e-9
 """Least scale: a site or a row of zeros has none of its own."""
 
+ROW_STEP = 32
+"""Rows that do not fit are computed in multiples of it: oneDNN makes a product up anew for each number of rows."""
 
-class Int8Dense:
+
+class Int8Dense(Dense):
     """``low``, ``high``: the range of inputs that share a scale, with low <= 0 <= high."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, low: float, high: float) -> None:
@@ -46,25 +49,59 @@ class Int8Dense:
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         return self._apply(x, "none").add_(residual)
 
+    def feed(self, x: torch.Tensor, outer: Dense, residual: torch.Tensor) -> torch.Tensor:
+        """What is between the layers is never in float32: a quarter of the memory, and nothing to quantize."""
+        if not isinstance(outer, Int8Dense):
+            return super().feed(x, outer, residual)
+        whole = quantized(x, self._scale, self._zero)
+        inner = self._product(
+            whole, self._scale, self._zero, self._bias, "gelu", (outer._scale, outer._zero, torch.uint8)
+        )
+        y = outer._product(inner, outer._scale, outer._zero, outer._bias, "none")
+        outside = _rows(_overflows(whole) | _overflows(inner))
+        if len(outside):
+            rows = self._apply(x.index_select(0, outside), "gelu")
+            y.index_copy_(0, outside, outer._by_row(rows, "none"))
+        return y.add_(residual)
+
     def _apply(self, x: torch.Tensor, after: str) -> torch.Tensor:
         whole = quantized(x, self._scale, self._zero)
         y = self._product(whole, self._scale, self._zero, self._bias, after)
-        outside = ((whole.amin(1) == 0) | (whole.amax(1) == 255)).nonzero()[:, 0]
+        outside = _rows(_overflows(whole))
         if len(outside):
             y.index_copy_(0, outside, self._by_row(x.index_select(0, outside), after))
         return y
 
     def _by_row(self, x: torch.Tensor, after: str) -> torch.Tensor:
-        scales = x.abs().amax(1, keepdim=True).div_(127).clamp_(min=SMALLEST)
-        y = self._product(quantized(x / scales, 1.0, 128), 1.0, 128, None, "none").mul_(scales)
+        largest = torch.linalg.vector_norm(x, torch.inf, 1, keepdim=True).clamp_(min=SMALLEST)
+        y = self._product(quantized(x / largest, 1 / 127, 128), 1 / 127, 128, None, "none").mul_(largest)
         if self._bias is not None:
             y.add_(self._bias)
         return F.gelu(y) if after == "gelu" else y
 
-    def _product(self, x: torch.Tensor, scale: float, zero: int, bias: torch.Tensor | None, after: str) -> torch.Tensor:
-        return self._operation(
-            x, scale, zero, self._weight, self._scales, self._zeros, bias, 1.0, 0, torch.float32, after, [], "none"
-        )
+    def _product(
+        self,
+        x: torch.Tensor,
+        scale: float,
+        zero: int,
+        bias: torch.Tensor | None,
+        after: str,
+        into: tuple[float, int, torch.dtype] = (1.0, 0, torch.float32),
+    ) -> torch.Tensor:
+        """``into``: the result's scale, zero and dtype."""
+        return self._operation(x, scale, zero, self._weight, self._scales, self._zeros, bias, *into, after, [], "none")
+
+
+def _overflows(whole: torch.Tensor) -> torch.Tensor:
+    """For each row, whether a value of it did not fit the range."""
+    return (whole.amin(1) == 0) | (whole.amax(1) == 255)
+
+
+def _rows(which: torch.Tensor) -> torch.Tensor:
+    """Their indices, some more than once: a multiple of ``ROW_STEP``."""
+    found = which.nonzero()[:, 0]
+    missing = -len(found) % ROW_STEP
+    return torch.cat((found, found[-1:].expand(missing))) if len(found) and missing else found
 
 
 def quantized(x: torch.Tensor, scale: float, zero: int) -> torch.Tensor:

@@ -39,7 +39,7 @@ class Observations:
         return self.count(site) * 4 > max(map(self.count, self.rows), default=0)
 
 
-class ObservingDense:
+class ObservingDense(Dense):
     """Computes as ``inner`` does and notes the inputs."""
 
     def __init__(self, site: str, inner: Dense, observations: Observations) -> None:

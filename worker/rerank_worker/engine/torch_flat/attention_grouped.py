@@ -90,6 +90,8 @@ class GroupedAttention:
         (pairs, heads * size)."""
         pairs, heads, size = q.shape
         out = q.new_empty(pairs, heads * size)
+        last = self._parts[-1].group
+        out[last.first + last.count :].zero_()
         for part in self._parts:
             group = part.group
             x, padding = kv[group.begin : group.end], part.padding

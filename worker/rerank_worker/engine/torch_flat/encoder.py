@@ -29,8 +29,8 @@ class Attention(Protocol):
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """int32 on the device. ``ids``, ``rows``, ``positions``: (tokens,), which may be more than the pairs have, ``rows``
-    those of the table of positions and types; ``first``: (pairs,), index of each pair's first token; ``offsets``:
-    (pairs + 1,)."""
+    those of the table of positions and types; ``first``: index of each pair's first token, which may be more too;
+    ``offsets``: (pairs + 1,)."""
 
     ids: torch.Tensor
     rows: torch.Tensor
@@ -133,25 +133,26 @@ class Encoder:
             theta=layer.theta,
         )
 
-    def arrays(self, packed: Packed, takes_types: bool, step: int = 1) -> dict[str, Ints]:
-        """The fields of Inputs on the host, with tokens of no pair behind the others up to a multiple of ``step``."""
+    def arrays(self, packed: Packed, takes_types: bool, token_step: int = 1, pair_step: int = 1) -> dict[str, Ints]:
+        """The fields of Inputs on the host, with tokens of no pair, and first tokens of no pair, behind the others up
+        to a multiple of the steps."""
         positions = packed.positions if self._skipped is None else skipping(packed, self._skipped)
         rows = positions + np.int32(self._first_position)
         if takes_types:
             rows = rows + packed.types * np.int32(self._table_width)
         # A dummy pair without tokens (graphs) begins after the last token.
         first = np.minimum(packed.offsets[:-1], len(packed.ids) - 1)
-        behind = (0, -len(packed.ids) % step)
+        behind = (0, -len(packed.ids) % token_step)
         return {
             "ids": np.pad(packed.ids, behind),
             "rows": np.pad(rows, behind),
             "positions": np.pad(packed.positions, behind),
-            "first": first,
+            "first": np.pad(first, (0, -len(first) % pair_step)),
             "offsets": packed.offsets,
         }
 
     def __call__(self, inputs: Inputs, attention: Attention) -> torch.Tensor:
-        """(pairs,) logits in float32."""
+        """Logits in float32, as many as ``first`` has."""
         x = F.embedding(inputs.ids, self._words)
         if self._table is not None:
             # The table is float32, and so is the sum.
@@ -206,12 +207,11 @@ def _after_attention(pre_norm: bool, block: _Block, mixed: torch.Tensor, x: torc
     if not pre_norm:
         assert block.attention_norm is not None
         x = block.attention_norm(x)
-        return block.ffn_norm(block.ffn_out.add(block.ffn_in.gelu(x), x))
+        return block.ffn_norm(block.ffn_in.feed(x, block.ffn_out, x))
     seen = block.ffn_norm(x)
-    inner = block.ffn_in.gelu(seen)
-    if block.gate is not None:
-        inner = inner.mul_(block.gate(seen))
-    return block.ffn_out.add(inner, x)
+    if block.gate is None:
+        return block.ffn_in.feed(seen, block.ffn_out, x)
+    return block.ffn_out.add(block.ffn_in.gelu(seen).mul_(block.gate(seen)), x)
 
 
 def _table(described: Described, device: torch.device) -> tuple[torch.Tensor | None, int]:

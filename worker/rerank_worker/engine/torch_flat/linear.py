@@ -1,6 +1,6 @@
 """Linear layers: the seam at which a precision is chosen, and what computes them in float32, bfloat16 and float16.
 
-The forward pass calls these three operations and no other matrix product outside attention. A layer never looks at
+The forward pass calls these operations and no other matrix product outside attention. A layer never looks at
 where one pair ends: row i of the result depends on row i of the input only.
 """
 
@@ -28,13 +28,17 @@ class Dense(Protocol):
         """x W^T + b + residual."""
         ...
 
+    def feed(self, x: torch.Tensor, outer: "Dense", residual: torch.Tensor) -> torch.Tensor:
+        """outer(gelu(x W^T + b)) + residual: a feed-forward block, of which this is the first layer."""
+        return outer.add(self.gelu(x), residual)
+
 
 Factory = Callable[[str, torch.Tensor, torch.Tensor | None], Dense]
 """``dense(site, weight, bias)``: site names the place, such as ``layers.3.ffn_in``; the weight is (outputs, inputs) on
 the device and in the dtype of the model. A layer may keep what it is given; it must not change it."""
 
 
-class PlainDense:
+class PlainDense(Dense):
     """F.linear, wherever torch runs."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -54,7 +58,7 @@ PACKED_FOR = 1024
 """Tokens that oneDNN's layout of a weight is chosen for; any other number works too."""
 
 
-class PackedDense:
+class PackedDense(Dense):
     """oneDNN with the weight in its own layout and what follows the product fused: a tenth faster than F.linear in
     float32 and GELU nearly free (measured on AVX-512). The operations are those that torch.compile emits on a CPU
     (torch/_inductor/mkldnn_ir.py)."""
