@@ -102,8 +102,8 @@ def test_nothing_is_run_without_time(sample: Sample) -> None:
 
 def test_the_cpu_takes_the_smallest_of_the_fast_budgets(sample: Sample) -> None:
     found = measure(Machine(overhead=0.0001), sample, 1.0, device="cpu")
-    assert found.max_batch_tokens == 1_024
-    assert [trial.budget for trial in found.trials] == [1_024, 2_048, 4_096]
+    assert found.max_batch_tokens == 2_048
+    assert [trial.budget for trial in found.trials] == [2_048, 4_096]
     assert found.tokens_per_second == pytest.approx(100_000, rel=0.05)
 
 
