@@ -45,17 +45,18 @@ def policy_from_manifest(manifest: Mapping[str, Any]) -> Policy:
     spec = _Fields(manifest, "manifest").section("spec", "spec")
     scaling, slo = spec.section("scaling", "spec.scaling"), spec.section("slo", "spec.slo")
     latency = slo.section("latency", "spec.slo.latency")
+    default = Policy()
     policy = Policy(
-        min_replicas=scaling.integer("minReplicas", Policy.min_replicas, 0, MOST_REPLICAS),
-        max_replicas=scaling.integer("maxReplicas", Policy.max_replicas, 1, MOST_REPLICAS),
-        target_queue_depth=scaling.number("targetQueueDepth", Policy.target_queue_depth, 0.0, 1e6),
-        target_queue_time=scaling.duration("targetQueueTime", Policy.target_queue_time),
-        idle_timeout=scaling.duration("idleTimeout", Policy.idle_timeout),
+        min_replicas=scaling.integer("minReplicas", default.min_replicas, 0, MOST_REPLICAS),
+        max_replicas=scaling.integer("maxReplicas", default.max_replicas, 1, MOST_REPLICAS),
+        target_queue_depth=scaling.number("targetQueueDepth", default.target_queue_depth, 0.0, 1e6),
+        target_queue_time=scaling.duration("targetQueueTime", default.target_queue_time),
+        idle_timeout=scaling.duration("idleTimeout", default.idle_timeout),
         schedules=tuple(_schedules(scaling.items("schedules"))),
         warm_pool=scaling.text("warmPool"),
         mode=cast("Literal['auto', 'recommend']", scaling.choice("mode", ("auto", "recommend"))),
-        latency_threshold=latency.duration("threshold", Policy.latency_threshold),
-        latency_quantile=latency.number("quantile", Policy.latency_quantile, 0.0, 1.0),
+        latency_threshold=latency.duration("threshold", default.latency_threshold),
+        latency_quantile=latency.number("quantile", default.latency_quantile, 0.0, 1.0),
     )
     # Objectives of the service that no replica is counted for; they are checked where they are used.
     slo.known.update(("availability", "queueTime"))
