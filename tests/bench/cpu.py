@@ -20,7 +20,7 @@ from typing import Any, Literal
 Precision = Literal["float32", "int8"]
 FOLDER = Path(__file__).resolve().parents[2] / ".state" / "models" / "demo-reranker"
 SPINS = ("passive", "2000", "5000", "20000")
-ROUNDS = 2
+ROUNDS = 1
 SECONDS = 4.0
 HIDDEN, INNER, HEADS, SIZE = 384, 1536, 12, 32
 

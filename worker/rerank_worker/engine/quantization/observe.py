@@ -9,9 +9,9 @@ import torch
 
 from rerank_worker.engine.torch_flat.linear import Dense, Factory
 
-OUTSIDE = 0.025
-"""Share of sample rows that may lie beyond each end of a site's range. Special tokens have values ten times those of
-other tokens; a range that holds them leaves the others a few of the 256 steps."""
+OUTLIER = 2.5
+"""A sample row that reaches so many times as far from 0 as the median row does is left out of a site's range. Special
+tokens reach ten times as far as other tokens; a range that holds them leaves the others a few of the 256 steps."""
 
 
 @dataclass(slots=True)
@@ -29,10 +29,10 @@ class Observations:
 
     def range(self, site: str) -> tuple[float, float]:
         """Least and largest value to quantize at ``site``; holds 0. Raises KeyError for a site that saw nothing."""
-        seen = torch.cat(self.rows[site], dim=1)
-        low = float(torch.quantile(seen[0], OUTSIDE))
-        high = float(torch.quantile(seen[1], 1 - OUTSIDE))
-        return min(low, 0.0), max(high, 0.0)
+        low, high = torch.cat(self.rows[site], dim=1)
+        reach = torch.maximum(-low, high)
+        usual = reach <= OUTLIER * reach.median()
+        return min(float(low[usual].min()), 0.0), max(float(high[usual].max()), 0.0)
 
     def mostly(self, site: str) -> bool:
         """Whether ``site`` sees every token, not only the first of each pair as the end of the last layer does."""
