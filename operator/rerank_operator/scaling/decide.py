@@ -31,7 +31,6 @@ Reason = Literal[
     "Stabilizing",  # as many: fewer would do, but not for long enough
     "DemandFell",  # fewer
     "WaitingForIdle",  # as many: the last one, until the idle timeout
-    "WarmPodWaits",  # none: a warm pod waits for the idle timeout instead
     "Idle",  # none: the idle timeout has passed
     "Steady",  # as many: it is what is needed
 ]
@@ -41,27 +40,23 @@ FAST_SECONDS = 5.0
 yet is in the backlog, and counts there."""
 SLOW_SECONDS = 60.0
 """Time constant of the slow arrival rate: 100 requests a minute give it to within about 10 %."""
-SURPRISE = 2.0
+SURPRISE = 3.0
 """Standard deviations by which the fast rate must differ from the slow one to be believed. At 10 requests/s it sees
-about 100 requests, and sizes vary as much as numbers do, so it strays by 14 % by chance: a rise of 28 % is news. At 1
-request/s it takes 90 %."""
+about 100 requests, and sizes vary as much as numbers do, so it strays by 14 % by chance: a rise of 42 % is news. At 1
+request/s it takes 134 %."""
 NOTHING = 1e-3
 """A load below which nothing arrives: the rates fall exponentially and never reach zero."""
 WORTH_OWN = 0.02
 """The least load that is worth an own replica where warm pods can serve it."""
-RELAXED = 0.3
+RELAXED = 0.1
 """The share of requests that may be late with own replicas alone, where warm pods come to help."""
-PATIENCE = 1.0
-"""How many start-up times a need must last before own replicas start for what warm pods serve."""
 KEEP = 2.0
 """How many of its own start-up times an own replica is kept for nothing before it goes."""
 SHORTEST_KEEP = 60.0
 STEP_SECONDS = 10.0
 """Between two steps down, each of which takes half at most."""
-RELEASE_SECONDS = 15.0
+RELEASE_SECONDS = 10.0
 """How long a warm pod is kept for nothing: longer than the gaps between the requests of one burst."""
-SPARE_PODS = 2
-"""Free warm pods of which one may wait in the place of an own replica: a wake and a surge of others find one still."""
 BUCKETS = 12
 
 
@@ -135,7 +130,9 @@ class _View:
     load: float | None
     """Work that arrives, in replicas; None: their capacity is not known yet."""
     need: int
-    """Replicas that the demand needs now, own and warm."""
+    """Replicas that the demand needs now, own and warm: with a backlog, as many as clear it before others can come."""
+    urgent: int
+    """The same where the backlog has the time that an own replica takes to start."""
     floor: int
     lasting: int
     """The least that own replicas should have been for as long as one takes to start."""
@@ -150,15 +147,18 @@ class _View:
 def _gather(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, now: float) -> _View:
     before, memory = memory, _with_rates(memory, demand, now)
     rate = _rate(before, memory)
-    pooled = policy.warm_pool is not None
-    need = _need(policy, demand, fleet, memory, rate)
-    own_need = _own_need(policy, demand, fleet, memory) if pooled else need
-    patience = PATIENCE * fleet.start_seconds if pooled else 0.0
-    keep = max(SHORTEST_KEEP, KEEP * fleet.start_seconds)
-    buckets = _with_need(memory.buckets, own_need, now, max(patience, keep))
     busy = demand.queued > 0 or demand.in_flight > 0
     ended = [time for time in (memory.active, demand.last_ended) if time is not None]
     active = now if busy or not ended else min(now, max(ended))
+    if now - active >= policy.idle_timeout:
+        rate = 0.0  # what the rates remember is over
+    pooled = policy.warm_pool is not None
+    urgent = _need(policy, demand, fleet, memory, rate, fleet.start_seconds)
+    need = _need(policy, demand, fleet, memory, rate, fleet.wake_seconds) if pooled else urgent
+    own_need = _own_need(policy, demand, fleet, memory, rate) if pooled else need
+    patience = fleet.start_seconds if pooled else 0.0
+    keep = max(SHORTEST_KEEP, KEEP * fleet.start_seconds)
+    buckets = _with_need(memory.buckets, own_need, now, max(patience, keep))
     level, level_seen = memory.level, memory.level_seen
     if need >= level or now - level_seen >= RELEASE_SECONDS:
         level, level_seen = need, now
@@ -171,6 +171,7 @@ def _gather(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, now: f
         memory=replace(memory, buckets=buckets, level=level, level_seen=level_seen, active=active),
         load=None if fleet.capacity is None else rate / fleet.capacity,
         need=need,
+        urgent=urgent,
         floor=min(policy.max_replicas, max(policy.min_replicas, raised)),
         lasting=_least(buckets, now - patience) if pooled else need,
         recent=_most(buckets, now - keep),
@@ -217,23 +218,24 @@ def _rate(before: Memory, memory: Memory) -> float:
     return memory.slow if abs(memory.fast - memory.slow) <= chance else memory.fast
 
 
-def _need(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, rate: float) -> int:
-    """Replicas, own and warm, for what arrives and for the backlog."""
+def _need(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, rate: float, bring: float) -> int:
+    """Replicas, own and warm, for what arrives and for the backlog, when it takes ``bring`` seconds to bring more.
+
+    A backlog shall be gone within that time: what is asked for to be quicker comes too late to be of use.
+    """
     if fleet.capacity is None:
         wanted = math.ceil(demand.queued / policy.target_queue_depth)
         return min(policy.max_replicas, max(wanted, min(1, demand.in_flight)))
-    # A backlog shall be gone within the time that it takes to bring help: what is asked for to be quicker comes too
-    # late to be of use.
-    bring = max(policy.latency_threshold, fleet.start_seconds if policy.warm_pool is None else fleet.wake_seconds)
-    load = rate / fleet.capacity + _backlog(policy, demand, fleet, fleet.capacity) / bring
+    load = rate / fleet.capacity
+    load += _backlog(policy, demand, fleet, fleet.capacity) / max(bring, policy.latency_threshold)
     return _sized(policy, demand, fleet.capacity, memory, load, 1 - policy.latency_quantile)
 
 
-def _own_need(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory) -> int:
+def _own_need(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, rate: float) -> int:
     """Own replicas that are enough for what arrives in the long run, when warm pods come to help in the short run."""
     if fleet.capacity is None:
         return min(1, demand.queued + demand.in_flight)
-    load = memory.slow / fleet.capacity
+    load = rate / fleet.capacity
     if load < WORTH_OWN:
         return 0
     return _sized(policy, demand, fleet.capacity, memory, load, max(RELAXED, 1 - policy.latency_quantile))
@@ -321,7 +323,7 @@ def _demand_rose(view: _View) -> Answer | None:
 
 def _risen(view: _View) -> int:
     """What own replicas must rise to: what has lasted, and what no warm pod can cover."""
-    return max(view.lasting, view.need - view.coverable)
+    return max(view.lasting, view.urgent - view.coverable)
 
 
 def _demand_unknown(view: _View) -> Answer | None:
@@ -351,8 +353,6 @@ def _idle(view: _View) -> Answer | None:
         return None
     if view.idle >= view.policy.idle_timeout:
         return 0, "Idle", f"no request for {view.idle:.0f} s"
-    if view.recent == 0 and not view.need and view.fleet.loaners:
-        return 0, "WarmPodWaits", "a warm pod waits for the idle timeout in its place"
     return _stay(view, "WaitingForIdle", "the last one waits for the idle timeout") if not view.need else None
 
 
@@ -393,10 +393,7 @@ def _loaners(view: _View) -> int:
     fleet, most = view.fleet, view.policy.max_replicas
     have = fleet.loaners + fleet.claiming
     want = max(view.floor, view.memory.level) - fleet.ready
-    awake = view.idle < view.policy.idle_timeout
-    # It stays where there is nothing else, or takes the place of an own one that only waits.
-    waits = fleet.ready == 0 or (view.recent == 0 and view.floor == 0 and (have or fleet.warm_free >= SPARE_PODS))
-    if awake and waits and have + fleet.ready > 0:
+    if have > 0 and fleet.ready == 0 and view.idle < view.policy.idle_timeout:
         want = max(want, 1)
     if want < have and (not view.demand.complete or (view.demand.queued and fleet.starting)):
         want = have

@@ -10,7 +10,8 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-_MINUTE = timedelta(minutes=1)
+_REPEATED = timedelta(hours=1, minutes=1)
+"""Longer than the part of a day that a change of the clock makes come twice."""
 _EXAMPLE = 'write five fields (minute, hour, day of month, month, day of week), such as "30 17 * * 1-5"'
 
 
@@ -54,8 +55,10 @@ class Schedule:
         The last start is enough to look at: where an earlier window reaches into a later one, both end at once.
         """
         zone = ZoneInfo(self.timezone)
-        led = (now.astimezone(UTC) + timedelta(seconds=lead)).replace(second=0, microsecond=0)
-        started = next(CronSim(self.start, (led + _MINUTE).astimezone(zone), reverse=True), None)
+        led = now.astimezone(UTC) + timedelta(seconds=lead)
+        # From later on: in the hour that a day has twice, cronsim goes back by what the clock on the wall shows.
+        backwards = CronSim(self.start, (led + _REPEATED).astimezone(zone), reverse=True)
+        started = next((start for start in backwards if start.astimezone(UTC) <= led), None)
         ends = next(CronSim(self.end, started), None) if started is not None else None
         # In UTC: of two times in one zone, Python compares what the clock on the wall shows.
         return ends is not None and now < ends.astimezone(UTC)

@@ -19,8 +19,8 @@ def replicas_for(load: float, service: float, longest_wait: float, exceeded: flo
     much), one queue in front of all replicas. With c replicas a request waits at all with probability C(c, load), and
     longer than t with C * exp(-(c - load) * t / service).
 
-    Worked, for service 0.1 s and 5 % longer than 0.4 s: one replica is enough up to a load of 0.45, two up to 1.38,
-    three up to 2.35, ten up to 9.2.
+    Worked, for service 0.1 s and 5 % longer than 0.4 s: one replica is enough up to a load of 0.45, two up to 1.39,
+    three up to 2.37, ten up to 9.32.
     """
     blocked, replicas = 1.0, 0  # Erlang's B, by its recursion from no replica upwards
     while replicas < most:
