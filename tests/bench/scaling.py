@@ -1,6 +1,6 @@
 """Our controller against Knative's and KEDA's, by simulation: cost, misses, losses, scale events; JSON out.
 
-    python tests/bench/scaling.py [--seeds held-out|tuning] [--hours 3] [--table]
+    python tests/bench/scaling.py [--seeds held-out|tuning] [--hours 1] [--table]
 
 Six traces from seeded generators (``TRACES``), each alone and all as a fleet. The baselines have no pool, and for each
 set and seed the best of their targets *for that very trace* (the cheapest that meets the objective, or else the fewest
@@ -36,7 +36,7 @@ MANIFEST = {
         "slo": {"latency": {"quantile": 0.95, "threshold": "500ms"}},
     },
 }
-POOLS = {"diurnal": 0, "bursty": 2, "flash": 1, "on-off": 1, "poisson": 1, "heavy": 0, "fleet": 3}
+POOLS = {"diurnal": 0, "bursty": 4, "flash": 3, "on-off": 2, "poisson": 1, "heavy": 1, "fleet": 4}
 """Warm pods of each set, chosen with the tuning seeds by --pools."""
 
 Rate = Callable[[float], float]
@@ -218,7 +218,7 @@ def lines(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", choices=list(SEEDS), default="held-out")
-    parser.add_argument("--hours", type=float, default=3.0, help="length of each trace")
+    parser.add_argument("--hours", type=float, default=1.0, help="length of each trace")
     parser.add_argument("--table", action="store_true", help="a table on the error stream too")
     parser.add_argument(
         "--pools", action="store_true", help="only ours, with pools of 0 to 4 pods: how POOLS was chosen"
