@@ -24,6 +24,7 @@ class World:
     policy: Policy = field(default_factory=Policy)
     pool: int = 0
     start_seconds: float = 60.0
+    wake_seconds: float = 2.0
     size: int = 500
     """Tokens of each request."""
     capacity: float | None = CAPACITY
@@ -84,7 +85,7 @@ class World:
         self.own = sorted(self.own)[: decision.replicas]
         self.own += [self.now + self.start_seconds] * (decision.replicas - len(self.own))
         self.warm = sorted(self.warm)[: decision.loaners]
-        self.warm += [self.now + 2.0] * min(decision.loaners - len(self.warm), self.pool - len(self.warm))
+        self.warm += [self.now + self.wake_seconds] * min(decision.loaners - len(self.warm), self.pool - len(self.warm))
         self.decisions.append(decision)
         return decision
 
@@ -153,6 +154,10 @@ def memories(draw: st.DrawFn) -> Memory:
         slow=draw(st.floats(0, 200_000)),
         slow_requests=draw(st.floats(0, 1000)),
         buckets=tuple(Bucket(NOON - age, *need) for age, need in zip(ages, needs, strict=True)),
+        level=draw(COUNTS),
+        level_seen=NOON - draw(st.floats(0, 100)),
+        peak=draw(COUNTS),
+        bursts=tuple(draw(st.lists(COUNTS, max_size=3))),
         active=NOON - draw(st.floats(0, 1000)),
         stepped=NOON - draw(st.floats(0, 1000)),
     )
@@ -279,6 +284,28 @@ def test_own_replicas_take_over_from_warm_pods_when_a_surge_lasts():
     world.run(3.0, 300)
     assert world.ready() >= 3
     assert world.decisions[-1].loaners <= 1
+    assert world.queued == 0
+
+
+def test_a_burst_is_met_with_as_many_warm_pods_as_the_last_ones_needed():
+    world = pooled(6)
+    first_orders = []
+    for _ in range(5):
+        world.run(0, 30)
+        first_orders.append(world.second(2.5).loaners)
+        world.run(2.5, 20)
+    assert world.decisions[-1].memory.bursts == (4, 4, 4)
+    assert first_orders == [3, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize("load", [0.05, 2.0])
+def test_warm_pods_that_never_come_keep_nobody_waiting_for_ever(load: float):
+    world = World(Policy(warm_pool="shared"), pool=4, wake_seconds=1e9)
+    world.run(0, 10)
+    world.second(load)
+    world.run(load if load > 1 else 0, 80)
+    assert world.decisions[-1].replicas >= 1
+    world.run(load if load > 1 else 0, 600)
     assert world.queued == 0
 
 
