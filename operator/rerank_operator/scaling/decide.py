@@ -49,15 +49,11 @@ NOTHING = 1e-3
 rate is there in 7 minutes."""
 WORTH_OWN = 0.02
 """The least load that is worth an own replica where warm pods can serve it: one that is busy for 2 % of its time."""
-RELAXED = 0.1
-"""The share of requests that may be late with own replicas alone, where warm pods come to help: with 100 ms a request
-and 400 ms to wait at most, one replica is then enough up to a load of 0.57 instead of 0.45. In simulations (the fleet of
-tests/bench/scaling.py, tuning seeds, four warm pods) 0.3 cost 5 % less than 0.1 and had 40 % more misses, since the pods
-were busy with what was no surge."""
 KEEP = 2.0
-"""How many of its own start-up times an own replica is kept for nothing before it goes. To be wrong costs one start-up
-and a surge that waits for it; in the same simulations 1 cost 3 % less than 2 at 19 % more misses, 3 cost 2 % more at 6 %
-fewer."""
+"""How many of its own start-up times an own replica is kept for nothing before it goes. To be wrong costs one start-up,
+and without warm pods a surge that waits for it. In simulations (the fleet of tests/bench/scaling.py, tuning seeds, four
+warm pods) 1 cost 2 % less at 1 % more misses, 3 cost 2 % more at 3 % fewer.
+"""
 SHORTEST_KEEP = 60.0
 """The same in seconds, where replicas start within seconds: one time constant of the slow rate."""
 STEP_SECONDS = 10.0
@@ -245,28 +241,28 @@ def _need(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, rate: fl
         return min(policy.max_replicas, max(wanted, min(1, demand.in_flight)))
     load = rate / fleet.capacity
     load += _backlog(policy, demand, fleet, fleet.capacity) / max(bring, policy.latency_threshold)
-    return _sized(policy, demand, fleet.capacity, memory, load, 1 - policy.latency_quantile)
+    return _sized(policy, demand, fleet.capacity, memory, load)
 
 
 def _own_need(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, rate: float) -> int:
-    """Own replicas that are enough for what arrives in the long run, when warm pods come to help in the short run."""
+    """Own replicas for what arrives; what has built up is for warm pods, which are there sooner."""
     if fleet.capacity is None:
         return min(1, demand.queued + demand.in_flight)
     load = rate / fleet.capacity
     if load < WORTH_OWN:
         # Warm pods that do not come: who waits for as long as a replica takes to start waits for no pod any more.
         return 1 if demand.queued and not fleet.ready + fleet.loaners else 0
-    return _sized(policy, demand, fleet.capacity, memory, load, max(RELAXED, 1 - policy.latency_quantile))
+    return _sized(policy, demand, fleet.capacity, memory, load)
 
 
-def _sized(policy: Policy, demand: Demand, capacity: float, memory: Memory, load: float, late: float) -> int:
+def _sized(policy: Policy, demand: Demand, capacity: float, memory: Memory, load: float) -> int:
     if load < NOTHING:
         return 1 if demand.queued or demand.in_flight else 0
     size = memory.slow / memory.slow_requests if memory.slow_requests > 0 else 0.0
     service = max(size / capacity, 1e-6)
     # Requests that take longer than the objective by themselves are late with any number of replicas.
     longest = max(policy.latency_threshold - service, policy.target_queue_time)
-    return replicas_for(load, service, longest, late, policy.max_replicas)
+    return replicas_for(load, service, longest, 1 - policy.latency_quantile, policy.max_replicas)
 
 
 def _backlog(policy: Policy, demand: Demand, fleet: Fleet, capacity: float) -> float:

@@ -268,13 +268,13 @@ def test_straight_up_to_the_computed_demand():
 
 def test_a_surge_shorter_than_a_start_is_left_to_warm_pods():
     world = pooled(4)
-    world.run(0.2, 300)
+    world.run(0.1, 300)
     before = world.decisions[-1].replicas
     surge = world.run(3.0, 40)
     assert {each.replicas for each in surge} == {before}
     assert max(each.loaners for each in surge) >= 3 - before
     assert world.queued == 0
-    after = world.run(0.2, 300)
+    after = world.run(0.1, 300)
     assert {each.replicas for each in after} == {before}
     assert (before, after[-1].loaners) == (1, 0)
 
