@@ -1,9 +1,11 @@
 """The worker as a process, as the kubelet runs it: configured by its environment, ready, drained by SIGTERM."""
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,6 +17,36 @@ import pytest
 from .conftest import save_model
 
 T = TypeVar("T")
+
+
+HEAPS = """
+import ctypes, os, sys, threading
+from rerank_worker.engine import process
+process.prepare()
+together = threading.Barrier(8)
+def work():
+    together.wait()
+    blocks = [bytes(4000) for _ in range(1000)]
+    together.wait()
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+out = libc.fdopen(sys.stdout.fileno(), b"w")
+libc.malloc_info(0, out)
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="malloc is not glibc's")
+def test_threads_share_two_heaps_so_that_large_documents_leave_little_behind() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    done = subprocess.run(
+        [sys.executable, "-c", HEAPS], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert 1 <= done.stdout.count("<heap nr=") <= 2
 
 
 @pytest.mark.timeout(180)
