@@ -27,7 +27,7 @@ from rerank_worker.failures import (
     is_of_the_machine,
     out_of_memory,
 )
-from rerank_worker.loading import agreement, libraries, prompts, settings, source, verify
+from rerank_worker.loading import agreement, libraries, prompts, settings, source, verify, weights
 from rerank_worker.loading.checkpoint import Checkpoint
 from rerank_worker.loading.settings import ChosenActivation
 from rerank_worker.tokenization import PairTokenizer
@@ -175,6 +175,7 @@ def _read(config: WorkerConfig, folder: Path) -> tuple[dict[str, Any], str, Chos
     verify.check_files(folder)
     model_config = verify.read_json(folder, "config.json")
     architecture = verify.check_config(model_config, verify.read_json(folder, "tokenizer_config.json"))
+    weights.check_weights(folder, model_config)
     own = settings.check_sentence_transformers(folder, architecture)
     return model_config, architecture, settings.choose_activation(config.activation, model_config, own)
 
