@@ -142,8 +142,8 @@ class Scorer:
         if not all(map(math.isfinite, logits)):
             raise Refusal(
                 "internal",
-                "the model gave a score that is not a number: with spec.runtime.precision float16, set it to bfloat16 or "
-                "float32; with any other, the model's weights are damaged",
+                "the model gave a score that is not a number: with spec.runtime.precision float16, set it to bfloat16 "
+                "or float32; with any other, the model's weights are damaged",
             )
         if prepared.counts is not None:
             logits = chunking.pool(logits, prepared.counts, self._config.chunk_pooling)
