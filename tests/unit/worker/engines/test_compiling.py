@@ -31,7 +31,7 @@ class Backend:
     def __init__(self) -> None:
         self.compiled: list[threading.Thread] = []
         self.ran: list[threading.Thread] = []
-        self.open = threading.Event()
+        self.begun, self.open = threading.Event(), threading.Event()
         self.open.set()
         self.error: Exception | None = None
         self.offset = 0.0
@@ -39,6 +39,7 @@ class Backend:
 
     def __call__(self, graph: Any, inputs: Sequence[Any]) -> Callable[..., Any]:
         self.compiled.append(threading.current_thread())
+        self.begun.set()
         assert self.open.wait(WAIT)
         if self.error is not None:
             raise self.error
@@ -195,10 +196,12 @@ def test_a_model_that_is_closed_stops_compiling(backend: Backend) -> None:
     backend.open.clear()
     model = Model(backend)
     model.compiler.start()
+    assert backend.begun.wait(WAIT)
     model.compiler.close()
     backend.open.set()
     assert model.compiler.wait(WAIT) == "pending"
-    assert len(backend.compiled) <= 1
+    # Both layers of the batch that was being compiled; all batches would make four.
+    assert len(backend.compiled) == 2
 
 
 def test_no_compiler_is_told_with_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
