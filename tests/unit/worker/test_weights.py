@@ -66,13 +66,13 @@ def test_layers_are_counted_over_all_shards(tmp_path: Path) -> None:
     ("damage", "told"),
     [
         (lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
-        (lambda _: b"<!DOCTYPE html><html>not found</html>", "not one of safetensors"),
-        (lambda _: b"", "cut short"),
-        (lambda whole: whole[:20], "cut short"),
-        (lambda whole: whole[:-3], "12 bytes of tensors are announced, 9 are there"),
-        (lambda whole: whole + b"more", "12 bytes of tensors are announced, 16 are there"),
-        (lambda whole: whole.replace(b'"data_offsets"', b'"data_offset."'), "KeyError"),
-        (lambda whole: whole[:8] + b"[" + whole[9:], "cannot be read"),
+        (lambda _: b"<!DOCTYPE html><html>not found</html>", "copy the file again"),
+        (lambda _: b"", "copy the file again"),
+        (lambda whole: whole[:20], "copy the file again"),
+        (lambda whole: whole[:-3], "copy the file again"),
+        (lambda whole: whole + b"more", "copy the file again"),
+        (lambda whole: whole.replace(b'"data_offsets"', b'"data_offset."'), "copy the file again"),
+        (lambda whole: whole[:8] + b"[" + whole[9:], "copy the file again"),
     ],
 )
 def test_damaged_files_are_told_by_name(damage: Callable[[bytes], bytes], told: str, tmp_path: Path) -> None:
