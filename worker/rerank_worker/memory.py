@@ -3,6 +3,7 @@
 torch is looked at only where it has been imported already.
 """
 
+import asyncio
 import ctypes
 import gc
 import os
@@ -12,6 +13,13 @@ from typing import Any
 
 SHARE = 0.8
 """Of the memory there is, for models: the rest is for batches, requests and the libraries."""
+
+TIDY_SECONDS = 30.0
+"""Between two looks at what malloc has kept."""
+
+TIDY_BYTES = 64 * 2**20
+"""So much more than after the last time is worth giving back. What batches take comes to tens of MB and must be zeroed
+again by the system afterwards: some 10 ms of work in every 30 s at worst."""
 
 
 def cuda() -> Any | None:
@@ -41,7 +49,23 @@ def give_back() -> None:
     gc.collect()
     if (device := cuda()) is not None:
         device.empty_cache()
-    # glibc keeps freed blocks for later; another model's weights should find them free.
+    _trim()  # another model's weights should find it free
+
+
+async def keep_tidy(pause: float = TIDY_SECONDS) -> None:
+    """Return to the system, every now and then, what documents of a million characters have left in malloc's heaps,
+    until cancelled. Between the small blocks that outlive them glibc keeps it for ever: an hour of mixed traffic took
+    up to 0.2 GB more than its first minutes."""
+    least = 0
+    while True:
+        await asyncio.sleep(pause)
+        if _resident() - least >= TIDY_BYTES:
+            await asyncio.to_thread(_trim)
+            least = _resident()
+
+
+def _trim() -> None:
+    """Nothing where malloc is not glibc's."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -51,4 +75,8 @@ def taken() -> int:
     """Bytes that this process takes now: of the device where CUDA is in use, else of the host (resident)."""
     if (device := cuda()) is not None:
         return int(device.memory_allocated())
+    return _resident()
+
+
+def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 from rerank_api.worker_config import WorkerConfig
 
+from rerank_worker import memory
 from rerank_worker.failures import EnvironmentFailure
 from rerank_worker.loading.model import Loaded
 from rerank_worker.loading.source import model_name
@@ -231,6 +232,7 @@ class Server:
             loop.add_signal_handler(number, self.terminate, number)
         await self.start()
         watching = asyncio.create_task(self.watch_engine())
+        tidying = asyncio.create_task(memory.keep_tidy())
         loading = asyncio.create_task(self.become_ready())
         terminating = asyncio.create_task(self._terminate.wait())
         try:
@@ -240,7 +242,7 @@ class Server:
             await terminating
             await self.drain()
         finally:
-            for task in (watching, loading, terminating):
+            for task in (watching, tidying, loading, terminating):
                 task.cancel()
             await self.stop()
             log.info("stopped")
