@@ -23,6 +23,10 @@ HEADER_TIMEOUT = "X-Rerank-Timeout-Ms"
 HEADER_PRIORITY = "X-Rerank-Priority"
 """high, normal (the default) or low: which request's pairs come first. Low ones wait, but never for ever."""
 
+HEADER_CAPACITY = "X-Rerank-Capacity"
+"""On a worker's answer with scores: the tokens a second that it can score, as measured, a whole number above 0. Absent
+while it does not know."""
+
 Priority = Literal["high", "normal", "low"]
 
 
