@@ -8,6 +8,8 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "Reranker"
 PLURAL = "rerankers"
+WARM_POOL_KIND = "WarmPool"
+WARM_POOL_PLURAL = "warmpools"
 
 FIELD_MANAGER = "rerank-operator"
 """The one server-side-apply field manager of everything the operator writes."""
@@ -20,6 +22,21 @@ LABEL_INSTANCE = "app.kubernetes.io/instance"
 LABEL_COMPONENT = "app.kubernetes.io/component"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 
+# Labels of a WarmPool's Deployment and Pods. A warm pod has neither LABEL_RERANKER nor LABEL_REVISION, lent or not, so no
+# selector and no disruption budget of a Reranker finds it.
+LABEL_WARM_POOL = f"{GROUP}/warm-pool"
+"""The pool's name. Part of the selector, so it never changes."""
+LABEL_LOANED_TO = f"{GROUP}/loaned-to"
+"""Name of the Reranker, in the same namespace, that has claimed this warm pod. Set by the claim, removed by the release."""
+LABEL_LOANED_REVISION = f"{GROUP}/loaned-revision"
+"""The revision that it was claimed for."""
+
+# Annotations of lent warm pods.
+ANNOTATION_LOANED_AT = f"{GROUP}/loaned-at"
+"""When it was claimed: RFC 3339 with microseconds."""
+ANNOTATION_LOAN_SERVING = f"{GROUP}/loan-serving"
+"""The model's key in that worker, set when the worker has it ready: its presence makes the pod an endpoint."""
+
 # Annotations of Deployments that the operator writes for itself.
 ANNOTATION_APPLIED = f"{GROUP}/applied"
 """Digest of the manifest that was applied last: tells a change by others from a change of ours."""
@@ -27,6 +44,14 @@ ANNOTATION_LENT_TO = f"{GROUP}/lent-to"
 """The newer revision for which one replica of this one has been freed."""
 ANNOTATION_FITS = f"{GROUP}/fits"
 """Workers of all revisions together that there was room for at that time."""
+
+# Annotations of Rerankers that people write.
+ANNOTATION_SCALING_PAUSED = f"{GROUP}/scaling-paused"
+"""The value true: replicas and loaners stay as they are, whatever is demanded."""
+
+# Kubernetes' own.
+ANNOTATION_DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+"""Of two pods of one Deployment, the one with the lower cost goes first when there are to be fewer."""
 
 APP_NAME = "rerank"
 COMPONENT_WORKER = "worker"
@@ -45,3 +70,13 @@ TERMINATION_LOG = "/run/rerank/termination-log"
 ENV_WORKER_CONFIG = "RERANK_WORKER_CONFIG"
 ENV_POD_IP = "POD_IP"
 ENV_TERMINATION_LOG = "RERANK_TERMINATION_LOG"
+ENV_ADMIN_TOKEN_SHA256 = "RERANK_ADMIN_TOKEN_SHA256"  # noqa: S105 (a name)
+"""SHA-256, in hex, of the bearer token that a warm pod's admin calls need: the pod never has the token itself."""
+
+GATEWAY_ADMIN_PORT_NAME = "metrics"
+"""The gateways' port of metrics, health and the demand stream, as their headless Service and its slices name it."""
+
+
+def model_key(namespace: str, reranker: str, revision: str) -> str:
+    """The key of a Reranker's model in a worker that holds several: the last part of wire.MODELS_PATH."""
+    return f"{namespace}.{reranker}.{revision}"

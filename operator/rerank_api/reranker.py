@@ -16,13 +16,15 @@ Activation = Literal["auto", "sigmoid", "identity"]
 LongDocuments = Literal["truncate", "chunk", "reject"]
 ChunkPooling = Literal["max", "mean"]
 ConditionStatus = Literal["True", "False", "Unknown"]
+ScalingMode = Literal["auto", "recommend"]
+ScalingState = Literal["Auto", "Recommend", "Paused", "ByHand", "Suspended"]
 
 
-class _Resource(msgspec.Struct, rename="camel", frozen=True, omit_defaults=True):
+class Resource(msgspec.Struct, rename="camel", frozen=True, omit_defaults=True):
     """Camel-case on the wire, snake-case in code; what a newer schema adds is ignored by older code."""
 
 
-class Model(_Resource, frozen=True):
+class Model(Resource, frozen=True):
     """Which weights: ``uri`` (hf://, file:// or pvc://), the pinned ``revision`` and how scores come out."""
 
     uri: str
@@ -35,7 +37,7 @@ class Model(_Resource, frozen=True):
     trust_remote_code: bool = False
 
 
-class Runtime(_Resource, frozen=True):
+class Runtime(Resource, frozen=True):
     """What a worker runs on."""
 
     device: Device = "auto"
@@ -47,7 +49,7 @@ class Runtime(_Resource, frozen=True):
     pod_template: dict[str, Any] = {}
 
 
-class Batching(_Resource, frozen=True):
+class Batching(Resource, frozen=True):
     """How a worker groups pairs; ``max_delay`` is a duration, the others count tokens."""
 
     max_delay: str = "5ms"
@@ -55,42 +57,91 @@ class Batching(_Resource, frozen=True):
     max_batch_tokens: int | None = None
 
 
-class Requests(_Resource, frozen=True):
+class Cache(Resource, frozen=True):
+    """Scores that each gateway keeps: at most ``max_bytes`` of them (a quantity), each for ``ttl`` (a duration)."""
+
+    max_bytes: str | int = "64Mi"
+    ttl: str = "10m"
+
+
+class Requests(Resource, frozen=True):
     """What one client request may ask for."""
 
     max_documents: int = 1000
     max_body_bytes: str | int = "8Mi"
     timeout: str = "10s"
+    """A duration; counts from arrival, or from when there is a worker again where there was none."""
+    wake_timeout: str = "5m"
+    """A duration: how long a request is held while no worker is ready at all."""
     queue_limit: int = 1000
     long_documents: LongDocuments = "truncate"
     chunk_pooling: ChunkPooling = "max"
+    cache: Cache | None = None
+    """None: nothing is kept."""
 
 
-class Scaling(_Resource, frozen=True):
-    """Bounds of the replica count."""
+class ScalingSchedule(Resource, frozen=True):
+    """From each ``start`` to the next ``end`` (cron, five fields, in ``timezone``) at least ``min_replicas``.
+
+    The schema checks the shape only: whether a time zone exists and an expression ever comes, the operator tells.
+    """
+
+    name: str
+    start: str
+    end: str
+    min_replicas: int
+    timezone: str = "UTC"
+
+
+class Scaling(Resource, frozen=True):
+    """How many workers there are on demand; ``target_queue_time`` and ``idle_timeout`` are durations."""
 
     min_replicas: int = 0
-    max_replicas: int = 1000
+    max_replicas: int = 8
+    target_queue_depth: float = 4.0
+    """Waiting requests per worker that are no backlog yet."""
+    target_queue_time: str = "20ms"
+    idle_timeout: str = "5m"
+    """Since the last request ended, until the last worker goes."""
+    schedules: list[ScalingSchedule] = []
+    warm_pool: str | None = None
+    """Name of a WarmPool of the same namespace."""
+    mode: ScalingMode = "auto"
 
 
-class Rollout(_Resource, frozen=True):
+class LatencyObjective(Resource, frozen=True):
+    """A share ``quantile`` of the requests is answered within ``threshold``, a duration, from their arrival on."""
+
+    quantile: float = 0.95
+    threshold: str = "150ms"
+
+
+class Slo(Resource, frozen=True):
+    """What the service promises; workers are counted for it."""
+
+    latency: LatencyObjective = LatencyObjective()
+
+
+class Rollout(Resource, frozen=True):
     """How a new revision takes over."""
 
     strategy: Literal["Replace"] = "Replace"
 
 
-class RerankerSpec(_Resource, frozen=True):
+class RerankerSpec(Resource, frozen=True):
     model: Model
     runtime: Runtime = Runtime()
     batching: Batching = Batching()
     requests: Requests = Requests()
     scaling: Scaling = Scaling()
+    slo: Slo = Slo()
     rollout: Rollout = Rollout()
     replicas: int | None = None
+    """That many, by hand; None: on demand."""
     suspend: bool = False
 
 
-class Condition(_Resource, frozen=True):
+class Condition(Resource, frozen=True):
     """A Kubernetes condition; ``last_transition_time`` is RFC 3339 in UTC."""
 
     type: str
@@ -101,14 +152,14 @@ class Condition(_Resource, frozen=True):
     last_transition_time: str
 
 
-class TrafficShare(_Resource, frozen=True):
+class TrafficShare(Resource, frozen=True):
     """``percent`` of requests that go to the workers of ``revision`` (the value of the revision label)."""
 
     revision: str
     percent: int
 
 
-class RejectedRevision(_Resource, frozen=True):
+class RejectedRevision(Resource, frozen=True):
     """A revision that could not be served and was taken back; it is not tried again until the spec changes."""
 
     revision: str
@@ -116,7 +167,33 @@ class RejectedRevision(_Resource, frozen=True):
     message: str
 
 
-class RerankerStatus(_Resource, frozen=True):
+class ScalingStatus(Resource, frozen=True):
+    """Why there are as many workers as there are, and what must survive a restart of the operator."""
+
+    mode: ScalingState
+    desired_replicas: int
+    """Workers of its own that are wanted; with mode Recommend and Paused it is what would be, not what is."""
+    desired_loaners: int = 0
+    """Warm pods that are wanted."""
+    loaners: int = 0
+    """Warm pods that serve it now."""
+    reason: str = ""
+    message: str = ""
+    queued_requests: int | None = None
+    """None: no gateway has told."""
+    capacity_tokens_per_second: float | None = None
+    """Of one worker, as measured; None: not known yet."""
+    start_seconds: float | None = None
+    """How long one of its own workers took to become ready, as last seen."""
+    wake_seconds: float | None = None
+    """The same of a warm pod, from the claim on."""
+    last_request_time: str | None = None
+    """RFC 3339, UTC."""
+    memory: str | None = None
+    """The scaler's own: opaque."""
+
+
+class RerankerStatus(Resource, frozen=True):
     observed_generation: int = 0
     replicas: int = 0
     ready_replicas: int = 0
@@ -127,10 +204,11 @@ class RerankerStatus(_Resource, frozen=True):
     """The revision that the spec asks for."""
     rejected_revision: RejectedRevision | None = None
     traffic: list[TrafficShare] = []
+    scaling: ScalingStatus | None = None
     conditions: list[Condition] = []
 
 
-class Metadata(_Resource, frozen=True):
+class Metadata(Resource, frozen=True):
     name: str
     namespace: str
     uid: str = ""
@@ -141,7 +219,7 @@ class Metadata(_Resource, frozen=True):
     deletion_timestamp: str | None = None
 
 
-class Reranker(_Resource, frozen=True):
+class Reranker(Resource, frozen=True):
     metadata: Metadata
     spec: RerankerSpec
     status: RerankerStatus = RerankerStatus()
