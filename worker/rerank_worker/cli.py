@@ -21,7 +21,7 @@ from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure, Sta
 from rerank_worker.loading.libraries import stand_by
 from rerank_worker.loading.model import Loaded, check_ranges, load
 from rerank_worker.loading.source import parse_model
-from rerank_worker.server.admin import ENV_TOKEN_FILE
+from rerank_worker.server.admin import ENV_TOKEN_FILE, ENV_TOKEN_SHA256
 from rerank_worker.server.lifecycle import Options, Server
 from rerank_worker.server.models import Limits
 
@@ -159,9 +159,11 @@ def read_config(arguments: argparse.Namespace, environment: Mapping[str, str]) -
 def read_options(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Options:
     """How to serve. Raises ConfigurationFailure."""
     admin_token_file = arguments.admin_token_file or environment.get(ENV_TOKEN_FILE) or None
-    if arguments.standby and admin_token_file is None:
+    admin_token_sha256 = environment.get(ENV_TOKEN_SHA256) or None
+    if arguments.standby and admin_token_file is None and admin_token_sha256 is None:
         raise ConfigurationFailure(
-            f"--standby waits for admin calls, which need --admin-token-file (or ${ENV_TOKEN_FILE})"
+            f"--standby waits for admin calls, which need --admin-token-file (or ${ENV_TOKEN_FILE}), or the token's "
+            f"sha256 in ${ENV_TOKEN_SHA256}"
         )
     for flag in ("threads", "max_waiting_tokens", "max_waiting_bytes", "max_models", "max_model_bytes"):
         value = getattr(arguments, flag)
@@ -183,6 +185,7 @@ def read_options(arguments: argparse.Namespace, environment: Mapping[str, str]) 
         waiting_tokens=arguments.max_waiting_tokens,
         waiting_bytes=arguments.max_waiting_bytes,
         admin_token_file=admin_token_file,
+        admin_token_sha256=admin_token_sha256,
         models=Limits(arguments.max_models, arguments.max_model_bytes),
     )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import hashlib
 import signal
 import threading
 import weakref
@@ -15,12 +16,13 @@ from rerank_api.worker_config import WorkerConfig
 from rerank_worker.engine import EngineLost, Pair
 from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure, StartupFailure
 from rerank_worker.loading.model import Loaded
-from rerank_worker.server.admin import AdminToken
+from rerank_worker.server.admin import FileToken, read_token
 from rerank_worker.server.models import Limits
 
 from .conftest import WAIT, ObedientEngine, Running, Serve, make_loaded, until
 
 TOKEN = "a-long-random-token"
+DIGEST = hashlib.sha256(TOKEN.encode()).hexdigest()
 SCORE = {"query": "q", "documents": ["abc"]}
 
 
@@ -97,10 +99,14 @@ def fleet(tmp_path: Path) -> Fleet:
 
 
 async def start(
-    serve: Serve, fleet: Fleet, limits: Limits | None = None, stall_limit: float = 60.0, **arguments: Any
+    serve: Serve,
+    fleet: Fleet,
+    limits: Limits | None = None,
+    stall_limit: float = 60.0,
+    by: str = "file",
+    **arguments: Any,
 ) -> Admin:
-    options = {
-        "admin_token_file": str(fleet.token_file),
+    options = known(fleet, by) | {
         "models": limits or Limits(models=3, bytes=100_000),
         "stall_limit": stall_limit,
     }
@@ -349,22 +355,76 @@ async def test_without_a_token_file_the_calls_are_off(serve: Serve, fleet: Fleet
     assert fleet.loads == ["obedient"]
 
 
+def known(fleet: Fleet, by: str) -> dict[str, Any]:
+    """Options by which a worker knows the token."""
+    if by == "file":
+        return {"admin_token_file": str(fleet.token_file)}
+    return {"admin_token_sha256": DIGEST}
+
+
+@pytest.mark.parametrize("by", ["file", "checksum"])
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", TOKEN, "Bearer ünï"]
 )
-async def test_the_wrong_token(serve: Serve, fleet: Fleet, header: str | None) -> None:
-    admin = await start(serve, fleet)
+async def test_the_wrong_token(serve: Serve, fleet: Fleet, header: str | None, by: str) -> None:
+    admin = await start(serve, fleet, by=by)
     headers = {} if header is None else {"Authorization": header}
     status, body = await admin.call("PUT", "a", fleet.config("a"), token=None, **headers)
     assert (status, body["code"]) == (401, "unauthorized")
+    sent = (header or "").startswith("Bearer")
+    assert ("not the one that this worker was started with" in body["message"]) == sent
+    assert ("Authorization: Bearer TOKEN" in body["message"]) != sent
     assert admin.worker.metric("rerank_worker_admin_refused_requests_total") == 1
     assert fleet.loads == ["obedient"]
+
+
+async def test_a_worker_that_knows_the_checksum_only_takes_the_token(serve: Serve, fleet: Fleet) -> None:
+    admin = await start(serve, fleet, by="checksum", standby=True)
+    assert (await admin.put("a", fleet.config("a")))[0] == 200
+    assert (await admin.delete("a"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("digest", "header", "expected"),
+    [
+        (DIGEST, f"Bearer {TOKEN}", True),
+        (DIGEST.upper(), f"bearer {TOKEN}", True),
+        (DIGEST, f"Bearer {DIGEST}", False),
+        (DIGEST, TOKEN, False),
+        (DIGEST, None, False),
+    ],
+)
+def test_the_token_with_a_checksum(digest: str, header: str | None, expected: bool) -> None:
+    token = read_token(None, digest)
+    assert token is not None
+    assert token.matches(header) == expected
+
+
+@pytest.mark.parametrize(
+    "given", [TOKEN, DIGEST[1:], DIGEST + "0", DIGEST[1:] + "g", DIGEST[1:] + "\n", "sha256:" + DIGEST]
+)
+def test_what_is_no_checksum_is_refused_and_not_repeated(given: str) -> None:
+    with pytest.raises(ConfigurationFailure, match=r"\$RERANK_ADMIN_TOKEN_SHA256 .*64 hexadecimal digits") as refused:
+        read_token(None, given)
+    assert given.strip() not in str(refused.value)
+
+
+def test_the_checksum_of_nothing_is_refused() -> None:
+    """What an empty variable gives to sha256sum: everybody who sends no token would have it."""
+    with pytest.raises(ConfigurationFailure, match="of an empty token"):
+        read_token(None, hashlib.sha256(b"").hexdigest())
+
+
+def test_the_token_is_known_in_one_way(fleet: Fleet) -> None:
+    assert read_token(None, None) is None
+    with pytest.raises(ConfigurationFailure, match="keep one of them"):
+        read_token(str(fleet.token_file), DIGEST)
 
 
 def test_the_token_follows_its_file(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("first\n")
-    token = AdminToken(str(file))
+    token = FileToken(str(file))
     assert token.matches("Bearer first")
     assert token.matches("bearer first")
     file.write_text("the second")
@@ -383,7 +443,7 @@ def test_the_token_follows_its_file(tmp_path: Path) -> None:
 def test_a_token_file_without_a_token_is_refused(tmp_path: Path, make: Callable[[Path], Any]) -> None:
     make(tmp_path / "token")
     with pytest.raises(StartupFailure, match="--admin-token-file"):
-        AdminToken(str(tmp_path / "token"))
+        FileToken(str(tmp_path / "token"))
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,14 @@ def test_options_out_of_range_are_refused(arguments: list[str], message: str) ->
         cli.read_options(cli.parser().parse_args(["serve", "--model", "/m", *arguments]), {})
 
 
+def test_a_worker_that_stands_by_knows_its_token_in_one_way() -> None:
+    standby = cli.parser().parse_args(["serve", "--standby"])
+    with pytest.raises(ConfigurationFailure, match=r"--admin-token-file.*RERANK_ADMIN_TOKEN_SHA256"):
+        cli.read_options(standby, {"RERANK_ADMIN_TOKEN_SHA256": ""})
+    assert cli.read_options(standby, {"RERANK_ADMIN_TOKEN_SHA256": "ab"}).admin_token_sha256 == "ab"
+    assert cli.read_options(standby, {"RERANK_ADMIN_TOKEN_FILE": "/t"}).admin_token_file == "/t"
+
+
 @pytest.mark.parametrize("arguments", [[], ["serve", "--threads", "two"], ["score", "--model", "/m"], ["tune"]])
 def test_a_mistaken_command_line_ends_with_64(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -1,7 +1,8 @@
 """The admin calls: which models are here, load or swap one, unload one. For whoever holds the bearer token.
 
 A holder may load any folder that the process can read and any repository that it can download: the token is worth what
-the process's files are, so give it to whoever runs the fleet only. Without a token file the calls are switched off.
+the process's files are, so give it to whoever runs the fleet only. With neither a token file nor a token's checksum the
+calls are switched off.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import Protocol
 
 from aiohttp import web
 from rerank_api import wire
@@ -25,6 +27,9 @@ from rerank_worker.server.protocol import Refusal
 log = logging.getLogger(__name__)
 
 ENV_TOKEN_FILE = "RERANK_ADMIN_TOKEN_FILE"  # noqa: S105 (a path)
+ENV_TOKEN_SHA256 = "RERANK_ADMIN_TOKEN_SHA256"  # noqa: S105 (a checksum)
+"""The sha256 of the token in hexadecimal: whoever reads it can check a token with it, and cannot make one. For a
+random token of 128 bits or more: a short one is found by trying."""
 
 MAX_CONFIG_BYTES = 2**18
 
@@ -33,8 +38,51 @@ DEFAULT_TIMEOUT = 60.0
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
+_SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 
-class AdminToken:
+
+class Token(Protocol):
+    def matches(self, header: str | None) -> bool:
+        """Whether ``header`` (of Authorization) carries the token."""
+        ...
+
+
+def read_token(file: str | None, sha256: str | None) -> Token | None:
+    """The token in ``file``, or the one with checksum ``sha256``; None where neither is given.
+
+    Raises ConfigurationFailure, which never repeats what was given for a checksum: it may be the token itself.
+    """
+    if sha256 is None:
+        return None if file is None else FileToken(file)
+    if file is not None:
+        raise ConfigurationFailure(
+            f"both ${ENV_TOKEN_SHA256} and --admin-token-file (or ${ENV_TOKEN_FILE}) say which token the admin calls "
+            "need: keep one of them"
+        )
+    if not _SHA256.fullmatch(sha256):
+        raise ConfigurationFailure(
+            f"${ENV_TOKEN_SHA256} is not the sha256 of a token: it must be 64 hexadecimal digits and has "
+            f"{len(sha256)} characters (printf %s TOKEN | sha256sum)"
+        )
+    digest = bytes.fromhex(sha256)
+    if digest == hashlib.sha256().digest():
+        raise ConfigurationFailure(
+            f"${ENV_TOKEN_SHA256} is the sha256 of an empty token: give that of a long random one"
+        )
+    return DigestToken(digest)
+
+
+class DigestToken:
+    """A token of which only the sha256 is known to this process."""
+
+    def __init__(self, digest: bytes) -> None:
+        self._digest = digest
+
+    def matches(self, header: str | None) -> bool:
+        return _carries(header, self._digest)
+
+
+class FileToken:
     """The token in a file, read anew whenever the file changes (a mounted Secret does)."""
 
     def __init__(self, path: str) -> None:
@@ -60,11 +108,7 @@ class AdminToken:
         except OSError as error:
             self._seen, self._digest = None, None
             log.error("cannot read the admin token", extra={"fields": {"path": str(self._path), "error": str(error)}})
-        scheme, _, given = (header or "").partition(" ")
-        found = hashlib.sha256(given.strip().encode("utf-8", "surrogateescape")).digest()
-        # Digests, compared in constant time: neither the token nor its length can be found out by trying.
-        same = hmac.compare_digest(found, self._digest or b"")
-        return same and self._digest is not None and scheme.lower() == "bearer"
+        return _carries(header, self._digest)
 
     def _read(self) -> None:
         stat = os.stat(self._path)
@@ -75,10 +119,19 @@ class AdminToken:
             self._seen = seen
 
 
+def _carries(header: str | None, digest: bytes | None) -> bool:
+    """Whether ``header`` has the token with the sha256 ``digest``; never while there is none."""
+    scheme, _, given = (header or "").partition(" ")
+    found = hashlib.sha256(given.strip().encode("utf-8", "surrogateescape")).digest()
+    # Digests, compared in constant time: neither the token nor its length can be found out by trying.
+    same = hmac.compare_digest(found, digest or b"")
+    return same and digest is not None and scheme.lower() == "bearer"
+
+
 class AdminRoutes:
     """``token``: None switches the calls that change something off."""
 
-    def __init__(self, models: Models, token: AdminToken | None, metrics: Metrics) -> None:
+    def __init__(self, models: Models, token: Token | None, metrics: Metrics) -> None:
         self._models = models
         self._token = token
         self._metrics = metrics
@@ -113,12 +166,16 @@ class AdminRoutes:
         if self._token is None:
             raise Refusal(
                 "not_found",
-                f"the admin calls are switched off: start the worker with --admin-token-file (or ${ENV_TOKEN_FILE})",
+                f"the admin calls are switched off: start the worker with --admin-token-file (or ${ENV_TOKEN_FILE}), "
+                f"or with the token's sha256 in ${ENV_TOKEN_SHA256}",
             )
-        if not self._token.matches(request.headers.get("Authorization")):
+        authorization = request.headers.get("Authorization")
+        if not self._token.matches(authorization):
             self._metrics.admin_refused.inc()
             log.warning("an admin call without the right token", extra={"fields": {"from": request.remote}})
-            raise Refusal("unauthorized", "the admin calls need the header Authorization: Bearer TOKEN")
+            if (authorization or "").partition(" ")[0].lower() != "bearer":
+                raise Refusal("unauthorized", "the admin calls need the header Authorization: Bearer TOKEN")
+            raise Refusal("unauthorized", "the bearer token is not the one that this worker was started with")
         if self._closed is not None:
             raise Refusal("unavailable", self._closed)
         key = request.match_info["key"]

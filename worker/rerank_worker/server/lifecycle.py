@@ -22,7 +22,7 @@ from rerank_worker.loading.model import Loaded
 from rerank_worker.loading.source import model_name
 from rerank_worker.metrics import Metrics
 from rerank_worker.scheduler import EngineThread
-from rerank_worker.server.admin import AdminRoutes, AdminToken
+from rerank_worker.server.admin import AdminRoutes, read_token
 from rerank_worker.server.admission import Admission
 from rerank_worker.server.models import Limits, Model, Models
 from rerank_worker.server.protocol import Refusal
@@ -45,7 +45,8 @@ class Options:
     """How the process serves. ``lame_duck``: seconds that a draining worker still accepts; ``drain_timeout``: seconds
     after which it gives up on requests in flight (the kubelet's own grace period is usually shorter);
     ``waiting_tokens``, ``waiting_bytes``: tokens, and bytes of bodies, in flight beyond which the worker says that it
-    is busy; ``admin_token_file``: None switches the admin calls off."""
+    is busy; ``admin_token_file``, ``admin_token_sha256``: one of them at most, and with neither the admin calls are
+    switched off."""
 
     host: str
     port: int
@@ -56,6 +57,7 @@ class Options:
     waiting_tokens: int = 2**20
     waiting_bytes: int = 2**28
     admin_token_file: str | None = None
+    admin_token_sha256: str | None = None
     models: Limits = field(default_factory=Limits)
 
 
@@ -82,7 +84,7 @@ class Server:
         self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="tokenize")
         self.models = Models(load, self._scorer, self.metrics, options.stall_limit, options.models)
         self._own = None if config is None else self.models.own(config)
-        token = None if options.admin_token_file is None else AdminToken(options.admin_token_file)
+        token = read_token(options.admin_token_file, options.admin_token_sha256)
         self._admin = AdminRoutes(self.models, token, self.metrics)
         self._live: Callable[[], dict[str, object]] = dict
         self._info: dict[str, object] = {"standby": True} if config is None else {"model": model_name(config.model)}
