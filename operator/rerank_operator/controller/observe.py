@@ -120,7 +120,7 @@ def observe(store: Store, key: Key) -> Observed | None:
         status=body.get("status") or {},
         deployments=tuple(_deployment(b) for b in store.children(DEPLOYMENTS, key) if _owned(b, metadata.uid)),
         revisions=tuple(sorted(revisions, key=lambda r: -r.number)),
-        pods=tuple(pod_state(b) for b in store.children(PODS, key)),
+        pods=tuple(pod_state(b) for b in store.children(PODS, key) if _is_own(b)),
         budget=budget if budget and _owned(budget, metadata.uid) else None,
     )
 
@@ -128,6 +128,11 @@ def observe(store: Store, key: Key) -> Observed | None:
 def _owned(body: dict[str, Any], uid: str) -> bool:
     """Children of a deleted namesake wait for garbage collection: they are not ours."""
     return any(o["uid"] == uid and o.get("controller") for o in body["metadata"].get("ownerReferences", ()))
+
+
+def _is_own(pod: dict[str, Any]) -> bool:
+    """Warm pods that are lent to it are the pool's."""
+    return names.LABEL_RERANKER in pod["metadata"].get("labels", {})
 
 
 def _revision_label(body: dict[str, Any]) -> str:

@@ -5,19 +5,51 @@ arrive through the watch; what stays unconfirmed over several lists shows that t
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from rerank_operator.controller.kinds import PODS, WATCHED, Key, Kind, key_of
+from rerank_operator.controller.kinds import PODS, RERANKERS, WATCHED, Key, Kind, key_of, pool_of
 
 ObjectName = tuple[str, str]
 """Namespace and name of any object."""
 
 
+class _Index:
+    """The objects of each kind that concern one key."""
+
+    def __init__(self, key_of: Callable[[Kind, dict[str, Any]], Key | None]) -> None:
+        self._key_of = key_of
+        self._names: dict[tuple[str, Key], set[ObjectName]] = defaultdict(set)
+
+    def replace(self, kind: Kind, old: dict[str, Any] | None, new: dict[str, Any] | None) -> set[Key]:
+        """Returns the keys that the change concerns."""
+        keys = set()
+        if old is not None and (key := self._key_of(kind, old)):
+            keys.add(key)
+            own = self._names[kind.name, key]
+            own.discard(_name(old))
+            if not own:
+                del self._names[kind.name, key]
+        if new is not None and (key := self._key_of(kind, new)):
+            keys.add(key)
+            self._names[kind.name, key].add(_name(new))
+        return keys
+
+    def names(self, kind: Kind, key: Key) -> list[ObjectName]:
+        return sorted(self._names.get((kind.name, key), ()))
+
+
+def _nobody(_: Key) -> None:
+    pass
+
+
 class Store:
-    def __init__(self) -> None:
+    def __init__(self, pool_changed: Callable[[Key], None] = _nobody) -> None:
+        """``pool_changed`` is told every WarmPool that a change concerns, also of a change that we wrote ourselves."""
+        self._pool_changed = pool_changed
         self._objects: dict[str, dict[ObjectName, dict[str, Any]]] = {kind.name: {} for kind in WATCHED}
-        self._children: dict[str, dict[Key, set[ObjectName]]] = {kind.name: defaultdict(set) for kind in WATCHED}
+        self._children = _Index(key_of)
+        self._members = _Index(pool_of)
         self._unconfirmed: dict[tuple[str, ObjectName], tuple[int, int]] = {}
         # Objects removed since the last list began: its answer may still hold them, and must not bring them back.
         self._removed: dict[str, dict[ObjectName, int]] = {kind.name: {} for kind in WATCHED}
@@ -70,14 +102,18 @@ class Store:
 
     def keys(self) -> set[Key]:
         """Every Reranker there is."""
-        return set(self._objects[WATCHED[0].name])
+        return set(self._objects[RERANKERS.name])
 
     def get(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
         return self._objects[kind.name].get((namespace, name))
 
     def children(self, kind: Kind, key: Key) -> list[dict[str, Any]]:
-        """Objects of ``kind`` that bear the label of the Reranker ``key``, by name."""
-        return [self._objects[kind.name][name] for name in sorted(self._children[kind.name].get(key, ()))]
+        """Objects of ``kind`` that bear the label of the Reranker ``key``, warm pods lent to it too, by name."""
+        return [self._objects[kind.name][name] for name in self._children.names(kind, key)]
+
+    def members(self, kind: Kind, pool: Key) -> list[dict[str, Any]]:
+        """Objects of ``kind`` that are part of the WarmPool ``pool``, or Rerankers that name it, by name."""
+        return [self._objects[kind.name][name] for name in self._members.names(kind, pool)]
 
     def lag(self) -> tuple[int, str]:
         """Most lists that an object has gone through without its watch reporting it, and the kind of that object."""
@@ -90,16 +126,11 @@ class Store:
             return None
         if self._removed[kind.name].get(name, -1) >= _version(body):
             return None
-        key = key_of(kind, body)
-        if old is not None and (old_key := key_of(kind, old)) and old_key != key:
-            self._children[kind.name][old_key].discard(name)
         body["metadata"].pop("managedFields", None)
         if kind is PODS:
             body.pop("spec", None)  # there are many, and nothing reads it
         self._objects[kind.name][name] = body
-        if key:
-            self._children[kind.name][key].add(name)
-        return key
+        return self._changed(kind, old, body)
 
     def _remove(self, kind: Kind, name: ObjectName, version: int, body: dict[str, Any]) -> Key | None:
         old = self._objects[kind.name].get(name)
@@ -109,13 +140,15 @@ class Store:
         if old is None:
             return None
         del self._objects[kind.name][name]
-        key = key_of(kind, old) or key_of(kind, body)
-        if key:
-            own = self._children[kind.name][key]
-            own.discard(name)
-            if not own:
-                del self._children[kind.name][key]
-        return key
+        return self._changed(kind, old, None) or key_of(kind, body)
+
+    def _changed(self, kind: Kind, old: dict[str, Any] | None, new: dict[str, Any] | None) -> Key | None:
+        """The Reranker that is concerned now; of a warm pod that was given back, the one that had it."""
+        for pool in sorted(self._members.replace(kind, old, new)):
+            self._pool_changed(pool)
+        keys = self._children.replace(kind, old, new)
+        now = key_of(kind, new) if new is not None else None
+        return now or next(iter(keys), None)
 
 
 def _name(body: dict[str, Any]) -> ObjectName:
