@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import msgspec
-from rerank_api import names, units
-from rerank_api.reranker import parse_reranker
+from rerank_api import names, units, wire
+from rerank_api.reranker import Cache, parse_reranker
 
 Key = tuple[str, str]
 """Namespace and name."""
@@ -26,9 +26,18 @@ class Endpoint:
     revision: str
     host: str
     port: int = names.WORKER_PORT
+    path: str = wire.SCORE_PATH
+    """Where it scores: a warm pod that is on loan has several models, each at a path of its own."""
     ready: bool = True
     """False: its container is ready, but its node has not been heard of. Used only where no other is left, for after
     an outage of the API server every node is in that state, and its workers still serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    max_bytes: int
+    ttl: float
+    """Seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +49,16 @@ class Policy:
     max_documents: int = 1000
     max_body_bytes: int = 8 * 2**20
     timeout: float = 10.0
+    """Seconds, once there is a worker."""
+    wake_timeout: float = 300.0
+    """Seconds that a request is held while there is no worker at all."""
     queue_limit: int = 1000
     suspended: bool = False
     traffic: tuple[tuple[str, int], ...] = ()
     """Revision and percent of the requests."""
+    settled_revision: str | None = None
+    """The revision that serves and is wanted; None while the two differ. While it sleeps, the next worker is of it."""
+    cache: CachePolicy | None = None
     not_ready_reason: str = ""
     """Reason of the condition Ready while it is not True: one CamelCase word, safe to show to clients."""
     created: int = 0
@@ -98,6 +113,7 @@ class _PodMetadata(msgspec.Struct, rename="camel"):
     name: str
     uid: str = ""
     labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
     deletion_timestamp: str | None = None
 
 
@@ -120,11 +136,10 @@ def parse_pod(raw: bytes) -> Endpoint | None:
     Raises msgspec.ValidationError when it is no Pod.
     """
     pod = _pod_decoder.decode(raw)
-    labels = pod.metadata.labels
-    reranker, revision = labels.get(names.LABEL_RERANKER), labels.get(names.LABEL_REVISION)
     true = {condition.type for condition in pod.status.conditions if condition.status == "True"}
     # The node controller takes Ready from the Pods of a silent node, and leaves what the kubelet said last.
     serving = "Ready" in true or "ContainersReady" in true
+    reranker, revision, path = _serves(pod.metadata)
     if not (serving and reranker and revision and pod.status.podIP) or pod.metadata.deletion_timestamp:
         return None
     return Endpoint(
@@ -133,8 +148,25 @@ def parse_pod(raw: bytes) -> Endpoint | None:
         reranker=reranker,
         revision=revision,
         host=pod.status.podIP,
+        path=path,
         ready="Ready" in true,
     )
+
+
+_NOBODY = ("", "", "")
+
+
+def _serves(pod: _PodMetadata) -> tuple[str, str, str]:
+    """The Reranker, the revision and the path at which it scores for them; empty strings where it serves nobody."""
+    labels = pod.labels
+    if names.LABEL_WARM_POOL not in labels:
+        return labels.get(names.LABEL_RERANKER, ""), labels.get(names.LABEL_REVISION, ""), wire.SCORE_PATH
+    reranker, revision = labels.get(names.LABEL_LOANED_TO, ""), labels.get(names.LABEL_LOANED_REVISION, "")
+    key = names.model_key(pod.namespace, reranker, revision)
+    # A mark of an earlier loan would be answered with another model's scores.
+    if pod.annotations.get(names.ANNOTATION_LOAN_SERVING) != key:
+        return _NOBODY
+    return reranker, revision, f"{wire.MODELS_PATH}/{key}/score"
 
 
 def parse_policy(raw: bytes) -> Policy:
@@ -146,18 +178,28 @@ def parse_policy(raw: bytes) -> Policy:
     reranker = parse_reranker(body)
     requests = reranker.spec.requests
     ready = next((condition for condition in reranker.status.conditions if condition.type == "Ready"), None)
+    current = reranker.status.current_revision
     return Policy(
         namespace=reranker.metadata.namespace,
         name=reranker.metadata.name,
         max_documents=requests.max_documents,
         max_body_bytes=units.parse_quantity(requests.max_body_bytes),
         timeout=units.parse_duration(requests.timeout),
+        wake_timeout=units.parse_duration(requests.wake_timeout),
         queue_limit=requests.queue_limit,
         suspended=reranker.spec.suspend,
         traffic=tuple((share.revision, share.percent) for share in reranker.status.traffic),
+        settled_revision=current if current == reranker.status.updated_revision else None,
+        cache=_cache_policy(requests.cache),
         not_ready_reason=ready.reason if ready is not None and ready.status != "True" else "",
         created=_unix_time(body["metadata"].get("creationTimestamp")),
     )
+
+
+def _cache_policy(cache: Cache | None) -> CachePolicy | None:
+    if cache is None:
+        return None
+    return CachePolicy(units.parse_quantity(cache.max_bytes), units.parse_duration(cache.ttl))
 
 
 def _unix_time(timestamp: str | None) -> int:
