@@ -26,6 +26,8 @@ class Load:
     """Until then the endpoint gets nothing."""
     on_trial: bool = False
     """It failed last time, so it gets one request at a time until one succeeds."""
+    capacity: float | None = None
+    """Tokens/s that it said last that it can score; None: it has not said."""
 
 
 @dataclass(frozen=True, slots=True)
