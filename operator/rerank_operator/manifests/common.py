@@ -10,11 +10,11 @@ from rerank_api import names
 from rerank_api.reranker import Metadata
 
 
-def owner_reference(owner: Metadata) -> dict[str, Any]:
-    """Ties a child to its Reranker: garbage collection removes it, and there is no finalizer to get stuck on."""
+def owner_reference(owner: Metadata, kind: str = names.KIND) -> dict[str, Any]:
+    """Ties a child to its Reranker or WarmPool: garbage collection removes it, and there is no finalizer to get stuck on."""
     return {
         "apiVersion": names.API_VERSION,
-        "kind": names.KIND,
+        "kind": kind,
         "name": owner.name,
         "uid": owner.uid,
         "controller": True,

@@ -40,21 +40,32 @@ def pod_template(
     namespace: str, reranker: str, hash_: str, revision: RevisionSpec, timeout: str, worker: WorkerImage
 ) -> dict[str, Any]:
     """``timeout``: the longest request, which a stopping worker still finishes. Raises BadSpec."""
-    overlay = revision.runtime.pod_template
     config = worker_config(namespace, reranker, hash_, revision)
-    own = {
-        "metadata": {"labels": labels(reranker, hash_)},
+    variable = {"name": names.ENV_WORKER_CONFIG, "value": msgspec.json.encode(config, order="deterministic").decode()}
+    container = worker_container(worker, COMMAND, variable, revision.runtime.resources)
+    volumes = _model_volume(revision.model)
+    if volumes:
+        container["volumeMounts"].append({"name": MODEL_VOLUME, "mountPath": names.MODEL_MOUNT, "readOnly": True})
+    own = worker_pod(labels(reranker, hash_), container, volumes, int(parse_duration(timeout)) + DRAIN_SECONDS)
+    check_overlay(revision.runtime.pod_template, own, "spec.runtime")
+    return merge(own, revision.runtime.pod_template)
+
+
+def worker_pod(
+    labels: dict[str, str], container: dict[str, Any], volumes: list[dict[str, Any]], grace_seconds: int
+) -> dict[str, Any]:
+    """The template of a pod with this one container, before anything is laid over it."""
+    return {
+        "metadata": {"labels": labels},
         "spec": {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": int(parse_duration(timeout)) + DRAIN_SECONDS,
+            "terminationGracePeriodSeconds": grace_seconds,
             "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [_container(revision, config, worker)],
-            "volumes": [{"name": CACHE_VOLUME, "emptyDir": {}}, *_model_volume(revision.model)],
+            "containers": [container],
+            "volumes": [{"name": CACHE_VOLUME, "emptyDir": {}}, *volumes],
         },
     }
-    _check_overlay(overlay, own)
-    return merge(own, overlay)
 
 
 def worker_config(namespace: str, reranker: str, hash_: str, revision: RevisionSpec) -> WorkerConfig:
@@ -99,18 +110,18 @@ def _model_volume(model: Model) -> list[dict[str, Any]]:
     return [{"name": MODEL_VOLUME, "persistentVolumeClaim": {"claimName": place.split("/")[0], "readOnly": True}}]
 
 
-def _container(revision: RevisionSpec, config: WorkerConfig, worker: WorkerImage) -> dict[str, Any]:
-    mounts = [{"name": CACHE_VOLUME, "mountPath": names.CACHE_MOUNT}]
-    if _model_volume(revision.model):
-        mounts.append({"name": MODEL_VOLUME, "mountPath": names.MODEL_MOUNT, "readOnly": True})
-    resources = {key: value for key, value in revision.runtime.resources.items() if value}
+def worker_container(
+    worker: WorkerImage, command: list[str], variable: dict[str, Any], resources: dict[str, Any]
+) -> dict[str, Any]:
+    """``variable``: what the command works by, beside the environment that every worker has."""
+    amounts = {key: value for key, value in resources.items() if value}
     return {
         "name": names.WORKER_CONTAINER,
         "image": worker.image,
         "imagePullPolicy": worker.pull_policy,
-        "command": COMMAND,
+        "command": command,
         "env": [
-            {"name": names.ENV_WORKER_CONFIG, "value": msgspec.json.encode(config, order="deterministic").decode()},
+            variable,
             {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
             {"name": names.ENV_TERMINATION_LOG, "value": names.TERMINATION_LOG},
             # The root file system is read-only: everything that libraries write goes to the cache volume.
@@ -120,7 +131,7 @@ def _container(revision: RevisionSpec, config: WorkerConfig, worker: WorkerImage
             {"name": "TORCHINDUCTOR_CACHE_DIR", "value": f"{names.CACHE_MOUNT}/torchinductor"},
         ],
         "ports": [{"name": names.WORKER_PORT_NAME, "containerPort": names.WORKER_PORT, "protocol": "TCP"}],
-        **({"resources": resources} if resources else {}),
+        **({"resources": amounts} if amounts else {}),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -133,7 +144,7 @@ def _container(revision: RevisionSpec, config: WorkerConfig, worker: WorkerImage
         "livenessProbe": _probe(wire.LIVE_PATH, period=10, failures=3),
         "terminationMessagePath": names.TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": mounts,
+        "volumeMounts": [{"name": CACHE_VOLUME, "mountPath": names.CACHE_MOUNT}],
     }
 
 
@@ -169,8 +180,9 @@ def merge(base: Any, overlay: Any, path: str = "") -> Any:
     return overlay
 
 
-def _check_overlay(overlay: dict[str, Any], own: dict[str, Any]) -> None:
-    field = "spec.runtime.podTemplate"
+def check_overlay(overlay: dict[str, Any], own: dict[str, Any], place: str) -> None:
+    """``place``: the field that holds podTemplate and resources. Raises BadSpec."""
+    field = f"{place}.podTemplate"
     for key in overlay.keys() - {"metadata", "spec"}:
         raise BadSpec(f"{field}.{key} is not a field of a pod template: use metadata and spec")
     metadata, spec = _mapping(overlay, "metadata", field), _mapping(overlay, "spec", field)
@@ -183,15 +195,15 @@ def _check_overlay(overlay: dict[str, Any], own: dict[str, Any]) -> None:
             raise BadSpec(f"{field}.spec.{key} may not be null: the worker needs its own")
     for index, container in enumerate(_items(spec, "containers", f"{field}.spec")):
         if container.get("name") == names.WORKER_CONTAINER:
-            _check_worker(container, f"{field}.spec.containers[{index}]")
+            _check_worker(container, f"{field}.spec.containers[{index}]", place)
 
 
-def _check_worker(container: dict[str, Any], field: str) -> None:
+def _check_worker(container: dict[str, Any], field: str, place: str) -> None:
     for key in ("command", "args", "ports", "terminationMessagePath", "terminationMessagePolicy", "resources"):
         if key in container:
-            instead = ": use spec.runtime.resources" if key == "resources" else ""
+            instead = f": use {place}.resources" if key == "resources" else ""
             raise BadSpec(f"{field}.{key} may not be set: the operator sets it{instead}")
-    ours = {names.ENV_WORKER_CONFIG, names.ENV_POD_IP, names.ENV_TERMINATION_LOG}
+    ours = {names.ENV_WORKER_CONFIG, names.ENV_ADMIN_TOKEN_SHA256, names.ENV_POD_IP, names.ENV_TERMINATION_LOG}
     for index, variable in enumerate(_items(container, "env", field)):
         if variable.get("name") in ours:
             raise BadSpec(f"{field}.env[{index}]: {variable['name']} may not be set: the operator sets it")
