@@ -325,6 +325,10 @@ class Queues:
     def __iter__(self) -> Iterator[tuple[Key, Queue]]:
         return iter(self._queues.items())
 
+    def get(self, key: Key) -> Queue | None:
+        """None: it has not been asked for."""
+        return self._queues.get(key)
+
     def of(self, route: Route) -> Queue:
         queue = self._queues.get(route.key)
         if queue is None:
