@@ -118,7 +118,7 @@ def observe(store: Store, key: Key) -> Observed | None:
         reranker=reranker,
         invalid=invalid,
         status=body.get("status") or {},
-        deployments=tuple(_deployment(b) for b in store.children(DEPLOYMENTS, key) if _owned(b, metadata.uid)),
+        deployments=tuple(deployment_state(b) for b in store.children(DEPLOYMENTS, key) if _owned(b, metadata.uid)),
         revisions=tuple(sorted(revisions, key=lambda r: -r.number)),
         pods=tuple(pod_state(b) for b in store.children(PODS, key) if _is_own(b)),
         budget=budget if budget and _owned(budget, metadata.uid) else None,
@@ -150,7 +150,7 @@ def _revision(body: dict[str, Any]) -> RevisionState:
     )
 
 
-def _deployment(body: dict[str, Any]) -> DeploymentState:
+def deployment_state(body: dict[str, Any]) -> DeploymentState:
     metadata, spec, status = body["metadata"], body["spec"], body.get("status", {})
     conditions = {c["type"]: c for c in status.get("conditions", ())}
     annotations = metadata.get("annotations", {})

@@ -209,7 +209,7 @@ class _Planner:
         found = self.observed.budget
         if self.desired < 2:
             return [_delete(BUDGETS, found)] if found else []
-        return _apply_if_different(BUDGETS, pod_disruption_budget(self.owner), found)
+        return apply_if_different(BUDGETS, pod_disruption_budget(self.owner), found)
 
     def _deployment_actions(self, handover: Handover, rejected: RejectedRevision | None) -> list[Action]:
         actions: list[Action] = []
@@ -241,7 +241,7 @@ class _Planner:
         body = found.body if found is not None else None
         # A target that serves and whose Deployment is gone was not waited for: someone has deleted it.
         deleted = self.target == self.current and replicas > 0
-        return [*actions, *_apply_if_different(DEPLOYMENTS, manifest, body, deleted)]
+        return [*actions, *apply_if_different(DEPLOYMENTS, manifest, body, deleted)]
 
     def _restore(self, revision: str, replicas: int) -> list[Action]:
         stored = self.stored.get(revision)
@@ -251,7 +251,7 @@ class _Planner:
             manifest = self._deployment(revision, stored.spec, replicas)
         except BadSpec:
             return []
-        return _apply_if_different(DEPLOYMENTS, manifest, None, deleted=True)
+        return apply_if_different(DEPLOYMENTS, manifest, None, deleted=True)
 
     def _scale(
         self, found: DeploymentState, replicas: int, lent_to: str | None, fits: int | None = None
@@ -309,7 +309,7 @@ def _views(observed: Observed, restorable: set[str], now: float) -> list[Revisio
     ]
 
 
-def _apply_if_different(
+def apply_if_different(
     kind: Kind, manifest: dict[str, Any], found: dict[str, Any] | None, deleted: bool = False
 ) -> list[Action]:
     """``deleted``: where it is not there, it has been, and someone has deleted it."""

@@ -11,7 +11,7 @@ from rerank_api.reranker import Metadata
 
 
 def owner_reference(owner: Metadata, kind: str = names.KIND) -> dict[str, Any]:
-    """Ties a child to its Reranker or WarmPool: garbage collection removes it, and there is no finalizer to get stuck on."""
+    """Ties a child to its owner: garbage collection removes it, and there is no finalizer to get stuck on."""
     return {
         "apiVersion": names.API_VERSION,
         "kind": kind,
@@ -113,14 +113,17 @@ _TWOS = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
 
 def _same_amount(wanted: Any, found: Any) -> bool:
     """Kubernetes stores quantities in its own spelling: "0.5" comes back as "500m", "1024Mi" as "1Gi"."""
-    amounts = []
-    for match in (_AMOUNT.fullmatch(str(value)) for value in (wanted, found)):
-        if match is None:
-            return False
-        number, unit, exponent = match.groups()
-        scale = Decimal(2) ** _TWOS[unit] if unit in _TWOS else Decimal(10) ** int(exponent or _TENS.get(unit, 0))
-        amounts.append(Decimal(number) * scale)
-    return amounts[0] == amounts[1]
+    return amount(wanted) is not None and amount(wanted) == amount(found)
+
+
+def amount(value: Any) -> Decimal | None:
+    """The number that a Kubernetes quantity stands for; None: it is none."""
+    match = _AMOUNT.fullmatch(str(value))
+    if match is None:
+        return None
+    number, unit, exponent = match.groups()
+    scale = Decimal(2) ** _TWOS[unit] if unit in _TWOS else Decimal(10) ** int(exponent or _TENS.get(unit, 0))
+    return Decimal(number) * scale
 
 
 def _same_scalar(wanted: Any, found: Any) -> bool:

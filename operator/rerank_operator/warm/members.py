@@ -1,0 +1,135 @@
+"""The Rerankers of a warm pool: what a warm pod would load for each, and why it may not. Pure over the store."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from rerank_api import names
+from rerank_api.reranker import Metadata, Model, Reranker, parse_reranker
+from rerank_api.revision import RevisionSpec, revision_from_data, revision_hash, revision_of
+from rerank_api.warm_pool import WarmPoolSpec
+from rerank_api.worker_config import WorkerConfig
+
+from rerank_operator.controller.kinds import CONTROLLER_REVISIONS, RERANKERS, Key
+from rerank_operator.controller.observe import parse_time
+from rerank_operator.controller.store import Store
+from rerank_operator.manifests.common import amount
+from rerank_operator.manifests.pod_template import BadSpec, worker_config
+from rerank_operator.warm.observe import Wish
+
+
+class Served(msgspec.Struct, frozen=True):
+    """What a warm pod loads to serve a Reranker."""
+
+    revision: str
+    key: str
+    """Of the model in the worker."""
+    model: Model
+    config: WorkerConfig
+
+
+class Member(msgspec.Struct, frozen=True):
+    """A Reranker that names the pool."""
+
+    metadata: Metadata
+    served: Served | None
+    """None: no warm pod may serve it now."""
+    problem: str | None = None
+    """Why not, where a person should know. What was asked for (suspended, for example) is no problem."""
+    wish: Wish | None = None
+    """None: nothing has been decided for it yet."""
+    last_request: float = 0.0
+    """Unix time; 0: none is known."""
+
+    @property
+    def name(self) -> str:
+        return self.metadata.name
+
+
+def members(store: Store, pool: Key, spec: WarmPoolSpec, wishes: Sequence[Wish]) -> tuple[Member, ...]:
+    """By name; Rerankers that are being deleted are none any more."""
+    by_key = {wish.key: wish for wish in wishes}
+    found = [_member(store, body, spec, by_key) for body in store.members(RERANKERS, pool)]
+    return tuple(member for member in found if member.metadata.deletion_timestamp is None)
+
+
+def _member(store: Store, body: dict[str, Any], spec: WarmPoolSpec, wishes: dict[Key, Wish]) -> Member:
+    metadata = msgspec.convert(body["metadata"], Metadata)
+    key = (metadata.namespace, metadata.name)
+    try:
+        reranker = parse_reranker(body)
+    except msgspec.ValidationError as error:
+        return Member(metadata, None, f"cannot be read: {error}", wishes.get(key))
+    served, problem = _served(store, reranker, spec)
+    scaling = reranker.status.scaling
+    last = _time(scaling.last_request_time) if scaling is not None else 0.0
+    return Member(metadata, served, problem, wishes.get(key), last)
+
+
+def _served(store: Store, reranker: Reranker, spec: WarmPoolSpec) -> tuple[Served | None, str | None]:
+    if reranker.spec.suspend:
+        return None, None
+    revision = _revision(store, reranker)
+    if revision is None:
+        return None, "the revision that serves cannot be read"
+    if problem := lacking(spec, revision):
+        return None, problem
+    namespace, name = reranker.metadata.namespace, reranker.metadata.name
+    digest = revision_hash(revision)
+    runtime = revision.runtime
+    try:
+        config = worker_config(namespace, name, digest, revision)
+    except BadSpec as error:
+        return None, str(error)
+    config = msgspec.structs.replace(
+        config,
+        precision=spec.precision if runtime.precision == "auto" else runtime.precision,
+        device=spec.device if runtime.device == "auto" else runtime.device,
+    )
+    return Served(digest, names.model_key(namespace, name, digest), revision.model, config), None
+
+
+def _revision(store: Store, reranker: Reranker) -> RevisionSpec | None:
+    """The one that serves, as it was kept; else the one that the spec asks for."""
+    current, target = reranker.status.current_revision, revision_of(reranker.spec)
+    if current is None or current == revision_hash(target):
+        return target
+    key = (reranker.metadata.namespace, reranker.metadata.name)
+    for body in store.children(CONTROLLER_REVISIONS, key):
+        if body["metadata"].get("labels", {}).get(names.LABEL_REVISION) == current:
+            try:
+                return revision_from_data(body.get("data"))
+            except msgspec.ValidationError:
+                return None
+    return target
+
+
+def lacking(spec: WarmPoolSpec, revision: RevisionSpec) -> str | None:
+    """What the pool's pods would have to have for ``revision``, and do not.
+
+    CPU and memory are left out: a model that does not fit beside others is refused by the worker, which can tell.
+    """
+    if revision.model.uri.startswith("pvc://"):
+        return "its model is on a volume (pvc://), which warm pods do not mount: use hf:// or file://"
+    offered = _extended(spec.resources)
+    for name, wanted in sorted(_extended(revision.runtime.resources).items()):
+        have, need = amount(offered.get(name, "0")), amount(wanted)
+        if have is None or need is None or have < need:
+            there = f"offer {offered[name]}" if name in offered else "have none"
+            return f"it asks for {name}: {wanted}, and the pods {there}: set spec.resources.limits of the pool"
+    if revision.runtime.device == "cuda" and spec.device == "cpu":
+        return "it asks for runtime.device cuda, and the pool's spec.device is cpu"
+    return None
+
+
+def _extended(resources: dict[str, dict[str, str | int]]) -> dict[str, str | int]:
+    """Devices: whatever has a domain in its name. They are limits, or both alike."""
+    both = (resources.get("requests") or {}) | (resources.get("limits") or {})
+    return {name: value for name, value in both.items() if "/" in name and amount(value) != 0}
+
+
+def _time(text: str | None) -> float:
+    try:
+        return parse_time(text) if text else 0.0
+    except ValueError:
+        return 0.0
