@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Literal
 
-_SUBJECT = ("namespace", "reranker")
+_SUBJECT = ("namespace", "reranker", "pool")
 
 
 class JsonFormatter(logging.Formatter):

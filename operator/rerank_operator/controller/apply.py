@@ -14,8 +14,8 @@ from rerank_operator.controller import events, metrics
 from rerank_operator.controller.api import ApiError, KubeApi, Unreachable
 from rerank_operator.controller.conditions import Problem
 from rerank_operator.controller.events import Allowance, Event
-from rerank_operator.controller.kinds import DEPLOYMENTS, EVENTS, RERANKERS
-from rerank_operator.controller.plan import Action, Apply, Delete, Scale
+from rerank_operator.controller.kinds import DEPLOYMENTS, EVENTS, PODS, RERANKERS, Kind
+from rerank_operator.controller.plan import Action, Apply, Delete, Mark, Scale
 from rerank_operator.controller.store import Store
 
 log = logging.getLogger(__name__)
@@ -26,10 +26,13 @@ class NotYet(Exception):
 
 
 class Applier:
-    def __init__(self, api: KubeApi, store: Store, instance: str) -> None:
+    """``owner``: the kind whose children and status are written."""
+
+    def __init__(self, api: KubeApi, store: Store, instance: str, owner: Kind = RERANKERS) -> None:
         self._api = api
         self._store = store
         self._instance = instance
+        self._owner = owner
         self.allowance = Allowance()
 
     async def carry_out(self, actions: tuple[Action, ...], regarding: Metadata) -> Problem | None:
@@ -48,23 +51,27 @@ class Applier:
         return problem
 
     async def write_status(self, status: dict[str, Any]) -> None:
-        self._store.learned(RERANKERS, await self._api.apply(RERANKERS, status, "status"))
-        metrics.WRITES.labels(RERANKERS.name, "status").inc()
+        self._store.learned(self._owner, await self._api.apply(self._owner, status, "status"))
+        metrics.WRITES.labels(self._owner.name, "status").inc()
 
     async def tell(self, event: Event, regarding: Metadata) -> None:
         """Events help people; that one cannot be written must not hold up anything."""
         level = logging.WARNING if event.type == "Warning" else logging.INFO
-        log.log(level, "%s: %s", event.reason, event.note, extra=_subject(regarding))
+        log.log(level, "%s: %s", event.reason, event.note, extra=self._subject(regarding))
         now = time.time()
         if not self.allowance.take(regarding.uid, now):
             metrics.EVENTS_DROPPED.labels("too many").inc()
             return
         try:
-            manifest = events.manifest(event, regarding, self._instance, now)
+            manifest = events.manifest(event, regarding, self._instance, now, self._owner.name)
             await self._api.create_event(regarding.namespace, manifest, EVENTS)
         except (ApiError, Unreachable) as error:
             metrics.EVENTS_DROPPED.labels("refused").inc()
-            log.warning("event %s could not be written: %s", event.reason, error, extra=_subject(regarding))
+            log.warning("event %s could not be written: %s", event.reason, error, extra=self._subject(regarding))
+
+    def _subject(self, regarding: Metadata) -> dict[str, str]:
+        what = "reranker" if self._owner is RERANKERS else "pool"
+        return {"namespace": regarding.namespace, what: regarding.name}
 
     async def _do(self, action: Action, regarding: Metadata) -> None:
         match action:
@@ -72,9 +79,11 @@ class Applier:
                 changed = await self._apply(action, regarding)
             case Scale():
                 changed = await self._scale(action)
+            case Mark():
+                changed = await self._mark(action)
             case Delete():
                 changed = await self._delete(action)
-        if changed and not isinstance(action, Delete) and action.event is not None:
+        if changed and isinstance(action, Apply | Scale) and action.event is not None:
             await self.tell(action.event, regarding)
 
     async def _apply(self, action: Apply, regarding: Metadata) -> bool:
@@ -102,11 +111,13 @@ class Applier:
         if any(owner["uid"] == regarding.uid for owner in owners):
             return
         what = f"{action.kind.name} {metadata['name']}"
-        if any(owner["kind"] == names.KIND and owner["name"] == regarding.name for owner in owners):
-            raise NotYet(f"{what} of the deleted Reranker of this name is not gone yet")
-        if not owners and found["metadata"].get("labels", {}).get(names.LABEL_RERANKER) == regarding.name:
+        if any(owner["kind"] == self._owner.name and owner["name"] == regarding.name for owner in owners):
+            raise NotYet(f"{what} of the deleted {self._owner.name} of this name is not gone yet")
+        label = names.LABEL_RERANKER if self._owner is RERANKERS else names.LABEL_WARM_POOL
+        if not owners and found["metadata"].get("labels", {}).get(label) == regarding.name:
             return  # left behind by a deletion with --cascade=orphan: ours again
-        raise ApiError(422, "Conflict", f"{what} exists and was not made for this Reranker: delete or rename it")
+        words = f"{what} exists and was not made for this {self._owner.name}: delete or rename it"
+        raise ApiError(422, "Conflict", words)
 
     async def _scale(self, action: Scale) -> bool:
         patch = {
@@ -130,6 +141,19 @@ class Applier:
         metrics.WRITES.labels(DEPLOYMENTS.name, "scale").inc()
         return True
 
+    async def _mark(self, action: Mark) -> bool:
+        cost = None if action.cost is None else str(action.cost)
+        patch = {"metadata": {"uid": action.uid, "annotations": {names.ANNOTATION_DELETION_COST: cost}}}
+        try:
+            answer = await self._api.merge(PODS, action.namespace, action.name, patch)
+        except ApiError as error:
+            if error.status == 404:
+                return False
+            raise
+        self._store.learned(PODS, answer)
+        metrics.WRITES.labels(PODS.name, "mark").inc()
+        return True
+
     async def _delete(self, action: Delete) -> bool:
         try:
             await self._api.delete(action.kind, action.namespace, action.name, action.uid, action.resource_version)
@@ -147,9 +171,7 @@ def _what(action: Action) -> str:
             return f"{action.kind.name} {action.manifest['metadata']['name']}"
         case Scale():
             return f"{DEPLOYMENTS.name} {action.name}"
+        case Mark():
+            return f"{PODS.name} {action.name}"
         case Delete():
             return f"deletion of {action.kind.name} {action.name}"
-
-
-def _subject(regarding: Metadata) -> dict[str, str]:
-    return {"namespace": regarding.namespace, "reranker": regarding.name}

@@ -13,6 +13,7 @@ from rerank_api import names
 from rerank_api.reranker import Condition, Metadata
 
 from rerank_operator.controller.conditions import DEGRADED, READY
+from rerank_operator.controller.verdict import Verdict
 
 LONGEST_NOTE = 1024
 """The API server's limit, in bytes."""
@@ -43,6 +44,25 @@ def transitions(
     return tuple(events)
 
 
+def scaled(was: dict[str, Any], verdict: Verdict | None) -> tuple[Event, ...]:
+    """``was``: status.scaling as stored. Told is each change of the numbers that demand asks for, carried out or not."""
+    decision = verdict.decision if verdict else None
+    if verdict is None or decision is None or verdict.mode not in ("Auto", "Recommend") or was.get("mode") != verdict.mode:
+        return ()
+    changes = [
+        f"{what} {before} to {now}"
+        for what, before, now in (
+            ("workers", was.get("desiredReplicas", 0), verdict.desired),
+            ("warm pods", was.get("desiredLoaners", 0), verdict.desired_loaners),
+        )
+        if before != now
+    ]
+    if not changes:
+        return ()
+    would = "only recommended: " if verdict.mode == "Recommend" else ""
+    return (Event("Normal", decision.reason, "Scale", f"{would}{', '.join(changes)}: {decision.message}"),)
+
+
 def _of_condition(was: dict[str, Any], now: Condition) -> list[Event]:
     changed = (was.get("status"), was.get("reason")) != (now.status, now.reason)
     if not changed:
@@ -62,7 +82,7 @@ def _of_condition(was: dict[str, Any], now: Condition) -> list[Event]:
     return []
 
 
-def manifest(event: Event, regarding: Metadata, instance: str, now: float) -> dict[str, Any]:
+def manifest(event: Event, regarding: Metadata, instance: str, now: float, kind: str = names.KIND) -> dict[str, Any]:
     """The Event object. Its name is made of its content and time: the same one is never stored twice."""
     time = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     digest = hashlib.sha256(f"{regarding.uid}{event.reason}{event.note}{time}".encode()).hexdigest()[:16]
@@ -72,7 +92,7 @@ def manifest(event: Event, regarding: Metadata, instance: str, now: float) -> di
         "metadata": {"name": f"{regarding.name}.{digest}", "namespace": regarding.namespace},
         "regarding": {
             "apiVersion": names.API_VERSION,
-            "kind": names.KIND,
+            "kind": kind,
             "namespace": regarding.namespace,
             "name": regarding.name,
             "uid": regarding.uid,
