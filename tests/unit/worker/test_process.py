@@ -49,6 +49,34 @@ def test_threads_share_two_heaps_so_that_large_documents_leave_little_behind() -
     assert 1 <= done.stdout.count("<heap nr=") <= 2
 
 
+TIDY = """
+import asyncio
+from rerank_worker import memory
+from rerank_worker.engine import process
+process.keep_freed_memory()
+
+async def main():
+    blocks = [bytes(2048) for _ in range(100_000)]
+    kept = blocks[::50]  # so that no heap is free at its end
+    del blocks
+    before = memory.taken()
+    tidying = asyncio.create_task(memory.keep_tidy(pause=0.01))
+    async with asyncio.timeout(30):
+        while memory.taken() > before - 100 * 2**20:
+            await asyncio.sleep(0.01)
+    tidying.cancel()
+    print(len(kept))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="malloc is not glibc's")
+def test_what_lies_free_between_small_blocks_is_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", TIDY], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "2000", done.stderr
+
+
 @pytest.mark.timeout(180)
 async def test_from_start_to_sigterm(tiny_bert: Path) -> None:
     config = {"model": {"path": str(tiny_bert)}, "device": "cpu", "reranker": "products", "maxBatchTokens": 512}
