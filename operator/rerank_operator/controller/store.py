@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from rerank_operator.controller.kinds import PODS, RERANKERS, WATCHED, Key, Kind, key_of, pool_of
+from rerank_operator.controller.kinds import PODS, RERANKERS, WARM_POOLS, WATCHED, Key, Kind, key_of, pool_of
 
 ObjectName = tuple[str, str]
 """Namespace and name of any object."""
@@ -103,6 +103,10 @@ class Store:
     def keys(self) -> set[Key]:
         """Every Reranker there is."""
         return set(self._objects[RERANKERS.name])
+
+    def pools(self) -> set[Key]:
+        """Every WarmPool there is."""
+        return set(self._objects[WARM_POOLS.name])
 
     def get(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
         return self._objects[kind.name].get((namespace, name))

@@ -51,7 +51,8 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 Failures = Mapping[str, Failure]
-"""For loans by the model's key; for models that are only kept ready by ``place(uid, key)``."""
+"""For loans by the model's key; for models that are only kept ready by ``place(uid, key)``; for everything else that was
+asked of a pod by ``place(uid, "")``."""
 
 
 def place(uid: str, key: str) -> str:
@@ -126,10 +127,14 @@ def jobs(
     for pod in state.pods:
         if not pod.usable or pod.uid in running:
             continue
-        worker = known(pod, workers)
-        if worker is None:
+        worker, rest = known(pod, workers), failures.get(place(pod.uid, ""))
+        resting = rest is not None and now < rest.until
+        if worker is None and not resting:
             asked.append(Look(pod))
             continue
+        if resting and (pod.loan is None or pod.loan.serving is not None):
+            continue
+        worker = worker or Worker(pod.restarts, now)
         if pod.loan is not None:
             member = by_name.get(pod.loan.reranker)
             job = _load_for_loan(pod, worker, member, members, spec, wanted)

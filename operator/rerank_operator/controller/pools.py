@@ -1,0 +1,454 @@
+"""The rim of warm pools: a queue of WarmPools of its own, the patches that lend pods, and the calls to their workers.
+
+What to do is decided in ``warm.plan``; here it is done, in this order: loans first, because requests wait for them, the
+status last. A patch of a Pod names the uid and resourceVersion that were looked at, so that a pod is never lent twice,
+however many operators there are. Calls to workers run beside the queue, one a pod and bounded, and make their pool due
+again when they end. Nothing is kept here that a new leader could not ask for again.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import msgspec
+from rerank_api import names
+from rerank_api.reranker import Metadata
+
+from rerank_operator.controller import metrics
+from rerank_operator.controller.api import ApiError, KubeApi, NotLeader, Unreachable
+from rerank_operator.controller.apply import Applier, NotYet
+from rerank_operator.controller.events import Event
+from rerank_operator.controller.kinds import PODS, RERANKERS, WARM_POOLS, Key, pool_of
+from rerank_operator.controller.leader import steady_clock
+from rerank_operator.controller.queue import WorkQueue
+from rerank_operator.controller.store import Store
+from rerank_operator.manifests.pod_template import STARTUP_SECONDS, WorkerImage
+from rerank_operator.warm.admin import Admin, AdminError, ModelFact
+from rerank_operator.warm.loans import Claim, Loans, Release, Serve, Waiting
+from rerank_operator.warm.models import Failure, Job, Load, Look, Unload, Worker, place
+from rerank_operator.warm.observe import WarmPod, Wish, warm_pod
+from rerank_operator.warm.plan import Observed, make_plan, observe
+from rerank_operator.warm.tokens import pool_token
+
+log = logging.getLogger(__name__)
+
+WORKERS = 4
+"""Pools that are looked at at a time: a look mostly waits for the API server."""
+RECONCILE_SECONDS = 120.0
+PATCHES = 16
+"""Patches of pods on their way at a time, of one pool."""
+ROUNDS = 4
+"""Looks in a row while what was done, or lost to another, changes what is to be done."""
+LOADS = 64
+"""Loads for loans at a time, over all pools."""
+OTHER_CALLS = 16
+"""All other calls to workers at a time: they never hold up a load that requests wait for."""
+LOAD_SECONDS = 60.0
+"""How long one call waits for a load; then it asks again, while the load goes on."""
+UNLOAD_SECONDS = 60.0
+"""More than a worker gives the requests of a model that is unloaded."""
+FIRST_RETRY_SECONDS = 2.0
+LONGEST_RETRY_SECONDS = 300.0
+FAILURES_KEPT_SECONDS = 3600.0
+STATUS_SECONDS = 1.0
+"""How long the status may wait while loans are on their way: its write would come before theirs."""
+LENT_COST = "100"
+"""Deletion cost of a lent pod: where the pool shrinks, a free one goes."""
+
+
+class Wishes(Protocol):
+    def wishes(self, namespace: str, pool: str) -> Sequence[Wish]:
+        """Of every Reranker of the pool for which something has been decided; see ``Wish``."""
+        ...
+
+
+class Pools:
+    def __init__(
+        self,
+        api: KubeApi,
+        store: Store,
+        wishes: Wishes,
+        worker: WorkerImage,
+        key: bytes,
+        instance: str,
+        reranker_changed: Callable[[Key], None],
+        tell: Callable[[Event, Metadata], Awaitable[None]],
+    ) -> None:
+        """``key``: from which the pools' tokens are made; ``reranker_changed`` is told whose loans have changed;
+        ``tell`` writes an Event of a Reranker."""
+        self._api = api
+        self._store = store
+        self._wishes = wishes
+        self._worker = worker
+        self._key = key
+        self._reranker_changed = reranker_changed
+        self._tell = tell
+        self._applier = Applier(api, store, instance, WARM_POOLS)
+        self._admin = Admin()
+        self.queue: WorkQueue[Key] = WorkQueue(steady_clock, random.random)
+        self._workers: dict[str, Worker] = {}
+        self._failures: dict[str, Failure] = {}
+        self._running: dict[str, Job] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._load_slots = asyncio.Semaphore(LOADS)
+        self._other_slots = asyncio.Semaphore(OTHER_CALLS)
+        self._waiting: dict[Key, dict[str, Waiting]] = {}
+        self._claimed: dict[str, tuple[float, float]] = {}
+        """Since when the pod's Reranker had wished for it, and when it was claimed, by the Pod's uid."""
+        self._loaded_at: dict[str, float] = {}
+        self._status_since: dict[Key, float] = {}
+        """Since when a status has been held back."""
+
+    async def run(self) -> None:
+        """Until the queue is closed."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(WORKERS):
+                    group.create_task(self._work())
+        finally:
+            self.clear()
+            await self._admin.close()
+
+    def clear(self) -> None:
+        """Leadership is lost: forget all, and stop asking workers. Loads that have begun go on in the workers."""
+        self.queue.clear()
+        for task in self._tasks:
+            task.cancel()
+        for kept in (self._workers, self._failures, self._waiting, self._claimed, self._loaded_at, self._status_since):
+            kept.clear()
+
+    def forget_gone(self) -> None:
+        """Pods and pools that are no more."""
+        pods = {body["metadata"]["uid"] for key in self._store.pools() for body in self._store.members(PODS, key)}
+        for kept in (self._workers, self._claimed, self._loaded_at):
+            for uid in kept.keys() - pods:
+                del kept[uid]
+        old = time.time() - FAILURES_KEPT_SECONDS
+        self._failures = {key: failure for key, failure in self._failures.items() if failure.until > old}
+        bodies = [self._store.get(WARM_POOLS, *key) or {} for key in self._store.pools()]
+        self._applier.allowance.keep({body.get("metadata", {}).get("uid", "") for body in bodies})
+
+    def waiting(self, key: Key) -> str | None:
+        """Why a Reranker gets fewer warm pods than it wishes for; None: it gets them, or nobody has looked yet."""
+        pool = pool_of(RERANKERS, self._store.get(RERANKERS, *key) or {"metadata": {"namespace": key[0]}})
+        if pool is None:
+            return None
+        if self._store.get(WARM_POOLS, *pool) is None:
+            return f"there is no WarmPool {pool[1]} in namespace {pool[0]}: create it, or correct spec.scaling.warmPool"
+        found = self._waiting.get(pool, {}).get(key[1])
+        return f"WarmPool {pool[1]}: {found.message}" if found is not None else None
+
+    # --- the queue ---
+
+    async def _work(self) -> None:
+        while (taken := await self.queue.get()) is not None:
+            key, _ = taken
+            result = await self._reconcile_safely(key)
+            metrics.POOL_RECONCILES.labels(result).inc()
+            self.queue.done(key, failed=result not in ("ok", "not leader"))
+
+    async def _reconcile_safely(self, key: Key) -> str:
+        subject = {"namespace": key[0], "pool": key[1]}
+        try:
+            async with asyncio.timeout(RECONCILE_SECONDS):
+                return await self.reconcile(key)
+        except NotLeader:
+            return "not leader"
+        except (ApiError, NotYet) as error:
+            log.warning("warm pool: %s", error, extra=subject)
+            return "refused"
+        except (Unreachable, TimeoutError) as error:
+            log.warning("warm pool: %s", error or "took too long", extra=subject)
+            return "unreachable"
+        except Exception:  # one pool that we cannot cope with must not stop the others
+            log.exception("warm pool failed", extra=subject)
+            return "error"
+
+    async def reconcile(self, key: Key) -> str:
+        """One look at the pool, and all that follows from it. Returns how it ended."""
+        for _ in range(ROUNDS):
+            observed = observe(
+                self._store, key, tuple(self._wishes.wishes(*key)), self._workers, self._failures, self._running
+            )
+            if observed is None:
+                self._waiting.pop(key, None)
+                self._status_since.pop(key, None)
+                return "ok"
+            token = pool_token(self._key, *key, observed.metadata.uid)
+            plan = make_plan(observed, token, self._worker, time.time())
+            if not await self._carry_out(observed, plan.loans):
+                break
+        else:
+            self.queue.add(key, 0.05)  # others write as fast as we do: they get their turn first
+            return "ok"
+        for job in plan.jobs:
+            self._start(key, token, job)
+        self._tell_waiting(key, observed, plan.loans)
+        problem = await self._applier.carry_out(plan.actions, observed.metadata)
+        if problem is not None:
+            plan = make_plan(observed, token, self._worker, time.time(), problem)
+        if plan.status is not None and not self._hold_back_status(key, observed):
+            await self._applier.write_status(plan.status)
+        if plan.requeue_after is not None:
+            self.queue.add(key, plan.requeue_after)
+        return "ok" if problem is None else "refused"
+
+    def _hold_back_status(self, key: Key, observed: Observed) -> bool:
+        """While somebody waits for a loan, every write between its steps would be in their way."""
+        on_its_way = any(pod.loan is not None and pod.loan.serving is None for pod in observed.state.pods)
+        since = self._status_since.setdefault(key, steady_clock())
+        if on_its_way and steady_clock() - since < STATUS_SECONDS:
+            self.queue.add(key, STATUS_SECONDS)
+            return True
+        self._status_since.pop(key, None)
+        return False
+
+    def _tell_waiting(self, key: Key, observed: Observed, loans: Loans) -> None:
+        before = self._waiting.get(key, {})
+        self._waiting[key] = dict(loans.waiting)
+        by_name = {member.name: member for member in observed.members}
+        for name in before.keys() ^ loans.waiting.keys():
+            self._reranker_changed((key[0], name))
+        for name, waiting in loans.waiting.items():
+            if name not in before and waiting.reason != "LoadFailed":  # that was told when it failed
+                event = Event("Warning", f"WarmPool{waiting.reason}", "Claim", f"WarmPool {key[1]}: {waiting.message}")
+                self._spawn(self._say(event, by_name[name].metadata))
+
+    async def _say(self, event: Event, regarding: Metadata) -> None:
+        try:
+            await self._tell(event, regarding)
+        except NotLeader:
+            return  # the next leader tells what is so then
+
+    # --- loans: patches of Pods ---
+
+    async def _carry_out(self, observed: Observed, loans: Loans) -> bool:
+        """True: something has changed, so look again."""
+        steps: list[Coroutine[Any, Any, bool]] = [
+            *(self._serve(observed, step) for step in loans.serves),
+            *(self._release(observed, step) for step in loans.releases),
+            *(self._claim(observed, step) for step in loans.claims),
+        ]
+        if not steps:
+            return False
+        slots = asyncio.Semaphore(PATCHES)
+
+        async def one(step: Coroutine[Any, Any, bool]) -> bool:
+            async with slots:
+                return await step
+
+        results = await asyncio.gather(*(one(step) for step in steps), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return any(results)
+
+    async def _claim(self, observed: Observed, claim: Claim) -> bool:
+        at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        labels = {names.LABEL_LOANED_TO: claim.reranker, names.LABEL_LOANED_REVISION: claim.revision}
+        annotations = {names.ANNOTATION_LOANED_AT: at, names.ANNOTATION_DELETION_COST: LENT_COST}
+        pod = await self._patch(observed, claim.pod, labels, annotations, "claim")
+        if pod is None or pod.loan is None:
+            return True
+        wishes = {member.name: member.wish for member in observed.members}
+        wish = wishes.get(claim.reranker)
+        now = time.time()
+        since = wish.since if wish is not None else pod.loan.since
+        self._claimed[pod.uid] = (since, now)
+        metrics.WAKE_PHASE_SECONDS.labels("claim").observe(max(0.0, now - since))
+        self._reranker_changed((observed.metadata.namespace, claim.reranker))
+        return True
+
+    async def _serve(self, observed: Observed, serve: Serve) -> bool:
+        labels = {names.LABEL_LOANED_TO: serve.reranker, names.LABEL_LOANED_REVISION: serve.revision}
+        annotations = {names.ANNOTATION_LOAN_SERVING: serve.key}
+        pod = await self._patch(observed, serve.pod, labels, annotations, "serve")
+        if pod is None or pod.loan is None:
+            return True
+        now = time.time()
+        loaded = self._loaded_at.get(pod.uid, now)
+        wished, claimed = self._claimed.get(pod.uid, (pod.loan.since, pod.loan.since))
+        load, mark = max(0.0, loaded - claimed), max(0.0, now - loaded)
+        if serve.pod.loan is not None and serve.pod.loan.serving is None:  # else it has only changed its revision
+            metrics.WAKE_PHASE_SECONDS.labels("load").observe(load)
+            metrics.WAKE_PHASE_SECONDS.labels("mark").observe(mark)
+        note = (
+            f"pod {pod.name} of WarmPool {observed.metadata.name} serves revision {serve.revision}: "
+            f"claimed after {max(0.0, claimed - wished):.3f} s, loaded in {load:.3f} s, marked in {mark:.3f} s"
+        )
+        key = (observed.metadata.namespace, serve.reranker)
+        self._reranker_changed(key)
+        member = next((member for member in observed.members if member.name == serve.reranker), None)
+        if member is not None:
+            self._spawn(self._say(Event("Normal", "WarmPodServing", "Claim", note), member.metadata))
+        return True
+
+    async def _release(self, observed: Observed, release: Release) -> bool:
+        gone = (names.LABEL_LOANED_TO, names.LABEL_LOANED_REVISION)
+        marks = (names.ANNOTATION_LOANED_AT, names.ANNOTATION_LOAN_SERVING, names.ANNOTATION_DELETION_COST)
+        await self._patch(observed, release.pod, dict.fromkeys(gone), dict.fromkeys(marks), "release")
+        loan, namespace = release.pod.loan, observed.metadata.namespace
+        self._claimed.pop(release.pod.uid, None)
+        self._loaded_at.pop(release.pod.uid, None)
+        if loan is not None:
+            subject = {"namespace": namespace, "reranker": loan.reranker}
+            log.info("pod %s is given back: %s", release.pod.name, release.why, extra=subject)
+            self._reranker_changed((namespace, loan.reranker))
+        return True
+
+    async def _patch(
+        self,
+        observed: Observed,
+        pod: WarmPod,
+        labels: Mapping[str, str | None],
+        annotations: Mapping[str, str | None],
+        why: str,
+    ) -> WarmPod | None:
+        """The pod as it is then; None where somebody else was quicker, or it is gone: look again."""
+        namespace = observed.metadata.namespace
+        metadata = {
+            "uid": pod.uid,
+            "resourceVersion": pod.resource_version,
+            "labels": labels,
+            "annotations": annotations,
+        }
+        try:
+            answer = await self._api.merge(PODS, namespace, pod.name, {"metadata": metadata})
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+            metrics.LOAN_CONFLICTS.labels(why).inc()
+            await self._learn(namespace, pod)
+            return None
+        metrics.WRITES.labels(PODS.name, why).inc()
+        self._store.learned(PODS, answer)
+        return warm_pod(answer, {})
+
+    async def _learn(self, namespace: str, pod: WarmPod) -> None:
+        """What the pod is now: the watch may take a while to tell."""
+        try:
+            self._store.learned(PODS, await self._api.get(PODS, namespace, pod.name))
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            metadata = {"namespace": namespace, "name": pod.name, "resourceVersion": pod.resource_version}
+            self._store.seen(PODS, True, {"metadata": metadata})
+
+    # --- calls to workers ---
+
+    def _start(self, key: Key, token: str, job: Job) -> None:
+        if job.pod.uid not in self._running:
+            self._running[job.pod.uid] = job
+            self._spawn(self._run(key, token, job))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, key: Key, token: str, job: Job) -> None:
+        urgent = isinstance(job, Load) and job.loan is not None
+        try:
+            async with self._load_slots if urgent else self._other_slots:
+                if self._api.fence() > 0:  # what a former leader asks for may be in the way of the present one
+                    await self._ask(key, token, job)
+        except AdminError as error:
+            await self._failed(key, job, error)
+        except Exception:  # a defect in one call must not end without a trace
+            log.exception("a call to pod %s failed", job.pod.name, extra={"namespace": key[0], "pool": key[1]})
+            self._note_failure(place(job.pod.uid, ""), job.pod.uid, "the operator failed on it: its log says why")
+        finally:
+            self._running.pop(job.pod.uid, None)
+            if self._api.fence() > 0:
+                self.queue.add(key)
+
+    async def _ask(self, key: Key, token: str, job: Job) -> None:
+        pod = job.pod
+        known = self._workers.get(pod.uid)
+        if known is None or known.restarts != pod.restarts:
+            known = Worker(pod.restarts, 0.0)
+        match job:
+            case Look():
+                models = await self._admin.models(pod.address)
+                self._failures.pop(place(pod.uid, ""), None)
+                self._workers[pod.uid] = msgspec.structs.replace(known, asked=time.time(), models=models)
+            case Unload():
+                await self._unload(token, pod, job.key)
+            case Load():
+                fact = await self._load(key, token, job)
+                if fact is None:
+                    return
+                known = self._workers.get(pod.uid, known)
+                others = tuple(model for model in known.models if model.key != job.key)
+                loaded = (job.key, job.loan) if job.loan is not None else known.loaded
+                self._workers[pod.uid] = Worker(pod.restarts, known.asked, (*others, fact), loaded)
+                self._failures.pop(job.key if job.loan is not None else place(pod.uid, job.key), None)
+                if job.loan is not None:
+                    self._loaded_at[pod.uid] = time.time()
+                metrics.WARM_LOADS.labels("loan" if job.loan is not None else "preload", "ok").inc()
+
+    async def _load(self, key: Key, token: str, job: Load) -> ModelFact | None:
+        """None: it is not wanted any more."""
+        pod, giving_way = job.pod, list(job.evictable)
+        worker = self._workers.get(pod.uid)
+        others = {model.key for model in worker.models} - {job.key} if worker is not None else set()
+        while len(others) >= job.most and giving_way:
+            others.discard(giving_way[0])
+            await self._unload(token, pod, giving_way.pop(0))
+        give_up = steady_clock() + STARTUP_SECONDS
+        while True:
+            try:
+                return await self._admin.load(pod.address, token, job.key, job.config, LOAD_SECONDS)
+            except AdminError as error:
+                if error.code == "no_room" and giving_way:
+                    await self._unload(token, pod, giving_way.pop(0))
+                elif error.code != "deadline" or steady_clock() >= give_up:
+                    raise
+            if not self._still_wanted(key, job):
+                return None
+
+    def _still_wanted(self, key: Key, job: Load) -> bool:
+        body = self._store.get(PODS, key[0], job.pod.name)
+        if body is None or body["metadata"]["uid"] != job.pod.uid:
+            return False
+        loan = warm_pod(body, {}).loan
+        return loan is None if job.loan is None else loan is not None and loan.since == job.loan
+
+    async def _unload(self, token: str, pod: WarmPod, key: str) -> None:
+        try:
+            await self._admin.unload(pod.address, token, key, UNLOAD_SECONDS)
+        except AdminError as error:
+            if error.code != "not_found":
+                raise
+        known = self._workers.get(pod.uid)
+        if known is not None:
+            left = tuple(model for model in known.models if model.key != key)
+            self._workers[pod.uid] = msgspec.structs.replace(known, models=left)
+
+    async def _failed(self, key: Key, job: Job, error: AdminError) -> None:
+        pod = job.pod
+        log.warning("pod %s: %s", pod.name, error, extra={"namespace": key[0], "pool": key[1]})
+        if not isinstance(job, Load):
+            self._note_failure(place(pod.uid, ""), pod.uid, str(error))
+            return
+        metrics.WARM_LOADS.labels("loan" if job.loan is not None else "preload", error.code).inc()
+        where = job.key if job.loan is not None else place(pod.uid, job.key)
+        # Once another pod is tried at once: it may be this one's fault, and requests wait.
+        self._note_failure(where, pod.uid, str(error), at_once=1 if job.loan is not None else 0)
+        body = self._store.get(RERANKERS, key[0], job.config.reranker)
+        if job.loan is not None and body is not None:
+            note = f"pod {pod.name} of WarmPool {key[1]} could not load the model: {error}"
+            regarding = msgspec.convert(body["metadata"], Metadata)
+            await self._say(Event("Warning", "WarmPodLoadFailed", "Claim", note), regarding)
+
+    def _note_failure(self, where: str, uid: str, message: str, at_once: int = 0) -> None:
+        """``at_once``: failures after which it is tried again without a delay."""
+        before, now = self._failures.get(where), time.time()
+        count, tried = (before.count + 1, before.pods) if before is not None else (1, frozenset[str]())
+        delay = 0.0 if count <= at_once else FIRST_RETRY_SECONDS * 2.0 ** min(count - 1, 16)
+        until = now + min(delay, LONGEST_RETRY_SECONDS)
+        self._failures[where] = Failure(count, now, until, message, tried | {uid})
