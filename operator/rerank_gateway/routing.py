@@ -11,6 +11,19 @@ from dataclasses import dataclass
 from rerank_gateway.cluster.state import Endpoint, Route, RoutingTable
 from rerank_gateway.errors import ApiError
 
+RELEASE_SECONDS = 0.25
+"""Work that a worker is given beyond what it needs at the moment: the rest waits here, where it is seen, can go to
+another worker and can still be passed by what is more urgent. It must hold a batch that is being scored and one that is
+ready behind it. A GPU's batch takes tens of milliseconds: at its measured budget of tokens, a larger one would not be
+faster (rerank_worker.engine.capacity). The way between the two, a millisecond or so, is far less than a batch."""
+
+RELEASE_TOKENS = 4_096
+"""At least so much, whatever the capacity: two batches of a CPU, which take hundreds of milliseconds each."""
+
+HIGH_RELEASE = 2.0
+"""Requests of high priority find so many times the room: the worker scores them before all others that it holds, so
+they need not wait here for one of those to end."""
+
 
 @dataclass(slots=True)
 class Load:
@@ -32,13 +45,20 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much may be outstanding at one endpoint. The rest waits here, where it can still go elsewhere.
+    """How much may be outstanding at one endpoint at most, whatever its capacity, and where that is not known.
 
     Enough to keep the next batches filled while one is being scored; an idle endpoint always takes one request.
     """
 
     requests: int = 64
     tokens: int = 65_536
+
+    def tokens_at(self, capacity: float | None, high: bool) -> float:
+        """Tokens outstanding from which on an endpoint of ``capacity`` tokens/s gets no more."""
+        if capacity is None:
+            return self.tokens
+        released = max(capacity * RELEASE_SECONDS, RELEASE_TOKENS)
+        return min(released * HIGH_RELEASE if high else released, self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +77,13 @@ class Pools:
     pools: Sequence[Pool]
     edges: Sequence[float]
     """Cumulative share of the traffic before the end of each pool but the last."""
+
+    @property
+    def shape(self) -> Sequence[tuple[str | None, float]]:
+        """Equal where every draw belongs to the same revision; empty where all requests may use all endpoints."""
+        if len(self.pools) < 2:
+            return []
+        return [(pool.revision, edge) for pool, edge in zip(self.pools, [*self.edges, 1.0], strict=True)]
 
     def pick(self, draw: float) -> Pool | None:
         """The pool that a request with this draw (0 <= draw < 1) belongs to; None when there is none."""
@@ -92,17 +119,29 @@ def split(route: Route, loads: Mapping[str, Load], now: float) -> Pools:
 
 
 def least_outstanding(
-    pool: Pool, loads: Mapping[str, Load], limits: Limits, avoid: Collection[str] = ()
+    pool: Pool,
+    loads: Mapping[str, Load],
+    limits: Limits,
+    avoid: Collection[str] = (),
+    *,
+    typical_capacity: float | None = None,
+    high: bool = False,
 ) -> Endpoint | None:
     """The endpoint with the least outstanding work that may take more; None when all are full.
 
     Endpoints in ``avoid`` (this request already failed there) come last; ties go to the one unused for longest.
+    ``typical_capacity``: taken for that of an endpoint that has not told its own; ``high``: for a request of high
+    priority.
     """
     best: Endpoint | None = None
     best_rank: tuple[bool, int, int, float] | None = None
     for endpoint in pool.endpoints:
         load = loads.get(endpoint.uid) or _IDLE
-        if load.requests and (load.on_trial or load.requests >= limits.requests or load.tokens >= limits.tokens):
+        if load.requests and (
+            load.on_trial
+            or load.requests >= limits.requests
+            or load.tokens >= limits.tokens_at(load.capacity or typical_capacity, high)
+        ):
             continue
         rank = (endpoint.uid in avoid, load.tokens, load.requests, load.last_used)
         if best_rank is None or rank < best_rank:

@@ -1,54 +1,103 @@
 """The requests of one Reranker that wait for a worker, and what is outstanding at each of its workers.
 
-First come, first served; a retry goes back to the front. Bounded by the Reranker's queueLimit, and each request by its
-own deadline. Nothing here sends anything.
+Who goes next is ordering.py's, which worker takes it routing.py's; here are the bounds, the deadlines and the figures
+that tell demand. Each request that comes leaves exactly once: with a worker, an error, or its client. Nothing here
+sends anything, waits without a deadline, or scans all that wait, except when workers come, go or share their traffic
+anew.
 """
 
 import asyncio
+import math
 import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from statistics import median
 
+from rerank_api import wire
 from rerank_api.wire import Priority
 
-from rerank_gateway.cluster.state import Endpoint, Key, Route, RoutingTable
+from rerank_gateway.cluster.state import Endpoint, Key, Policy, Route, RoutingTable
 from rerank_gateway.errors import ApiError
-from rerank_gateway.routing import Limits, Load, least_outstanding, split
+from rerank_gateway.ordering import Order
+from rerank_gateway.routing import Limits, Load, Pool, Pools, least_outstanding, split
 
-RETRY_AFTER = 1
+SHORTEST_RETRY, LONGEST_RETRY = 1, 60
+"""Seconds of Retry-After. A client that is sent away for longer would not come back at the right time either."""
 
 DECAY = 0.98
 """What an older answer counts for when a new one comes, in ``Queue.tokens_per_estimate``."""
 
 
 class Ticket:
-    """One request's place. ``estimate``: its tokens, told from its characters alone."""
+    """One request's place. ``estimate``: its tokens, told from its characters alone; ``latest``: when its client stops
+    waiting (the queue's clock); ``client``: whose turn it uses up, never shown to anyone."""
 
-    __slots__ = ("avoid", "deadline", "draw", "entered", "estimate", "granted", "priority", "tokens")
+    __slots__ = (
+        "arrived",
+        "avoid",
+        "client",
+        "deadline",
+        "draw",
+        "entered",
+        "estimate",
+        "granted",
+        "lane",
+        "latest",
+        "priority",
+        "timer",
+        "tokens",
+    )
 
     def __init__(
-        self, estimate: int, deadline: float, draw: float | None = None, priority: Priority = "normal"
+        self,
+        estimate: int,
+        latest: float,
+        draw: float | None = None,
+        priority: Priority = "normal",
+        client: str = "",
     ) -> None:
         self.estimate = estimate
         self.tokens = estimate
         """The estimate, corrected by what workers counted for the same Reranker."""
-        self.deadline = deadline
-        self.priority: Priority = priority
+        self.latest = latest
         self.draw = random.random() if draw is None else draw  # noqa: S311 (spreads load, guards no secret)
         """Fixed for the request's life, so that waiting or retrying does not shift the traffic split."""
+        self.priority: Priority = priority
+        self.client = client
+        self.arrived = 0.0
+        self.deadline = latest
+        """Known from ``Queue.acquire`` on; it moves while the request waits, and not while a worker has it."""
         self.entered = 0.0
         """Unix seconds since when it waits."""
         self.avoid: set[str] = set()
         """Endpoints where this request has failed."""
         self.granted: asyncio.Future[Endpoint] | None = None
+        self.lane: Order[Ticket] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+
+def deadline(policy: Policy, *, present: bool, since: float, arrived: float, latest: float) -> float:
+    """When a waiting request is given up. ``since``: when the last worker went or the first came (``present``).
+
+    While there is no worker it is held for wakeTimeout, from then on for timeout, each counted from the later of that
+    change and its own arrival; for both together at most, however often workers come and go.
+    """
+    held = policy.timeout if present else policy.wake_timeout
+    return min(latest, max(arrived, since) + held, arrived + policy.wake_timeout + policy.timeout)
+
+
+def retry_after(tokens: int, speed: float | None) -> int:
+    """Whole seconds until ``tokens`` are scored at ``speed`` tokens/s, within bounds; unknown: the shortest."""
+    seconds = tokens / speed if speed else 0.0
+    return min(max(math.ceil(seconds), SHORTEST_RETRY), LONGEST_RETRY)
 
 
 class Queue:
     """The waiting requests of one Reranker and the load of its endpoints.
 
-    ``on_change`` is called with the queue when a figure that it shows has changed, and must only take note of that.
+    ``clock`` is the event loop's. ``on_change`` is called with the queue when a figure that it shows has changed, and
+    must only take note of that.
     """
 
     def __init__(
@@ -71,12 +120,19 @@ class Queue:
         self._clock = clock
         self._wall = wall
         self._on_change = on_change
+        self._changed_presence = clock()
+        """When the last endpoint went or the first came; when the queue began, at first."""
         self._absent_since = wall()
-        """Unix seconds at which the last endpoint went; where there was none yet, when the queue began."""
+        """The same in Unix seconds, for the last that went."""
         self._last_capacity: float | None = None
         self._counted = 0.0
         self._estimated = 0.0
         self._waiting: OrderedDict[Ticket, None] = OrderedDict()
+        """In the order in which they began to wait."""
+        self._sorted = Pools((), ())
+        """How the waiting requests are shared out to lanes."""
+        self._lanes: dict[str | None, Order[Ticket]] = {}
+        """By revision; None: for all."""
         self._wake: asyncio.TimerHandle | None = None
 
     @property
@@ -122,44 +178,35 @@ class Queue:
         self._estimated = self._estimated * DECAY + max(1, ticket.estimate)
 
     async def acquire(self, ticket: Ticket, *, retry: bool = False) -> Endpoint:
-        """Waits for a free endpoint; each must be given back by ``release``.
+        """Waits for an endpoint that may take the request; each must be given back by ``release``.
 
         Raises ApiError: 429 when too many wait, 503 when suspended, 404 when deleted, 504 at the deadline.
         """
-        route = self._require_route()
+        route, now = self._require_route(), self._clock()
         if not retry:
+            ticket.arrived = now
             ticket.tokens = max(1, round(ticket.estimate * self.tokens_per_estimate))
             self.arrived_requests += 1
             self.arrived_tokens += ticket.tokens
             self._changed()
-            if not self._waiting:
-                # The common case, without a future.
-                endpoint = self._choose_now(ticket)
-                if endpoint is not None:
-                    return endpoint
-        if not retry and len(self._waiting) >= route.policy.queue_limit:
-            raise ApiError(
-                429,
-                "queue_full",
-                f"{route.label} has {len(self._waiting)} requests waiting (requests.queueLimit): retry later",
-                retry_after=RETRY_AFTER,
-            )
-        ticket.granted = asyncio.get_running_loop().create_future()
-        ticket.entered = self._wall()
-        self._waiting[ticket] = None
-        self.queued_tokens += ticket.tokens
-        if retry:
-            self._waiting.move_to_end(ticket, last=False)
+        ticket.deadline = self._deadline(ticket, route)
+        if ticket.deadline <= now:
+            raise self._too_late(ticket)
+        if not retry:
+            # The common case, without a future.
+            endpoint = self._choose_now(ticket, route)
+            if endpoint is not None:
+                return endpoint
+            if len(self._waiting) >= route.policy.queue_limit:
+                self._make_room(ticket, route)
+        granted = ticket.granted = asyncio.get_running_loop().create_future()
+        self._enter(ticket, retry)
         self._dispatch()
         self._changed()
         try:
-            async with asyncio.timeout_at(ticket.deadline):
-                return await ticket.granted
-        except TimeoutError:
-            self._give_up(ticket)
-            raise ApiError(504, "deadline_exceeded", self._why_waiting()) from None
+            return await granted
         except BaseException:
-            self._give_up(ticket)
+            self._give_up(ticket, granted)
             raise
 
     def release(self, ticket: Ticket, endpoint: Endpoint) -> None:
@@ -191,17 +238,21 @@ class Queue:
 
     def update(self, route: Route | None) -> None:
         """The Reranker as it is now; None when it was deleted."""
-        if not (route and route.endpoints) and (self.route is None or self.route.endpoints):
-            self._absent_since = self._wall()
-        self.route = route
+        before, self.route = self.route, route
+        present = route is not None and bool(route.endpoints)
+        if present != (before is not None and bool(before.endpoints)):
+            self._changed_presence = self._clock()
+            if not present:
+                self._absent_since = self._wall()
         self._forget_gone()
-        if self._waiting and (route is None or route.policy.suspended):
+        if route is None or route.policy.suspended:
+            for ticket in list(self._waiting):
+                self._refuse(ticket, _deleted() if route is None else _suspended(route))
+        else:
             for ticket in self._waiting:
-                if ticket.granted is not None and not ticket.granted.done():
-                    ticket.granted.set_exception(_deleted() if route is None else _suspended(route))
-            self._waiting.clear()
-            self.queued_tokens = 0
-            self.last_ended = self._wall()
+                moved = self._deadline(ticket, route)
+                if moved != ticket.deadline:
+                    self._set_deadline(ticket, moved)
         self._dispatch()
         self._changed()
 
@@ -212,66 +263,159 @@ class Queue:
             raise _suspended(self.route)
         return self.route
 
-    def _choose_now(self, ticket: Ticket) -> Endpoint | None:
-        assert self.route is not None
-        pool = split(self.route, self.loads, self._clock()).pick(ticket.draw)
-        endpoint = least_outstanding(pool, self.loads, self._limits, ticket.avoid) if pool else None
+    def _choose_now(self, ticket: Ticket, route: Route) -> Endpoint | None:
+        """An endpoint for a request that nobody waits before."""
+        pools = split(route, self.loads, self._clock())
+        pool = pools.pick(ticket.draw)
+        if pool is None or self._lanes.get(_lane(pools, pool)):
+            return None
+        return self._occupy(pool, ticket)
+
+    def _occupy(self, pool: Pool, ticket: Ticket) -> Endpoint | None:
+        """The endpoint of the pool that takes the request now; None when there is none."""
+        endpoint = least_outstanding(
+            pool,
+            self.loads,
+            self._limits,
+            ticket.avoid,
+            typical_capacity=self._last_capacity,
+            high=ticket.priority == "high",
+        )
         if endpoint is not None:
-            self._occupy(endpoint, ticket)
+            load = self.loads.setdefault(endpoint.uid, Load())
+            load.requests += 1
+            load.tokens += ticket.tokens
+            load.last_used = self._clock()
         return endpoint
 
     def _dispatch(self) -> None:
-        """Hands free endpoints to the first waiting requests that may use them."""
+        """Hands endpoints that may take more to the requests that go next."""
         if not self._waiting or self.route is None:
             return
         pools = split(self.route, self.loads, self._clock())
-        full: set[str | None] = set()
-        served: list[Ticket] = []
-        for ticket in self._waiting:
-            if len(full) == len(pools.pools):
-                break
-            pool = pools.pick(ticket.draw)
-            if pool is None or pool.revision in full:
-                continue
-            assert ticket.granted is not None
-            if ticket.granted.done():  # cancelled, and about to leave
-                continue
-            endpoint = least_outstanding(pool, self.loads, self._limits, ticket.avoid)
-            if endpoint is None:
-                full.add(pool.revision)
-                continue
-            self._occupy(endpoint, ticket)
-            ticket.granted.set_result(endpoint)
-            served.append(ticket)
+        self._sort(pools)
+        served = False
+        for pool in pools.pools:
+            lane = self._lanes.get(_lane(pools, pool))
+            if lane:
+                served |= self._serve(pool, lane)
         if served:
             self._changed()
-        for ticket in served:
-            self._leave(ticket)
         self._wake_when_an_endpoint_is_tried_again()
 
-    def _occupy(self, endpoint: Endpoint, ticket: Ticket) -> None:
-        load = self.loads.setdefault(endpoint.uid, Load())
-        load.requests += 1
-        load.tokens += ticket.tokens
-        load.last_used = self._clock()
+    def _serve(self, pool: Pool, lane: Order[Ticket]) -> bool:
+        served = False
+        now = self._clock()
+        # High ones may go when others may not: they find more room at a worker.
+        for first in (lane.first, lane.first_high):
+            while (ticket := first()) is not None:
+                assert ticket.granted is not None
+                if ticket.granted.done():  # its client went away; its task has not run yet
+                    self._leave(ticket)
+                elif ticket.deadline <= now:
+                    self._refuse(ticket, self._too_late(ticket))
+                elif (endpoint := self._occupy(pool, ticket)) is not None:
+                    self._leave(ticket, served=True)
+                    ticket.granted.set_result(endpoint)
+                    served = True
+                else:
+                    break
+        return served
 
-    def _give_up(self, ticket: Ticket) -> None:
+    def _sort(self, pools: Pools) -> None:
+        """Shares the waiting requests out anew when the revisions' traffic has changed."""
+        if not pools.pools or pools.shape == self._sorted.shape:
+            return
+        self._sorted = pools
+        for ticket in self._waiting:
+            assert ticket.lane is not None
+            lane = self._lane_of(ticket)
+            if lane is not ticket.lane:
+                retry = ticket.lane.remove(ticket)
+                self._put(ticket, lane, retry)
+        self._lanes = {revision: lane for revision, lane in self._lanes.items() if lane}
+
+    def _lane_of(self, ticket: Ticket) -> Order[Ticket]:
+        pool = self._sorted.pick(ticket.draw)
+        key = _lane(self._sorted, pool) if pool is not None else None
+        return self._lanes.setdefault(key, Order())
+
+    def _put(self, ticket: Ticket, lane: Order[Ticket], retry: bool) -> None:
+        ticket.lane = lane
+        if retry:
+            lane.add_retry(ticket, ticket.priority)
+        else:
+            lane.add(ticket, ticket.client, ticket.priority, ticket.tokens)
+
+    def _enter(self, ticket: Ticket, retry: bool) -> None:
+        ticket.entered = self._wall()
+        self._waiting[ticket] = None
+        self.queued_tokens += ticket.tokens
+        self._put(ticket, self._lane_of(ticket), retry)
+        self._set_deadline(ticket, ticket.deadline)
+
+    def _leave(self, ticket: Ticket, *, served: bool = False) -> None:
+        """Forgets a request, if it still waits. ``served``: a worker takes it, and its client has had a turn."""
+        if ticket not in self._waiting:
+            return
+        assert ticket.lane is not None
+        assert ticket.timer is not None
+        del self._waiting[ticket]
+        self.queued_tokens -= ticket.tokens
+        if served:
+            ticket.lane.take(ticket)
+        else:
+            ticket.lane.remove(ticket)
+        ticket.timer.cancel()
+
+    def _refuse(self, ticket: Ticket, error: ApiError) -> None:
+        """Ends the wait of a request."""
+        self._leave(ticket)
+        self.last_ended = self._wall()
+        if ticket.granted is not None and not ticket.granted.done():
+            ticket.granted.set_exception(error)
+
+    def _give_up(self, ticket: Ticket, granted: "asyncio.Future[Endpoint]") -> None:
         """The request no longer waits; an endpoint handed to it at the same moment goes to the next."""
         self._leave(ticket)
         self.last_ended = self._wall()
-        granted = ticket.granted
-        if granted is not None and granted.done() and not granted.cancelled() and granted.exception() is None:
+        if granted.done() and not granted.cancelled() and granted.exception() is None:
             self.release(ticket, granted.result())
         self._changed()
 
-    def _leave(self, ticket: Ticket) -> None:
-        if ticket in self._waiting:
-            del self._waiting[ticket]
-            self.queued_tokens -= ticket.tokens
+    def _make_room(self, ticket: Ticket, route: Route) -> None:
+        """Of a full queue: for a request whose client or class has less than its part. Raises ApiError 429 if not."""
+        capacity = self.capacity
+        speed = capacity * max(1, len(route.endpoints)) if capacity is not None else None
+        error = ApiError(
+            429,
+            "queue_full",
+            f"{route.label} has {len(self._waiting)} requests waiting (requests.queueLimit): retry later",
+            retry_after=retry_after(self.queued_tokens + self.in_flight_tokens, speed),
+        )
+        displaced = self._lane_of(ticket).displaced(ticket.client, ticket.priority)
+        if displaced is None:
+            raise error
+        self._refuse(displaced, error)
 
-    def _changed(self) -> None:
-        if self._on_change is not None:
-            self._on_change(self)
+    def _deadline(self, ticket: Ticket, route: Route) -> float:
+        return deadline(
+            route.policy,
+            present=bool(route.endpoints),
+            since=self._changed_presence,
+            arrived=ticket.arrived,
+            latest=ticket.latest,
+        )
+
+    def _set_deadline(self, ticket: Ticket, when: float) -> None:
+        ticket.deadline = when
+        if ticket.timer is not None:
+            ticket.timer.cancel()
+        ticket.timer = asyncio.get_running_loop().call_at(when, self._end_in_time, ticket)
+
+    def _end_in_time(self, ticket: Ticket) -> None:
+        self._refuse(ticket, self._too_late(ticket))
+        self._changed()
 
     def _wake_when_an_endpoint_is_tried_again(self) -> None:
         if self._wake is not None:
@@ -295,12 +439,26 @@ class Queue:
         for uid in [uid for uid, load in self.loads.items() if uid not in present and not load.requests]:
             del self.loads[uid]
 
-    def _why_waiting(self) -> str:
+    def _changed(self) -> None:
+        if self._on_change is not None:
+            self._on_change(self)
+
+    def _too_late(self, ticket: Ticket) -> ApiError:
         route = self.route
-        if route is None or route.endpoints:
-            return "the deadline was over before a worker was free: retry later, or ask for more replicas"
-        reason = f" ({route.policy.not_ready_reason})" if route.policy.not_ready_reason else ""
-        return f"the deadline was over before a worker of {route.label} was ready{reason}"
+        present = route is None or bool(route.endpoints)
+        bound = "requests.timeout" if present else "requests.wakeTimeout"
+        over = f"the deadline ({wire.HEADER_TIMEOUT if ticket.deadline >= ticket.latest else bound}) was over before"
+        if route is None or present:
+            why = f"{over} a worker was free: retry later, or ask for more replicas"
+        else:
+            reason = f" ({route.policy.not_ready_reason})" if route.policy.not_ready_reason else ""
+            why = f"{over} a worker of {route.label} was ready{reason}"
+        return ApiError(504, "deadline_exceeded", why)
+
+
+def _lane(pools: Pools, pool: Pool) -> str | None:
+    """Where the requests of a pool wait: where it is the only one, all do, whatever its revision."""
+    return pool.revision if len(pools.pools) > 1 else None
 
 
 def _deleted() -> ApiError:
