@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0
 
+KEY_INDEX: web.RequestKey[int] = web.RequestKey("key_index", int)
+"""Which of the keys the request came with: tells clients apart without holding the key."""
+
 
 class ApiKeys:
     """The keys in a file, read again when it changes (a mounted Secret changes by a swapped link)."""
@@ -29,13 +32,14 @@ class ApiKeys:
         self._version: tuple[int, int, int] | None = None
         self._keys: list[bytes] = []
 
-    def allow(self, authorization: str) -> bool:
+    def find(self, authorization: str) -> int | None:
+        """Index of the key that was given; None: it is no key."""
         self._refresh()
         scheme, _, given = authorization.partition(" ")
         key = given.strip().encode("utf-8", "surrogateescape")
         # Every key is compared, so that the time does not tell which one was close.
         matches = [hmac.compare_digest(key, known) for known in self._keys]
-        return scheme.lower() == "bearer" and any(matches)
+        return matches.index(True) if scheme.lower() == "bearer" and any(matches) else None
 
     def _refresh(self) -> None:
         now = self._clock()
@@ -59,8 +63,11 @@ class ApiKeys:
 def require_key(keys: ApiKeys, public_paths: frozenset[str]) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in public_paths and not keys.allow(request.headers.get("Authorization", "")):
-            raise ApiError(401, "unauthorized", "a valid API key is needed: send it as Authorization: Bearer KEY")
+        if request.path not in public_paths:
+            index = keys.find(request.headers.get("Authorization", ""))
+            if index is None:
+                raise ApiError(401, "unauthorized", "a valid API key is needed: send it as Authorization: Bearer KEY")
+            request[KEY_INDEX] = index
         return await handler(request)
 
     return middleware
