@@ -1,9 +1,11 @@
-"""What the engine thread learns while it serves: how long batches take, when company comes, what fits into memory.
+"""What the engine thread learns while it serves: how long batches take, how fast the model is, when company comes, what
+fits into memory.
 
 Values in, values out: no clock, no threads. Nothing here is remembered across a restart.
 """
 
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 DECAY = 0.98
 """What an older measurement counts for when a new one comes: about the last 50 matter."""
@@ -23,6 +25,18 @@ UNMEASURED = 10.0
 
 BEST_CASE = 2.0
 """An engine is never faster than so many times its own mean over nearly full batches."""
+
+RECENT = 15
+"""Batches whose median speed counts as the engine's."""
+
+ENOUGH = 5
+"""Batches before which nothing is concluded from them."""
+
+STEP = 1.1
+"""Most times that the speed which is told grows or shrinks with one batch: six times too low is mended after 19."""
+
+CLEARLY = 1.25
+"""Times as fast as what is told, from which on a batch that is not full shows that more is possible."""
 
 
 @dataclass(slots=True)
@@ -76,6 +90,34 @@ class BatchTimes:
     def fastest(self) -> float:
         """Real tokens/s that the engine surely does not exceed; infinity while that is not known."""
         return BEST_CASE * self._full_tokens / self._full_seconds if self._full_seconds > 0 else float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Tokens/s that the model can score here, for whoever shares work out: as measured at load, then corrected by what
+    is served. Full batches correct it either way. One that is not, but is ``CLEARLY`` faster, shows that more is
+    possible, else a figure that is too low would keep batches from ever getting full; that it is slow shows nothing.
+    The median of the last ones counts, and it is approached by ``STEP`` a batch: neither one slow batch (other
+    processes, a capture) nor one that was timed too short makes a fleet grow or shrink."""
+
+    tokens_per_second: float | None
+    """None: neither measured nor seen yet."""
+    _seen: tuple[float, ...] = ()
+
+    def after(self, tokens: int, cost: int, seconds: float, budget: int, alone: bool = True) -> "Speed":
+        """After a batch of ``tokens`` real ones took ``seconds`` of the device; ``cost`` and ``budget`` as in
+        BatchTimes. ``alone``: the device had nothing to do when it came, so that it surely took that long."""
+        if seconds <= 0:
+            return self
+        found, now = tokens / seconds, self.tokens_per_second
+        full = 2 * cost >= budget
+        if not full and not (alone and now is not None and found > CLEARLY * now):
+            return self
+        seen = (*self._seen, found)[-RECENT:]
+        if len(seen) < ENOUGH:
+            return Speed(now, seen)
+        middle = median(seen)
+        return Speed(middle if now is None else min(max(middle, now / STEP), now * STEP), seen)
 
 
 @dataclass(slots=True)

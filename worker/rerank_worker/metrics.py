@@ -160,7 +160,7 @@ class Metrics:
         )
         self.capacity = Gauge(
             "rerank_worker_capacity_tokens_per_second",
-            "Real tokens a second that the engine scored when it was measured at start.",
+            "Real tokens a second that the model can score: as measured at load, corrected by what was served since.",
             ["model"],
             registry=registry,
         )

@@ -23,7 +23,7 @@ from rerank_worker.batching import Backlog, Policy, Slot, halves
 from rerank_worker.engine import Engine, EngineLost, EngineOutOfMemory, Pair
 from rerank_worker.failures import StartupFailure, unexpected
 from rerank_worker.loading.model import Loaded
-from rerank_worker.measured import BatchTimes, Budget, Company, stall_limit
+from rerank_worker.measured import BatchTimes, Budget, Company, Speed, stall_limit
 from rerank_worker.metrics import Metrics
 from rerank_worker.turns import Turns
 
@@ -120,9 +120,10 @@ class EngineThread:
         self._policy: Policy | None = None
         self._budget = Budget(0, 0)
         self._times = BatchTimes()
-        self._capacity: float | None = None
+        self._speed = Speed(None)
         self._seen = 0
         self._free_since = 0.0
+        self._landed = 0.0
         self._failed_batches = 0
         self._in_line = False
         self._beat = clock()
@@ -156,6 +157,11 @@ class EngineThread:
         if silent > limit:
             return f"the engine has been busy with one batch for {silent:.0f} s (limit {limit:.0f} s)"
         return None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """What the model can score here, by what was measured at load and seen since; None: not known yet."""
+        return self._speed.tokens_per_second
 
     @contextmanager
     def expecting(self) -> Generator[None]:
@@ -245,10 +251,8 @@ class EngineThread:
         self._policy = replace(loaded.policy, padded=loaded.engine.padded)
         self._budget = Budget(loaded.policy.max_tokens, loaded.policy.max_tokens)
         self._metrics.batch_budget.labels(self._model).set(self._budget.tokens)
-        self._capacity = loaded.info.get("tokensPerSecond")
-        if self._capacity is not None:
-            self._metrics.capacity.labels(self._model).set(self._capacity)
-        self._beat = self._free_since = self._clock()
+        self._set_speed(Speed(loaded.info.get("tokensPerSecond")))
+        self._beat = self._free_since = self._landed = self._clock()
 
     def step(self) -> float | None:
         """Do what there is to do now; seconds until there may be more, if nobody notifies before (None: never again).
@@ -333,8 +337,8 @@ class EngineThread:
         lengths = [slot.tokens for _, slot in flight.batch]
         cost = policy.cost(lengths)
         expected = self._times.seconds(cost)
-        if expected is None and self._capacity is not None:
-            expected = cost / self._capacity
+        if expected is None and (speed := self._speed.tokens_per_second) is not None:
+            expected = cost / speed
         limit = stall_limit(self._stall_floor, expected, cost / policy.max_length)
         # Set before the sign of life: the limit of the batch before must not be held against this one.
         self._stall_limit = max(limit, self._stall_limit) if len(self._flights) > 1 else limit
@@ -350,9 +354,12 @@ class EngineThread:
         if not flight.failed():
             logits = _attempt(flight, lambda: _checked(engine.collect(flight.output), len(batch)))
         flight.output = None
+        now, before = self._clock(), self._landed
+        self._landed = now
         if logits is not None:
             self._failed_batches = 0
-            self._observe(self._policy, batch, self._clock() - max(flight.launched, self._free_since))
+            busy, alone = now - max(flight.launched, before), flight.launched >= before
+            self._observe(self._policy, batch, now - max(flight.launched, self._free_since), busy, alone)
             self._deliver(batch, logits)
         elif flight.no_memory is None:
             self._failed_batches += 1
@@ -398,11 +405,21 @@ class EngineThread:
             self._metrics.batch_budget.labels(self._model).set(budget.tokens)
         self._budget = budget
 
-    def _observe(self, policy: Policy, batch: Sequence[tuple[Work, Slot]], seconds: float) -> None:
+    def _set_speed(self, speed: Speed) -> None:
+        if speed.tokens_per_second is not None and speed.tokens_per_second != self._speed.tokens_per_second:
+            self._metrics.capacity.labels(self._model).set(speed.tokens_per_second)
+        self._speed = speed
+
+    def _observe(
+        self, policy: Policy, batch: Sequence[tuple[Work, Slot]], seconds: float, busy: float, alone: bool
+    ) -> None:
+        """``seconds``: from when the thread was free, or launched ``batch``; ``busy``: from when the batch before it
+        had landed, or it was launched: two that overlap on the device share no second of it."""
         metrics = self._metrics
         lengths = [slot.tokens for _, slot in batch]
         tokens, cost = sum(lengths), policy.cost(lengths)
         self._times.add(cost, tokens, seconds, policy.max_tokens)
+        self._set_speed(self._speed.after(tokens, cost, busy, policy.max_tokens, alone))
         self._set_budget(self._budget.fitted(cost))
         metrics.pairs.inc(len(batch))
         metrics.tokens.inc(tokens)

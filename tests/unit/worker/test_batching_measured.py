@@ -1,4 +1,4 @@
-"""What the engine thread learns: how long batches take, when company comes, what fits into memory."""
+"""What the engine thread learns: how long batches take, how fast it is, when company comes, what fits into memory."""
 
 import math
 import random
@@ -8,13 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rerank_worker.measured import (
     BEST_CASE,
+    ENOUGH,
     FORGET_AFTER,
     GROW_AFTER,
     STALL_SAFETY,
+    STEP,
     UNMEASURED,
     BatchTimes,
     Budget,
     Company,
+    Speed,
     stall_limit,
 )
 
@@ -143,3 +146,82 @@ def test_a_size_that_failed_is_not_tried_again_for_long(limit: int, share: float
 )
 def test_how_long_a_batch_may_take(why: str, expected: float | None, length: float, limit: float) -> None:
     assert stall_limit(60.0, expected, length) == limit, why
+
+
+FULL, SMALL = BUDGET, BUDGET // 10
+
+
+def served(start: float | None, *batches: tuple[int, float], alone: bool = True) -> float | None:
+    """The speed that is told after ``batches`` of so many tokens at so many tokens/s, one after the other."""
+    speed = Speed(start)
+    for tokens, rate in batches:
+        speed = speed.after(tokens, tokens, tokens / rate, BUDGET, alone)
+    return speed.tokens_per_second
+
+
+@pytest.mark.parametrize(
+    ("why", "start", "batches", "expected"),
+    [
+        ("nothing was served", 1000.0, [], 1000),
+        ("nothing was measured", None, [], None),
+        ("not enough to conclude from", 1000.0, [(FULL, 3000.0)] * (ENOUGH - 1), 1000),
+        ("not enough to conclude from, nothing measured", None, [(FULL, 3000.0)] * (ENOUGH - 1), None),
+        ("nothing measured, full batches", None, [(FULL, 3000.0)] * ENOUGH, 3000),
+        ("nothing measured, small batches", None, [(SMALL, 3000.0)] * 100, None),
+        ("a first step", 1000.0, [(FULL, 3000.0)] * ENOUGH, 1000 * STEP),
+        ("measured six times too low on a busy node", 419.0, [(FULL, 2556.0)] * 30, 2556),
+        ("measured too high: the node has become busy", 6191.0, [(FULL, 2000.0)] * 30, 2000),
+        ("one slow batch", 2000.0, [*[(FULL, 2000.0)] * 20, (FULL, 10.0)], 2000),
+        ("some slow batches", 2000.0, [(FULL, 2000.0), (FULL, 2000.0), (FULL, 10.0)] * 20, 2000),
+        ("one that was timed too short", 2000.0, [*[(FULL, 2000.0)] * 20, (FULL, 1e9)], 2000),
+        ("small batches are slow", 2000.0, [(SMALL, 300.0)] * 100, 2000),
+        ("small batches among full ones", 2000.0, [(SMALL, 300.0), (FULL, 2000.0)] * 50, 2000),
+        ("small batches that are faster than what is told", 400.0, [(SMALL, 2400.0)] * 100, 400 * STEP**17),
+        ("small batches a little faster: noise", 2000.0, [(SMALL, 2400.0)] * 100, 2000),
+        ("half full is full enough", 1000.0, [(BUDGET // 2, 2000.0)] * 100, 2000),
+    ],
+)
+def test_the_speed_that_is_told(
+    why: str, start: float | None, batches: list[tuple[int, float]], expected: float | None
+) -> None:
+    assert served(start, *batches) == (None if expected is None else pytest.approx(expected)), why
+
+
+def test_a_small_batch_that_overlapped_another_tells_nothing() -> None:
+    assert served(400.0, *[(SMALL, 2400.0)] * 100, alone=False) == 400
+    assert served(400.0, *[(FULL, 2400.0)] * 100, alone=False) == pytest.approx(2400)
+
+
+def test_padding_is_no_speed() -> None:
+    speed = Speed(None)
+    for _ in range(ENOUGH):
+        speed = speed.after(tokens=300, cost=FULL, seconds=1.0, budget=BUDGET)
+    assert speed.tokens_per_second == 300
+
+
+RATES = st.floats(1.0, 1e6)
+
+
+@given(RATES, st.lists(st.tuples(st.integers(1, 2 * BUDGET), RATES, st.booleans()), max_size=60))
+def test_the_speed_changes_in_bounded_steps_within_what_was_seen(
+    start: float, batches: list[tuple[int, float, bool]]
+) -> None:
+    speed, seen = Speed(start), [start]
+    for tokens, rate, alone in batches:
+        after = speed.after(tokens, tokens, tokens / rate, BUDGET, alone)
+        assert speed.tokens_per_second is not None
+        assert after.tokens_per_second is not None
+        assert 1 / STEP <= after.tokens_per_second / speed.tokens_per_second * (1 + 1e-9) <= STEP * (1 + 2e-9)
+        seen.append(rate)
+        assert min(seen) * (1 - 1e-9) <= after.tokens_per_second <= max(seen) * (1 + 1e-9)
+        speed = after
+
+
+@given(st.lists(st.tuples(st.integers(1, BUDGET // 2 - 1), st.floats(1.0, 1000.0)), max_size=60))
+def test_small_batches_that_are_slow_change_nothing(batches: list[tuple[int, float]]) -> None:
+    assert served(1000.0, *batches) == 1000
+
+
+def test_a_clock_that_is_too_coarse_tells_nothing() -> None:
+    speed = Speed(1000.0)
+    assert speed.after(FULL, FULL, 0.0, BUDGET) is speed
