@@ -60,6 +60,7 @@ ErrorCode = Literal[
     # Of the admin calls and of requests for a model by its key only:
     "unauthorized",  # 401: no bearer token, or the wrong one
     "not_found",  # 404: no model has this key, or the admin calls are switched off
+    "loading",  # 409: the model that is to be unloaded is being loaded, which cannot be stopped
     "no_room",  # 507: the model does not fit beside those that are loaded
 ]
 

@@ -4,7 +4,9 @@ Each chunk is scored beside the query as a pair of its own, so a chunk must neve
 for, and every token that is kept must be in at least one chunk.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 from rerank_api.reranker import ChunkPooling
 
@@ -50,3 +52,9 @@ def pool(logits: Sequence[float], counts: Sequence[int], pooling: ChunkPooling) 
         scores.append(own[0] if chunks == 1 else max(own) if pooling == "max" else sum(own) / chunks)
         start += chunks
     return scores
+
+
+def documents(pairs: Sequence[int], counts: Sequence[int]) -> list[int]:
+    """The documents, in ascending order, of which ``pairs`` (indices) are chunks; ``counts`` as in ``pool``."""
+    ends = list(accumulate(counts))
+    return sorted({bisect_right(ends, pair) for pair in pairs})

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import NoReturn, get_args
 
 import msgspec
@@ -24,11 +25,34 @@ from rerank_worker.loading.source import parse_model
 from rerank_worker.server.admin import ENV_TOKEN_FILE, ENV_TOKEN_SHA256
 from rerank_worker.server.lifecycle import Options, Server
 from rerank_worker.server.models import Limits
+from rerank_worker.server.protocol import explained
 
 log = logging.getLogger(__name__)
 
 LEAST_STALL = 2.0
 """Seconds: an engine that has nothing to do gives a sign of life each second."""
+
+_EXAMPLES = """\
+examples:
+  rerank-worker serve --model ./model                     # POST /v1/score {"query": "...", "documents": ["..."]}
+  rerank-worker tune  --model ./model                     # which engine, precision and batch size are fastest here
+  rerank-worker score --model ./model --input pairs.jsonl --output scored.jsonl
+
+Each command has a --help with more of them.
+"""
+
+_SERVE_EXAMPLES = f"""\
+examples:
+  rerank-worker serve --model ./model --port 8080
+  rerank-worker serve --model hf://cross-encoder/ms-marco-MiniLM-L6-v2 --revision COMMIT --precision int8
+  {names.ENV_WORKER_CONFIG}='{{"model": {{"path": "/models/a"}}, "precision": "int8"}}' rerank-worker serve
+  rerank-worker serve --standby --admin-token-file admin-token --max-models 4
+
+  curl --data '{{"query": "q", "documents": ["a", "b"]}}' localhost:8080/v1/score
+
+exit codes: 0 drained; 64 the options, the files or the model are wrong; 71 memory, device, network or port; 128 and the
+signal's number where a second signal cut the draining short.
+"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,12 +64,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    top = _Parser(prog="rerank-worker", description="Serves one cross-encoder reranker over HTTP.")
+    top = _Parser(
+        prog="rerank-worker",
+        description="Serves cross-encoder rerankers over HTTP, scores files with them, and measures how fast they are.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"%(prog)s {version('rerank-worker')}")
     commands = top.add_subparsers(dest="command", required=True)
     serve = commands.add_parser(
         "serve",
         help="load a model and answer POST /v1/score",
         description=f"Serve a model named by flags, or by ${names.ENV_WORKER_CONFIG} (JSON) as the operator does.",
+        epilog=_SERVE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     process = serve.add_argument_group("process")
     process.add_argument("--host", help=f"address to bind (default: ${names.ENV_POD_IP}, else 127.0.0.1)")
@@ -99,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--chunk-pooling", choices=get_args(ChunkPooling), help="of a long document's chunks; default: max"
     )
-    model.add_argument("--backend", choices=get_args(Backend), help="default: the fastest of those that can serve it")
+    model.add_argument("--backend", choices=get_args(Backend), help="default: the faster one of torch's two")
     model.add_argument("--compile", choices=get_args(Compile), help="default: auto")
     model.add_argument("--quality-floor", type=float, help="least nDCG@10 of int8 and float8 (default: 0.99)")
     score.add_parser(commands)
@@ -144,7 +176,7 @@ def read_config(arguments: argparse.Namespace, environment: Mapping[str, str]) -
         except msgspec.DecodeError as error:
             raise ConfigurationFailure(
                 f"${names.ENV_WORKER_CONFIG} is not a configuration that this worker understands (is the worker image "
-                f"of the operator's release?): {error}"
+                f"of the operator's release?): {explained(error, WorkerConfig)}"
             ) from error
     elif arguments.model is None:
         raise ConfigurationFailure(

@@ -68,6 +68,15 @@ def out_of_memory(where: str, detail: str) -> EnvironmentFailure:
     )
 
 
+def no_number(precision: str | None) -> str:
+    """What to do about a score that is no finite number, by the precision that computed it (None: not known)."""
+    if precision == "float16":
+        return "set spec.runtime.precision to bfloat16 or float32, whose numbers reach further than float16's"
+    if precision in ("float32", "bfloat16"):
+        return f"its numbers outgrow {precision}, so its weights are damaged: copy the model again, or use another one"
+    return "set spec.runtime.precision to float32; if it is none then either, the model's weights are damaged"
+
+
 def is_of_the_machine(error: BaseException | None) -> bool:
     """Whether a disk, a volume or the network failed, and not what was read: ``error`` or what it came from.
 

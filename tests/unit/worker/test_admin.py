@@ -203,6 +203,78 @@ async def test_a_folder_that_is_not_there(serve: Serve, fleet: Fleet) -> None:
     assert fleet.loads == ["obedient"]
 
 
+async def test_what_is_there_already_is_answered_while_another_model_loads(serve: Serve, fleet: Fleet) -> None:
+    """It waited for the other one's load, though nothing was to be done."""
+    admin = await start(serve, fleet)
+    assert (await admin.put("a", fleet.config("a")))[0] == 200
+    gate = fleet.gates["b"] = threading.Event()
+    other = asyncio.create_task(admin.put("b", fleet.config("b")))
+    await until(lambda: "b" in fleet.loads)
+    status, facts = await admin.put("a", fleet.config("a"), **{"X-Rerank-Timeout-Ms": "2000"})
+    assert (status, facts["state"]) == (200, "ready")
+    assert fleet.loads.count("a") == 1
+    gate.set()
+    assert (await other)[0] == 200
+
+
+async def test_a_model_that_is_about_to_be_swapped_is_not_there_for_good(serve: Serve, fleet: Fleet) -> None:
+    admin = await start(serve, fleet)
+    assert (await admin.put("a", fleet.config("a")))[0] == 200
+    gate = fleet.gates["a"] = threading.Event()
+    swap = asyncio.create_task(admin.put("a", fleet.config("a", maxLength=9)))
+    await until(lambda: fleet.loads.count("a") == 2)
+    back = asyncio.create_task(admin.put("a", fleet.config("a")))
+    await until(lambda: bool(admin.worker.server.models._loads._waiters))
+    gate.set()
+    assert [(await swap)[0], (await back)[0]] == [200, 200]
+    assert (await admin.score("a"))[1]["scores"] == [7], "the last one that was asked for"
+
+
+async def test_a_model_that_loads_is_not_unloaded_and_the_answer_comes_at_once(serve: Serve, fleet: Fleet) -> None:
+    """A DELETE waited for the load, and was answered after its own deadline only."""
+    admin = await start(serve, fleet)
+    gate = fleet.gates["a"] = threading.Event()
+    loading = asyncio.create_task(admin.put("a", fleet.config("a")))
+    await until(lambda: "a" in fleet.loads)
+    status, body = await admin.delete("a")
+    assert (status, body["code"]) == (409, "loading")
+    assert "GET /v1/models" in body["message"]
+    gate.set()
+    assert (await loading)[0] == 200
+    assert (await admin.delete("a"))[0] == 200
+
+
+async def test_a_model_that_is_downloaded_is_listed(
+    serve: Serve, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    def download(_: WorkerConfig) -> int:
+        assert gate.wait(WAIT)
+        return 1000
+
+    monkeypatch.setattr("rerank_worker.server.models.weight_bytes", download)
+    admin = await start(serve, fleet)
+    loading = asyncio.create_task(admin.put("a", fleet.config("a")))
+    await until(lambda: len(admin.worker.server.models.all()) == 2)
+    assert await admin.states() == {"default": ["ready"], "a": ["loading"]}
+    assert (await admin.delete("a"))[0] == 409
+    gate.set()
+    assert (await loading)[0] == 200
+
+
+async def test_models_that_could_not_be_loaded_take_no_room_and_are_few(serve: Serve, fleet: Fleet) -> None:
+    """Each of them counted against --max-models until it was unloaded."""
+    admin = await start(serve, fleet, Limits(models=2, bytes=100_000))
+    for number in range(5):
+        fleet.failures["bad"] = [ConfigurationFailure("spec.model.uri: bad")]
+        assert (await admin.put(f"bad-{number}", fleet.config("bad")))[0] == 400
+    assert (await admin.put("a", fleet.config("a")))[0] == 200
+    assert (await admin.put("b", fleet.config("b")))[0] == 507
+    states = await admin.states()
+    assert states == {"default": ["ready"], "bad-3": ["failed"], "bad-4": ["failed"], "a": ["ready"]}
+
+
 async def test_too_many_models_are_refused_before_anything_is_loaded(serve: Serve, fleet: Fleet) -> None:
     admin = await start(serve, fleet, Limits(models=2, bytes=100_000))
     assert (await admin.put("a", fleet.config("a")))[0] == 200
@@ -452,7 +524,11 @@ def test_a_token_file_without_a_token_is_refused(tmp_path: Path, make: Callable[
         ("default", {"model": {"path": "/m"}}, "choose another key"),
         ("a%20b", {"model": {"path": "/m"}}, "letters, digits"),
         ("a", b"{", "not valid JSON"),
-        ("a", {"model": {"path": "/m"}, "new": 1}, "unknown field `new`"),
+        ("a", {"model": {"path": "/m"}, "new": 1}, "unknown field `new`: the fields are model, namespace, "),
+        ("a", {"model": {"path": "/m", "uri": "x"}}, "the fields are path, repo, revision, sha256"),
+        ("a", {"model": {"path": "/m"}, "device": "tpu"}, "'tpu' - at `$.device`: write one of auto, cuda, cpu"),
+        ("a", {"model": {"path": "/m"}, "maxLength": "long"}, "`$.maxLength`"),
+        ("a", {"model": {"path": "/m", "sha256": {"f": 1}}}, "`$.model.sha256[...]`"),
         ("a", {}, "`model`"),
         ("a", {"model": {"path": "/m"}, "temperature": 0}, "spec.model.temperature"),
         ("a", {"model": {}}, "exactly one of path and repo"),

@@ -108,3 +108,17 @@ async def test_admission_counts_all_chunks(serve: Serve) -> None:
     assert (status, body["code"]) == (429, "busy")
     worker.engine.open.set()
     assert (await first)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("pairs", "counts", "expected"),
+    [
+        ([], [1, 2], []),
+        ([0], [1, 2, 1], [0]),
+        ([1, 2], [1, 2, 1], [1]),
+        ([0, 3], [1, 2, 1], [0, 2]),
+        ([5], [2, 3, 1, 4], [2]),
+    ],
+)
+def test_documents_of_chunks(pairs: list[int], counts: list[int], expected: list[int]) -> None:
+    assert chunking.documents(pairs, counts) == expected

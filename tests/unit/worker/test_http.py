@@ -1,6 +1,7 @@
 """The worker over HTTP with an engine that obeys the test: what is answered, refused, shared, dropped and drained."""
 
 import asyncio
+import gzip
 import json
 import math
 import random
@@ -95,7 +96,7 @@ async def test_raw_scores(serve: Serve, raw: bool, expected: list[float]) -> Non
         (b'{"query": "q", "documents": "abc"}', "$.documents"),
         (b'{"query": "q", "documents": ["a", 3]}', "$.documents[1]"),
         (b'{"query": "q", "documents": [{"text": "a"}]}', "$.documents[0]"),
-        (b'{"query": "q", "documents": [], "top_n": 3}', "`top_n`"),
+        (b'{"query": "q", "documents": [], "top_n": 3}', "`top_n`: the fields are query, documents, raw_scores, max_"),
         (b'{"query": "q", "documents": [], "raw_scores": "yes"}', "$.raw_scores"),
         (b'{"query": "q", "documents": [], "max_tokens_per_document": 1.5}', "$.max_tokens_per_document"),
         (b'{"query": "q", "documents": [], "max_tokens_per_document": 0}', "max_tokens_per_document"),
@@ -161,7 +162,9 @@ async def test_wrong_paths_and_methods(serve: Serve, method: str, path: str, sta
     async with worker.client.request(method, path) as response:
         assert response.status == status
         assert response.headers.get("Allow") == allow
-        assert (await response.json())["code"] == "invalid_request"
+        answer = await response.json()
+        assert answer["code"] == "invalid_request"
+        assert ("POST /v1/score" if allow is None else f"does not take {method}, but {allow}") in answer["message"]
 
 
 async def test_a_body_beyond_the_cap(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +172,31 @@ async def test_a_body_beyond_the_cap(serve: Serve, monkeypatch: pytest.MonkeyPat
     worker = await serve()
     status, body, _ = await worker.score({"query": "q", "documents": ["a" * 2000]})
     assert (status, body["code"]) == (413, "invalid_request")
+    assert "1000 bytes at most" in body["message"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", gzip.compress(json.dumps(OK).encode())),
+        ("gzip", b"no gzip at all"),
+        ("gzip", gzip.compress(json.dumps(OK).encode())[:-9]),
+        ("deflate", b"\xff\xff"),
+        ("br", b"\x0b\x02\x80"),
+        ("zstd", b""),
+        ("GZip, identity", b"{}"),
+    ],
+)
+async def test_compressed_bodies_are_refused_in_json_and_without_a_trace(
+    serve: Serve, caplog: pytest.LogCaptureFixture, encoding: str, body: bytes
+) -> None:
+    """One that was no gzip was a 500 with two traces in the log, and brotli a 400 in plain text with one."""
+    worker = await serve()
+    status, answer, _ = await worker.score(body, **{"Content-Encoding": encoding})
+    assert (status, answer["code"]) == (415, "invalid_request")
+    assert "uncompressed" in answer["message"]
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert (await worker.score(OK, **{"Content-Encoding": "identity"}))[0] == 200
 
 
 @pytest.mark.parametrize("header", ["soon", "", "1.5", "-1", "٣", "1" * 13])
@@ -257,6 +285,28 @@ async def test_a_busy_worker_says_when_to_come_back(serve: Serve) -> None:
     assert (await first)[0] == 200
 
 
+async def test_answers_with_scores_tell_what_the_worker_can_do(serve: Serve) -> None:
+    engine = ObedientEngine()
+    worker = await serve(engine)
+    assert "X-Rerank-Capacity" not in (await worker.score(OK))[2], "not known is not told"
+    assert json.loads((await worker.get("/v1/info"))[1])["capacityTokensPerSecond"] is None
+
+    def build() -> Loaded:
+        loaded = make_loaded(engine)
+        return replace(loaded, info=loaded.info | {"tokensPerSecond": 2345.6})
+
+    worker = await serve(engine, build=build)
+    for body in (OK, OK | {"documents": []}):
+        status, _, headers = await worker.score(body)
+        assert (status, headers["X-Rerank-Capacity"]) == (200, "2346")
+    assert "X-Rerank-Capacity" not in (await worker.score({}))[2]
+    assert worker.metric("rerank_worker_capacity_tokens_per_second", model="default") == 2345.6
+    info = json.loads((await worker.get("/v1/info"))[1])
+    assert (info["tokensPerSecond"], info["capacityTokensPerSecond"]) == (2345.6, 2346)
+    (facts,) = json.loads((await worker.get("/v1/models"))[1])["models"]
+    assert facts["facts"]["capacityTokensPerSecond"] == 2346
+
+
 async def test_the_request_id_comes_back(serve: Serve) -> None:
     worker = await serve()
     for body in (OK, {}):
@@ -318,6 +368,23 @@ async def test_work_of_a_client_that_left_is_dropped(serve: Serve) -> None:
     assert len(engine.batches) == 1
     await until(lambda: worker.metric("rerank_worker_dropped_requests_total", reason="abandoned") == 1)
     await until(lambda: worker.metric("rerank_worker_waiting_tokens") == 0)
+
+
+async def test_a_client_that_leaves_while_its_documents_are_tokenized_is_counted(serve: Serve) -> None:
+    """It was an answer 499 that no counter of dropped requests knew of."""
+    worker = await serve()
+    busy = threading.Event()
+    for _ in range(2):
+        worker.server._threads.submit(busy.wait, WAIT)
+    body = json.dumps(OK).encode()
+    with socket.create_connection(("127.0.0.1", worker.server.port)) as client:
+        client.sendall(b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        await until(lambda: len(worker.thread._company) == 1)
+    await until(lambda: worker.metric("rerank_worker_dropped_requests_total", reason="abandoned") == 1)
+    busy.set()
+    await until(lambda: worker.metric("rerank_worker_requests_total", code="499") == 1)
+    assert worker.engine.batches == []
+    assert worker.metric("rerank_worker_waiting_tokens") == 0
 
 
 async def test_a_full_worker_says_so_before_it_works(serve: Serve) -> None:
@@ -383,11 +450,39 @@ async def test_a_failed_batch_fails_its_requests_only(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf])
-async def test_scores_that_are_no_numbers_are_an_error(serve: Serve, score: float) -> None:
-    worker = await serve(ObedientEngine(score=lambda _: score))
-    status, body, _ = await worker.score(OK)
+@pytest.mark.parametrize(
+    ("precision", "remedy"),
+    [
+        ("float16", "set spec.runtime.precision to bfloat16 or float32"),
+        ("float32", "its weights are damaged"),
+        ("int8", "set spec.runtime.precision to float32; if"),
+        (None, "spec.runtime.precision"),
+    ],
+)
+async def test_a_score_that_is_no_number_is_an_error_of_its_request_only(
+    serve: Serve, score: float, precision: str | None, remedy: str
+) -> None:
+    """The remedy was the precision, though it was float32 already; and no document was named."""
+    engine = ObedientEngine(score=lambda pair: score if len(pair) == 8 else len(pair))
+
+    def build() -> Loaded:
+        loaded = make_loaded(engine, max_delay=0.0)
+        return replace(loaded, info=loaded.info | {"precision": precision})
+
+    worker = await serve(engine, build=build)
+    engine.open.clear()
+    first = asyncio.create_task(worker.score(OK))
+    await until(lambda: engine.computing == 1)
+    bad = asyncio.create_task(worker.score({"query": "q", "documents": ["abc", "abcd", "ab", "bcde"]}))
+    good = asyncio.create_task(worker.score({"query": "q", "documents": ["abc"]}))
+    await until(lambda: worker.thread._backlog.tokens == 4 * 4 + 13 + 7)
+    engine.open.set()
+    status, body, _ = await bad
     assert (status, body["code"]) == (500, "internal")
-    assert "spec.runtime.precision" in body["message"]
+    assert "no number for documents 1, 3: " in body["message"]
+    assert remedy in body["message"]
+    assert [(await request)[0] for request in (first, good)] == [200, 200]
+    assert [len(batch) for batch in engine.batches] == [1, 5], "they were computed together"
 
 
 async def test_a_batch_that_does_not_fit_is_split_and_the_budget_halved(serve: Serve) -> None:

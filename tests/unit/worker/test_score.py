@@ -258,6 +258,30 @@ def test_a_changed_input_or_option_is_refused(run: Run, tmp_path: Path) -> None:
     assert run(content, "--restart")[0] == 0
 
 
+def test_a_run_that_stopped_before_its_first_rows_leaves_nothing_in_the_way(run: Run, tmp_path: Path) -> None:
+    """The corrected command was refused: the run had been begun with another document field."""
+    content = pairs(5)
+    code, said = run(content, "--document-field", "text")
+    assert code == 64
+    assert "line 1: there is no field 'text'" in said
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == []
+    assert run(content)[0] == 0
+    assert len(read_lines(tmp_path / "out.jsonl")) == 5
+
+
+def test_a_run_that_was_killed_before_its_first_rows_may_begin_with_others(tmp_path: Path) -> None:
+    progress = tmp_path / "out.jsonl.progress"
+    progress.write_text('{"version": 1, "source": {"document_field": "text"}, "done": {}}')
+    (tmp_path / "out.jsonl.part").write_text("0.")
+    journal = Journal(tmp_path / "out.jsonl", restart=False)
+    journal.check(document_field="document")
+    journal.begin()
+    journal.append([0.5], Place(9, 1), 1, 0, 0)
+    assert list(journal.results()) == [0.5]
+    journal.close()
+    assert json.loads(progress.read_bytes())["source"] == {"document_field": "document"}
+
+
 def test_another_model_is_refused(tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import shutil
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import socket
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,11 @@ def test_the_operator_s_variable_says_what_to_serve() -> None:
         ([], {"RERANK_WORKER_CONFIG": "{"}, "not a configuration"),
         ([], {"RERANK_WORKER_CONFIG": '{"model": {"path": "/m"}, "new": 1}'}, "unknown field `new`"),
         ([], {"RERANK_WORKER_CONFIG": '{"model": {"path": 3}}'}, r"\$\.model\.path"),
-        (["--model", "/m", "--temperature", "0"], {}, r"spec\.model\.temperature"),
+        ([], {"RERANK_WORKER_CONFIG": '{"model": {"path": "/m"}, "device": "tpu"}'}, "write one of auto, cuda, cpu"),
+        (["--model", "/m", "--temperature", "0"], {}, r"spec\.model\.temperature \(--temperature\) is 0.*more than 0$"),
+        (["--model", "/m", "--temperature", "inf"], {}, r"spec\.model\.temperature"),
+        (["--model", "/m", "--max-length", "0"], {}, r"spec\.model\.maxLength \(--max-length\) is 0.*at least 1"),
+        (["--model", "/m", "--max-delay-seconds", "-1"], {}, r"--max-delay-seconds\) is -1.0: it must be 0 or more"),
         (["--model", "/m", "--max-batch-tokens", "0"], {}, r"spec\.batching\.maxBatchTokens"),
         (["--model", "/m", "--quality-floor", "nan"], {}, r"spec\.runtime\.qualityFloor"),
         (["--model", "/m", "--revision", "main"], {}, "hf://"),
@@ -96,11 +101,21 @@ def test_what_nobody_foresaw_has_a_traceback_and_a_sentence(
     assert said.splitlines()[-1] == "rerank-worker tune failed: KeyError: 'odd'"
 
 
-def test_help_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["score", "--help"], ["tune", "--help"]])
+def test_help_needs_nothing_and_has_examples(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["serve", "--help"])
+        cli.main(arguments)
     assert ended.value.code == 0
-    assert "--model" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "--model" in said
+    assert "examples:\n  rerank-worker " in said
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"rerank-worker {version('rerank-worker')}\n"
 
 
 @pytest.mark.parametrize(

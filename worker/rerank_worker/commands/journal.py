@@ -89,7 +89,8 @@ class Journal:
     def check(self, **facts: Any) -> None:
         """Refuse to go on with a run that had other ``facts``."""
         for name, value in facts.items():
-            if self._found is not None and self._found.source.get(name) != value:
+            # Where nothing counts yet, nothing is lost by beginning with others.
+            if self._found is not None and self._found.done.rows and self._found.source.get(name) != value:
                 what = name.replace("_", " ")
                 raise ConfigurationFailure(f"this run was begun with another {what}: {RESTART}")
         self._source |= facts
@@ -134,16 +135,16 @@ class Journal:
                 yield decoder.decode(line)
 
     def remove(self) -> None:
-        """The output is there: nothing is left to go on with."""
+        """Nothing is left to go on with, or nothing is there yet."""
         self._progress.unlink(missing_ok=True)
         self._part.unlink(missing_ok=True)
 
     def close(self) -> None:
         # On a full disk closing fails once more, which must not hide what went wrong.
         with suppress(OSError):
-            if os.fstat(self._file.fileno()).st_size == 0 and not self._progress.exists():
-                # Nothing was begun.
-                self._part.unlink(missing_ok=True)
+            if not self.done.rows:
+                # Nothing counts, and a file without a row is in the way of whoever mends the command.
+                self.remove()
             self._file.close()
 
 

@@ -25,6 +25,7 @@ from rerank_worker.failures import (
     StartupFailure,
     first_line,
     is_of_the_machine,
+    no_number,
     out_of_memory,
 )
 from rerank_worker.loading import agreement, libraries, prompts, settings, source, verify, weights
@@ -107,17 +108,29 @@ def load(config: WorkerConfig, threads: int, quick: bool = False) -> Loaded:
 
 
 def check_ranges(config: WorkerConfig) -> None:
-    """Refuse numbers that cannot work; the CRD's own bounds are narrower."""
-    for name, good in (
-        ("model.maxLength", config.max_length is None or config.max_length >= 1),
-        ("model.temperature", config.temperature > 0),
-        ("batching.maxDelay", config.max_delay_seconds >= 0),
-        ("batching.lengthBucket", config.length_bucket >= 1),
-        ("batching.maxBatchTokens", config.max_batch_tokens is None or config.max_batch_tokens >= 1),
-        ("runtime.qualityFloor", 0 <= config.quality_floor <= 1),
+    """Refuse numbers that cannot work; the CRD's own bounds are narrower. Raises ConfigurationFailure."""
+    length, batch, delay, temperature = (
+        config.max_length,
+        config.max_batch_tokens,
+        config.max_delay_seconds,
+        config.temperature,
+    )
+    for name, flag, value, good, rule in (
+        ("model.maxLength", "--max-length", length, length is None or length >= 1, "at least 1"),
+        ("model.temperature", "--temperature", temperature, 0 < temperature < math.inf, "more than 0"),
+        ("batching.maxDelay", "--max-delay-seconds", delay, 0 <= delay < math.inf, "0 or more"),
+        ("batching.lengthBucket", "--length-bucket", config.length_bucket, config.length_bucket >= 1, "at least 1"),
+        ("batching.maxBatchTokens", "--max-batch-tokens", batch, batch is None or batch >= 1, "at least 1"),
+        (
+            "runtime.qualityFloor",
+            "--quality-floor",
+            config.quality_floor,
+            0 <= config.quality_floor <= 1,
+            "from 0 to 1",
+        ),
     ):
         if not good:
-            raise ConfigurationFailure(f"spec.{name} is out of range: it must be positive (a qualityFloor: 0 to 1)")
+            raise ConfigurationFailure(f"spec.{name} ({flag}) is {value}: it must be {rule}")
 
 
 def _verify(folder: Path, config: WorkerConfig, known: Mapping[str, str]) -> dict[str, str]:
@@ -209,17 +222,13 @@ def _checkpoint(
     threads: int,
     parts: _Parts,
 ) -> tuple[Checkpoint, PairTokenizer]:
-    import transformers
-
     from rerank_worker.engine import device as devices
 
     device = devices.probe_device(config.device)
     precision = devices.probe_precision(config.precision, device)
     with _told(folder):
         with parts.timed("read"):
-            reference: Any = transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
+            reference = _tokenizer(folder)
         limit = settings.own_limit(model_config, reference.model_max_length)
         preferred = verify.read_json(folder, "sentence_bert_config.json").get("max_seq_length")
         max_length = settings.choose_max_length(config.max_length, limit, preferred)
@@ -244,6 +253,22 @@ def _checkpoint(
             else prompts.pair_tokenizer(reference, prompt, max_length)
         )
     return checkpoint, tokenizer
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The model's tokenizer in transformers. Raises ConfigurationFailure, and the machine's own errors as they are."""
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        if isinstance(error, MemoryError) or is_of_the_machine(error):
+            raise
+        # Libraries tell the line of their own code, or a key that is missing there.
+        raise ConfigurationFailure(
+            f"spec.model.uri: the model's tokenizer cannot be read ({type(error).__name__}: {first_line(error)}): copy "
+            "tokenizer.json and tokenizer_config.json again, or save the model's fast tokenizer into the folder"
+        ) from error
 
 
 def _build(
@@ -315,10 +340,7 @@ def _warm_up(engine: Engine, tokenizer: PairTokenizer, precision: str) -> None:
             pair, _, _ = tokenizer.pair(query, document)
             logits = engine.collect(engine.compute(engine.prepare([pair])))
             if not all(math.isfinite(logit) for logit in logits):
-                remedy = "check the weights"
-                if precision != "float32":
-                    remedy = f"set spec.runtime.precision to bfloat16 or float32 (it is {precision}), or {remedy}"
-                raise ConfigurationFailure(f"the model's scores are not finite numbers: {remedy}")
+                raise ConfigurationFailure(f"the model's scores are not finite numbers: {no_number(precision)}")
     except StartupFailure:
         raise
     except EngineOutOfMemory as error:

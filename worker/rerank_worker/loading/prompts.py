@@ -105,7 +105,8 @@ def pair_tokenizer(tokenizer: Any, prompt: Prompt, max_length: int) -> PairToken
             )
     if max_length <= template.specials:
         raise ConfigurationFailure(
-            f"spec.model.maxLength is {max_length}, but the model's prompt alone has {template.specials} tokens"
+            f"spec.model.maxLength (--max-length) is {max_length}, but the model's prompt alone has "
+            f"{template.specials} tokens"
         )
     return pairs
 

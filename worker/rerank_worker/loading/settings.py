@@ -102,6 +102,7 @@ def choose_max_length(asked: int | None, limit: int, preferred: int | None) -> i
         return min(limit, preferred or limit, DEFAULT_MAX_LENGTH)
     if asked > limit:
         raise ConfigurationFailure(
-            f"spec.model.maxLength is {asked}, but the model takes at most {limit} tokens: lower it, or leave it out"
+            f"spec.model.maxLength (--max-length) is {asked}, but the model takes at most {limit} tokens: "
+            "lower it, or leave it out"
         )
     return asked

@@ -231,6 +231,11 @@ def check_config(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any])
             )
     architectures = config.get("architectures") or []
     name = architectures[0] if architectures else None
+    if name is None:
+        raise ConfigurationFailure(
+            "spec.model.uri: config.json of the model names no architectures: restore the one that the model was saved "
+            "with"
+        )
     if name not in ARCHITECTURES:
         raise ConfigurationFailure(
             f"spec.model.uri: the worker does not serve the architecture {name}; it serves "

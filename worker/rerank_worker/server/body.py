@@ -31,7 +31,10 @@ class Body:
             self._admission.leave(self._held)
 
     async def read(self, seconds: float) -> bytes:
-        """The body, within ``seconds``. Raises Refusal (busy, deadline) and HTTPRequestEntityTooLarge."""
+        """The body, within ``seconds``. Raises Refusal (busy, deadline), HTTPRequestEntityTooLarge, and
+        HTTPUnsupportedMediaType where it is compressed: a few bytes could then be any number of them."""
+        if self._request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+            raise web.HTTPUnsupportedMediaType(text="the header Content-Encoding is set: send the body uncompressed")
         announced = self._request.content_length or 0
         if announced > self._limit:
             raise self._too_large(announced)
@@ -52,4 +55,5 @@ class Body:
         return b"".join(parts)
 
     def _too_large(self, size: int) -> web.HTTPRequestEntityTooLarge:
-        return web.HTTPRequestEntityTooLarge(max_size=self._limit, actual_size=size)
+        text = f"the body is larger than this worker takes: {self._limit} bytes at most"
+        return web.HTTPRequestEntityTooLarge(max_size=self._limit, actual_size=size, text=text)

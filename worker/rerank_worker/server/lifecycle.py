@@ -149,7 +149,13 @@ class Server:
     async def start(self) -> None:
         """Open the port. Raises EnvironmentFailure when the port is not free."""
         self._runner = web.AppRunner(
-            build_app(self, self._admin), handler_cancellation=True, access_log=None, shutdown_timeout=STOP_TIMEOUT
+            build_app(self, self._admin),
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=STOP_TIMEOUT,
+            # Compressed bodies are refused; one that is broken, or in a form that it does not know, aiohttp would
+            # answer in its own way.
+            auto_decompress=False,
         )
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._options.host, self._options.port)
@@ -182,7 +188,7 @@ class Server:
             "revision": config.revision,
             **loaded.info,
         }
-        self._live = loaded.live
+        self._live = self._own.live
         self.metrics.info.info({key: str(self._info.get(key, "")) for key in ("device", "precision", "architecture")})
         facts = {key: self._info.get(key) for key in ("model", "device", "precision", "maxLength", "activation")}
         log.info("ready", extra={"fields": {**facts, "seconds": round(seconds, 3)}})

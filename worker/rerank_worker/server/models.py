@@ -47,8 +47,8 @@ State = Literal["loading", "ready", "draining", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``models`` that may be in the process, and the ``bytes`` that they may take together (None: a share of the
-    memory there is)."""
+    """``models`` that may be in the process (one that could not be loaded is none), and the ``bytes`` that they may
+    take together (None: a share of the memory there is)."""
 
     models: int = 8
     bytes: int | None = None
@@ -183,7 +183,7 @@ class Models:
         loaded = await asyncio.wrap_future(model.engine.loaded)
         least = model.bytes // LEAST_OF_DISK.get(loaded.info.get("precision", ""), 1)
         model.bytes = max(loaded.info.get("memoryBytes", 0), least)
-        model.info, model.live = loaded.info, loaded.live
+        model.info, model.live = loaded.info, partial(_live, loaded, model.engine)
         model.scorer = self._scorer(model.config, loaded, model.engine)
         model.state = "ready"
         model.idle.set()
@@ -196,6 +196,9 @@ class Models:
         a load that has begun goes on), unavailable (the environment failed).
         """
         self._not_own(key)
+        if (present := self._serving(key, config)) is not None:
+            # Without waiting for another model's load.
+            return present
         await self._turn_to_load(deadline)
         if self._ended is not None:
             self._loads.release()
@@ -224,26 +227,30 @@ class Models:
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Refusal):
             log.error("loading a model failed", exc_info=error)
 
+    def _serving(self, key: str, config: WorkerConfig) -> Model | None:
+        """The model with ``key``, where it is ready with that very ``config`` and nothing is to take its place."""
+        if self._arriving is not None and self._arriving.key == key:
+            return None
+        found = self._models.get(key)
+        return found if found is not None and found.state == "ready" and found.config == config else None
+
     async def _load(self, key: str, config: WorkerConfig) -> Model:
+        if (present := self._serving(key, config)) is not None:
+            return present
         old = self._models.get(key)
-        if old is not None and old.config == config and old.state == "ready":
-            return old
-        try:
-            expected = await asyncio.to_thread(weight_bytes, config)
-        except StartupFailure as failure:
-            raise _refusal(failure) from failure
-        self._check_room(key, expected)
-        new = self._arriving = self._new(key, config, expected)
-        if old is None or old.state == "failed":
-            self._models[key] = new
-        fields = {"key": key, "model": source.model_name(config.model), "bytes_on_disk": expected}
-        log.info("loading a model", extra={"fields": fields})
+        new = self._arriving = self._new(key, config, 0)
         started = time.monotonic()
         try:
+            new.bytes = await self._room_for(new)
+            if old is None or old.state == "failed":
+                self._models[key] = new
+            fields = {"key": key, "model": source.model_name(config.model), "bytes_on_disk": new.bytes}
+            log.info("loading a model", extra={"fields": fields})
             await self._finish(new)
         except StartupFailure as failure:
             new.state, new.failure, new.engine, new.bytes = "failed", failure.sentence, None, 0
             log.warning("a model could not be loaded", extra={"fields": {"key": key, "failure": failure.sentence}})
+            self._forget_failures()
             await asyncio.to_thread(memory.give_back)
             raise _refusal(failure) from failure
         finally:
@@ -257,14 +264,29 @@ class Models:
             self._leave(old)
         return new
 
+    def _forget_failures(self) -> None:
+        """Keep no more of the models that could not be loaded than may be loaded: they are there to be read about."""
+        failed = [key for key, model in self._models.items() if model.state == "failed"]
+        for key in failed[: -self._limits.models]:
+            del self._models[key]
+
+    async def _room_for(self, new: Model) -> int:
+        """Bytes of its weights, which fit; they are downloaded by then. Raises Refusal."""
+        try:
+            expected = await asyncio.to_thread(weight_bytes, new.config)
+        except StartupFailure as failure:
+            raise _refusal(failure) from failure
+        self._check_room(new.key, expected)
+        return expected
+
     def _new(self, key: str, config: WorkerConfig, expected: int) -> Model:
         build = partial(self._load_model, config)
         engine = EngineThread(build, self._metrics, self._stall_limit, turns=self._turns, model=key)
         return Model(key, config, engine, expected)
 
     def _check_room(self, key: str, expected: int) -> None:
-        present = [model for model in self.all() if model.state != "failed"]
-        others = {model.key for model in self.all()} - {key}
+        present = [model for model in self.all() if model.state != "failed" and model is not self._arriving]
+        others = {model.key for model in present} - {key}
         if len(others) >= self._limits.models:
             raise Refusal(
                 "no_room",
@@ -284,12 +306,14 @@ class Models:
     # Unloading.
 
     async def delete(self, key: str, deadline: float) -> None:
-        """Drain and unload, at the latest when ``DRAIN_SECONDS`` are over. Refusals: not_found, deadline (the unloading
-        goes on), internal (the engine did not end)."""
+        """Drain and unload, at the latest when ``DRAIN_SECONDS`` are over. Refusals: not_found, loading (at once),
+        deadline (the unloading goes on), internal (the engine did not end)."""
         self._not_own(key)
         if self._arriving is not None and self._arriving.key == key:
-            await self._turn_to_load(deadline)
-            self._loads.release()
+            raise Refusal(
+                "loading",
+                "the model is loading, and a load cannot be stopped: ask again once it is ready (GET /v1/models)",
+            )
         if key in self._models:
             model = self._models.pop(key)
             if model.state == "failed":
@@ -365,6 +389,11 @@ class Models:
                 f"the key {OWN} is for the model that the process was started with, which only a new process replaces: "
                 "choose another key",
             )
+
+
+def _live(loaded: Loaded, engine: EngineThread) -> dict[str, Any]:
+    speed = engine.tokens_per_second
+    return loaded.live() | {"capacityTokensPerSecond": None if speed is None else round(speed)}
 
 
 def weight_bytes(config: WorkerConfig) -> int:

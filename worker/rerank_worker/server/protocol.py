@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import msgspec
 from aiohttp import web
@@ -17,6 +17,7 @@ STATUS: dict[ErrorCode, int] = {
     "invalid_request": 400,
     "unauthorized": 401,
     "not_found": 404,
+    "loading": 409,
     "too_long": 422,
     "busy": 429,
     "deadline": 504,
@@ -25,10 +26,13 @@ STATUS: dict[ErrorCode, int] = {
     "no_room": 507,
 }
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 _LONE = re.compile(rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]")
 """An escape of half a surrogate pair without its other half; the decoder's own words may be about something else."""
+
+_PLACE = re.compile(r" - at `\$(?P<path>\.[^`]*)`$")
+"""Where in the JSON an error is, at the end of its words."""
 
 _PRIORITIES: dict[str, Priority] = {name: name for name in get_args(Priority)}
 
@@ -72,7 +76,7 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise Refusal("invalid_request", f"the request does not fit: {error}") from error
+        raise Refusal("invalid_request", f"the request does not fit: {explained(error, decoder.type)}") from error
     except msgspec.DecodeError as error:
         what = " (it has a lone surrogate: \\ud800 to \\udfff are halves of a pair)" if _LONE.search(body) else ""
         raise Refusal("invalid_request", f"the body is not valid JSON: {error}{what}") from error
@@ -80,6 +84,27 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise Refusal("invalid_request", f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
     except RecursionError as error:
         raise Refusal("invalid_request", "the body is nested too deeply") from error
+
+
+def explained(error: msgspec.DecodeError, kind: type[msgspec.Struct]) -> str:
+    """The words of ``error``, about JSON that is no ``kind``, and what may be written there instead."""
+    text = str(error)
+    place = _PLACE.search(text)
+    found: Any = kind
+    for name in place["path"].split(".")[1:] if place else []:
+        found = _fields(found).get(name)
+    if "unknown field" in text and (known := _fields(found)):
+        return f"{text}: the fields are {', '.join(known)}"
+    if "enum value" in text and (allowed := get_args(found)):
+        return f"{text}: write one of {', '.join(map(str, allowed))}"
+    return text
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """Types of a Struct's fields, by their names in JSON; empty for what is none."""
+    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        return {}
+    return {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
 
 
 def seconds_left(header: str | None, default: float) -> float:
@@ -126,11 +151,16 @@ def refuse(refusal: Refusal) -> web.Response:
     return web.Response(status=status, body=body, content_type="application/json", headers=headers)
 
 
-def refuse_http(error: web.HTTPException) -> web.Response:
-    """aiohttp's own refusals (404, 405, 413) as JSON, with their headers."""
-    message = {404: "there is no such path", 413: "the body is larger than this worker takes"}.get(
-        error.status, error.reason
-    )
+def refuse_http(error: web.HTTPException, method: str, paths: str) -> web.Response:
+    """aiohttp's own refusals (404, 405) and those of bodies (413, 415) as JSON, with their headers. ``paths``: what
+    there is instead of the path that is not."""
+    message = error.reason
+    if error.status in (413, 415) and error.text:
+        message = error.text
+    elif error.status == 404:
+        message = f"there is no such path; there are: {paths}"
+    elif error.status == 405:
+        message = f"this path does not take {method}, but {error.headers['Allow']}"
     headers = {name: value for name, value in error.headers.items() if name in {"Allow", "Retry-After"}}
     body = encode(WorkerError("invalid_request", message))
     return web.Response(status=error.status, body=body, content_type="application/json", headers=headers)

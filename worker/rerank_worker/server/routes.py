@@ -27,6 +27,11 @@ MAX_BODY_BYTES = 96 * 2**20
 DEFAULT_TIMEOUT = 60.0
 """Seconds for a request without a deadline of its own."""
 
+_PATHS = (
+    f"POST {wire.SCORE_PATH}, POST {wire.MODELS_PATH}/KEY/score, GET {wire.MODELS_PATH}, PUT and DELETE "
+    f"{wire.MODELS_PATH}/KEY, GET {INFO_PATH}, GET {wire.LIVE_PATH}, GET {wire.READY_PATH}, GET {wire.METRICS_PATH}"
+)
+
 
 class State(Protocol):
     """What the routes ask of the running server."""
@@ -78,7 +83,7 @@ class _Routes:
         except Refusal as refusal:
             response = protocol.refuse(refusal)
         except web.HTTPException as error:
-            response = protocol.refuse_http(error)
+            response = protocol.refuse_http(error, request.method, _PATHS)
         except ConnectionError:
             raise
         except Exception:
@@ -124,7 +129,10 @@ class _Routes:
         scorer.check()
         with model.serving(), Body(request, MAX_BODY_BYTES, self._state.bodies) as body:
             decoded = protocol.decode(await body.read(started + seconds - time.monotonic()))
-            return protocol.answer(await scorer.score(decoded, started + seconds, priority))
+            response = protocol.answer(await scorer.score(decoded, started + seconds, priority))
+            if (capacity := round(scorer.tokens_per_second or 0)) > 0:
+                response.headers[wire.HEADER_CAPACITY] = str(capacity)
+            return response
 
     def _note(self, request: web.Request, refusal: Refusal, code: int) -> None:
         fields = {"code": refusal.code, "status": code, "request_id": request.headers.get(wire.HEADER_REQUEST_ID, "")}

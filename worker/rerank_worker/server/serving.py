@@ -7,7 +7,7 @@ deadline, its client, a drain) takes its waiting pairs out of the backlog.
 import asyncio
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from rerank_api.worker_config import WorkerConfig
 
 from rerank_worker import chunking
 from rerank_worker.engine import Pair
+from rerank_worker.failures import no_number
 from rerank_worker.loading.model import Loaded
 from rerank_worker.loading.settings import ChosenActivation
 from rerank_worker.metrics import Metrics
@@ -80,6 +81,11 @@ def share(documents: int, threads: int) -> int:
     return max(fewest, min(-(-documents // threads), most))
 
 
+def _named(documents: Sequence[int]) -> str:
+    """The first of some documents' indices, for people."""
+    return ", ".join(map(str, documents[:10])) + (", ..." if len(documents) > 10 else "")
+
+
 class Scorer:
     """Serves requests with a loaded model. ``threads``: a pool of ``parallel`` threads that tokenize; ``admission``: of
     tokens, shared by all models of the process."""
@@ -97,18 +103,23 @@ class Scorer:
         self._config = config
         self._tokenizer = loaded.tokenizer
         self._activation: ChosenActivation = loaded.activation
+        self._precision: str | None = loaded.info.get("precision")
         self._engine = engine
         self._metrics = metrics
         self._max_length = loaded.policy.max_length
         self._threads = threads
         self._parallel = parallel
         self._admission = admission
-        self._tokens_per_second: float | None = loaded.info.get("tokensPerSecond")
         self._chunking = config.long_documents == "chunk"
 
     def check(self) -> None:
         """Raises Refusal (busy) when no request at all is admitted now."""
-        self._admission.check(self._tokens_per_second)
+        self._admission.check(self._engine.tokens_per_second)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """What the model can score here; None: not known yet."""
+        return self._engine.tokens_per_second
 
     async def score(self, request: ScoreRequest, deadline: float, priority: Priority = "normal") -> ScoreResponse:
         """The answer, by ``deadline`` (of time.monotonic()). Raises Refusal."""
@@ -119,7 +130,7 @@ class Scorer:
             raise Refusal("deadline", "the request came after its deadline")
         estimate = estimate_tokens(request, self._max_length, self._chunking)
         self._admission.bound(estimate)
-        self._admission.enter(estimate, per_second=self._tokens_per_second)
+        self._admission.enter(estimate, per_second=self._engine.tokens_per_second)
         submitted = False
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -132,6 +143,11 @@ class Scorer:
             if not submitted:
                 self._metrics.dropped.labels("deadline").inc()
             raise Refusal("deadline", "the deadline came before the scores") from error
+        except asyncio.CancelledError:
+            # What has been submitted is counted when it leaves the backlog.
+            if not submitted:
+                self._metrics.dropped.labels("abandoned").inc()
+            raise
         finally:
             self._admission.leave(estimate)
         if isinstance(outcome, Failed):
@@ -140,11 +156,7 @@ class Scorer:
 
     def _answer(self, request: ScoreRequest, prepared: Prepared, logits: list[float]) -> ScoreResponse:
         if not all(map(math.isfinite, logits)):
-            raise Refusal(
-                "internal",
-                "the model gave a score that is not a number: with spec.runtime.precision float16, set it to bfloat16 "
-                "or float32; with any other, the model's weights are damaged",
-            )
+            raise self._no_number(prepared, logits)
         if prepared.counts is not None:
             logits = chunking.pool(logits, prepared.counts, self._config.chunk_pooling)
         self._metrics.truncated_documents.inc(len(prepared.truncated))
@@ -156,6 +168,12 @@ class Scorer:
             truncated=prepared.truncated,
             chunked=prepared.chunked,
         )
+
+    def _no_number(self, prepared: Prepared, logits: Sequence[float]) -> Refusal:
+        bad = [index for index, logit in enumerate(logits) if not math.isfinite(logit)]
+        documents = bad if prepared.counts is None else chunking.documents(bad, prepared.counts)
+        remedy = no_number(self._precision)
+        return Refusal("internal", f"the model gave no number for documents {_named(documents)}: {remedy}")
 
     async def _tokenize(self, request: ScoreRequest) -> Prepared:
         """Raises Refusal (too_long)."""
@@ -198,11 +216,10 @@ class Scorer:
         if self._config.long_documents == "reject":
             too_long = [index for index, (_, _, cut_to_fit) in enumerate(results) if cut_to_fit]
             if too_long:
-                named = ", ".join(map(str, too_long[:10]))
                 raise Refusal(
                     "too_long",
                     f"{len(too_long)} documents do not fit into {self._max_length} tokens beside the query (documents "
-                    f"{named}{', ...' if len(too_long) > 10 else ''}) and spec.requests.longDocuments is reject: "
+                    f"{_named(too_long)}) and spec.requests.longDocuments is reject: "
                     "shorten them",
                 )
         pairs = [pair for parts, _, _ in results for pair in parts]
