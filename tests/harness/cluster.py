@@ -77,19 +77,25 @@ class Cluster:
     def local(self) -> bool:
         return self.name is not None
 
-    def _env(self) -> dict[str, str]:
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of programs that are to find this cluster, with the kubectl and Helm that were built for it."""
         path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
         return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": path}
+
+    @property
+    def arguments(self) -> list[str]:
+        """What kubectl is to be given besides."""
+        return ["--context", self.context] if self.context else []
 
     def kubectl(
         self, *args: str | Path, input: str | None = None, check: bool = True, timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
-        context = ["--context", self.context] if self.context else []
-        return run("kubectl", *context, *args, env=self._env(), input=input, check=check, timeout=timeout)
+        return run("kubectl", *self.arguments, *args, env=self.environment, input=input, check=check, timeout=timeout)
 
     def helm(self, *args: str | Path, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         context = ["--kube-context", self.context] if self.context else []
-        return run("helm", *context, *args, env=self._env(), check=check, timeout=timeout)
+        return run("helm", *context, *args, env=self.environment, check=check, timeout=timeout)
 
     def devcluster(self, *args: str, check: bool = True, timeout: float = 180) -> subprocess.CompletedProcess[str]:
         """A subcommand of the local cluster's own tool, for this cluster."""

@@ -142,13 +142,26 @@ def wait_settled(cluster: Cluster, name: str, namespace: str, timeout: float = 1
         raise CommandError(f"{error}\n{status}\n{describe}") from None
 
 
+SMALL = {"spec": {"containers": [{"name": "worker", "env": [{"name": "OMP_NUM_THREADS", "value": "1"}]}]}}
+"""Small enough for two cores, on which several workers are not to fight for them."""
+
+
 def reranker(name: str, namespace: str, uri: str, **spec: Any) -> dict[str, Any]:
-    """A Reranker manifest small enough for two cores, on which several workers are not to fight for them."""
+    """A Reranker manifest on the CPU, with SMALL pods. Without ``replicas`` it is scaled on demand."""
     runtime = {"device": "cpu", **spec.pop("runtime", {})}
-    overlay = {"spec": {"containers": [{"name": "worker", "env": [{"name": "OMP_NUM_THREADS", "value": "1"}]}]}}
     return {
         "apiVersion": "rerank.dev/v1alpha1",
         "kind": "Reranker",
         "metadata": {"name": name, "namespace": namespace},
-        "spec": {"model": {"uri": uri}, "runtime": {"podTemplate": overlay, **runtime}, **spec},
+        "spec": {"model": {"uri": uri}, "runtime": {"podTemplate": SMALL, **runtime}, **spec},
+    }
+
+
+def warm_pool(name: str, namespace: str, size: int, **spec: Any) -> dict[str, Any]:
+    """A WarmPool manifest on the CPU, with SMALL pods."""
+    return {
+        "apiVersion": "rerank.dev/v1alpha1",
+        "kind": "WarmPool",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"size": size, "device": "cpu", "podTemplate": SMALL, **spec},
     }
