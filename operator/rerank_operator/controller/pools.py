@@ -97,6 +97,8 @@ class Pools:
         self._load_slots = asyncio.Semaphore(LOADS)
         self._other_slots = asyncio.Semaphore(OTHER_CALLS)
         self._waiting: dict[Key, dict[str, Waiting]] = {}
+        self._counted: set[Key] = set()
+        """Pools that have gauges."""
         self._claimed: dict[str, tuple[float, float]] = {}
         """Since when the pod's Reranker had wished for it, and when it was claimed, by the Pod's uid."""
         self._loaded_at: dict[str, float] = {}
@@ -118,6 +120,8 @@ class Pools:
         self.queue.clear()
         for task in self._tasks:
             task.cancel()
+        for key in list(self._counted):
+            self._forget(key)
         for kept in (self._workers, self._failures, self._waiting, self._claimed, self._loaded_at, self._status_since):
             kept.clear()
 
@@ -175,8 +179,7 @@ class Pools:
                 self._store, key, tuple(self._wishes.wishes(*key)), self._workers, self._failures, self._running
             )
             if observed is None:
-                self._waiting.pop(key, None)
-                self._status_since.pop(key, None)
+                self._forget(key)
                 return "ok"
             token = pool_token(self._key, *key, observed.metadata.uid)
             plan = make_plan(observed, token, self._worker, time.time())
@@ -188,6 +191,7 @@ class Pools:
         for job in plan.jobs:
             self._start(key, token, job)
         self._tell_waiting(key, observed, plan.loans)
+        self._count(key, observed)
         problem = await self._applier.carry_out(plan.actions, observed.metadata)
         if problem is not None:
             plan = make_plan(observed, token, self._worker, time.time(), problem)
@@ -196,6 +200,23 @@ class Pools:
         if plan.requeue_after is not None:
             self.queue.add(key, plan.requeue_after)
         return "ok" if problem is None else "refused"
+
+    def _count(self, key: Key, observed: Observed) -> None:
+        state = observed.state
+        loaned = sum(pod.loan is not None for pod in state.pods)
+        counts = {"free": len(state.free), "loaned": loaned}
+        counts["not ready"] = len(state.pods) - sum(counts.values())
+        for name, count in counts.items():
+            metrics.WARM_PODS.labels(*key, name).set(count)
+        self._counted.add(key)
+
+    def _forget(self, key: Key) -> None:
+        self._waiting.pop(key, None)
+        self._status_since.pop(key, None)
+        if key in self._counted:
+            self._counted.discard(key)
+            for name in ("free", "loaned", "not ready"):
+                metrics.WARM_PODS.remove(*key, name)
 
     def _hold_back_status(self, key: Key, observed: Observed) -> bool:
         """While somebody waits for a loan, every write between its steps would be in their way."""

@@ -1,7 +1,7 @@
 """The Deployment of a warm pool: workers that stand by without a model of their own.
 
-Lent pods stay in it: a claim changes no label of the selector, so no pod is made in place of one that is lent, and a new
-one where a lent one dies. Nothing here depends on Rerankers: that they come and go must not renew the pods.
+Lent pods stay in it: a claim changes no label of the selector, so no pod is made in place of one that is lent, and a
+new one where a lent one dies. Nothing here depends on Rerankers: that they come and go must not renew the pods.
 """
 
 import hashlib
@@ -25,6 +25,8 @@ from rerank_operator.manifests.pod_template import (
     worker_pod,
 )
 
+ANNOTATION_DEFAULTS = f"{names.GROUP}/defaults"
+"""Of the pods: what the pool gives Rerankers that leave it open."""
 LONGEST_REQUEST_SECONDS = 600
 """The most that ``spec.requests.timeout`` of any Reranker can be. A pod that has nothing left to do ends sooner."""
 
@@ -35,6 +37,9 @@ def warm_pool_deployment(owner: Metadata, spec: WarmPoolSpec, token: str, worker
     command = [*COMMAND, "--standby", "--max-models", str(spec.max_models_per_pod)]
     container = worker_container(worker, command, variable, spec.resources)
     own = worker_pod(labels(owner.name), container, [], LONGEST_REQUEST_SECONDS + DRAIN_SECONDS)
+    if (spec.device, spec.precision) != ("auto", "auto"):
+        # Loads bring them; models that were loaded with others go with the pods.
+        own["metadata"]["annotations"] = {ANNOTATION_DEFAULTS: f"device={spec.device},precision={spec.precision}"}
     check_overlay(spec.pod_template, own, "spec")
     _check_metadata(spec.pod_template.get("metadata", {}))
     template = merge(own, spec.pod_template)

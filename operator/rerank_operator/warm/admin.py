@@ -1,12 +1,17 @@
-"""HTTP to the workers of warm pods: which models are there, load one, unload one. Every call has a deadline; none retries.
+"""HTTP to the workers of warm pods: which models are there, load one, unload one.
 
-Decides nothing. A load that outlasts the call's deadline goes on in the worker: asking again waits for it.
+Decides nothing; every call has a deadline, none retries.
+A load that outlasts the call's deadline goes on in the worker: asking again waits for it.
 """
+
+from typing import TypeVar
 
 import aiohttp
 import msgspec
 from rerank_api import names, wire
 from rerank_api.worker_config import WorkerConfig
+
+T = TypeVar("T")
 
 SLACK_SECONDS = 5.0
 """What the answer may take beyond the deadline that the worker was given."""
@@ -84,7 +89,7 @@ def _path(key: str) -> str:
     return f"{wire.MODELS_PATH}/{key}"
 
 
-def _decode[T](content: bytes, kind: type[T]) -> T:
+def _decode(content: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

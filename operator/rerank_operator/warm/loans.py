@@ -1,4 +1,4 @@
-"""Who gets which warm pod, who gives one back, and when a lent pod begins to serve. Pure: it decides, the caller claims.
+"""Who gets which warm pod, who gives one back, and when a lent pod begins to serve. Pure: the caller claims.
 
 In order of arrival; a pod is lent to one Reranker at a time; a pod that is given back keeps its models. What is not
 known (no wish, a silent node) changes nothing.

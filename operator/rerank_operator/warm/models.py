@@ -51,8 +51,8 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 Failures = Mapping[str, Failure]
-"""For loans by the model's key; for models that are only kept ready by ``place(uid, key)``; for everything else that was
-asked of a pod by ``place(uid, "")``."""
+"""For loans by the model's key; for models that are only kept ready by ``place(uid, key)``; for everything else that
+was asked of a pod by ``place(uid, "")``."""
 
 
 def place(uid: str, key: str) -> str:
@@ -117,7 +117,7 @@ def jobs(
     running: Mapping[str, Job],
     now: float,
 ) -> tuple[Job, ...]:
-    """What to ask of workers now: at most one thing of each that has nothing in hand (``running``, by the Pod's uid)."""
+    """What to ask of workers now: one thing at most of each that has nothing in hand (``running``, by uid)."""
     by_name = {member.name: member for member in members}
     wanted = kept(members, spec)
     filling = sum(isinstance(job, Load) and job.loan is None for job in running.values())
@@ -206,4 +206,6 @@ def _giving_way(
     last_used = {member.served.key: member.last_request for member in members if member.served is not None}
     keep = {served.key for served in wanted}
     others = {model.key for model in worker.models if model.state in ("ready", "failed")} - {key, serving}
-    return tuple(sorted(others, key=lambda other: (other in last_used, other in keep, last_used.get(other, 0.0), other)))
+    return tuple(
+        sorted(others, key=lambda other: (other in last_used, other in keep, last_used.get(other, 0.0), other))
+    )

@@ -1,7 +1,7 @@
 """The pods of one warm pool, and to whom they are lent, as their labels and annotations say. Pure over the store.
 
-A loan stands in the Pod alone: claimed (its labels), then serving (the annotation with the model's key). So a new leader
-goes on from what is there. Which models a worker holds is known from its own answers only, and passed in.
+A loan stands in the Pod alone: claimed (its labels), then serving (the annotation with the model's key). So a new
+leader goes on from what is there. Which models a worker holds is known from its own answers only, and passed in.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What to do so that one warm pool becomes what its spec and the Rerankers' wishes say: a pure function of what is there.
+"""What to do so that one warm pool becomes what its spec and the Rerankers' wishes say. A pure function.
 
 Level-based, as a Reranker's plan: the same observation gives the same plan, whoever leads. The state of each loan is in
 its Pod; what workers have answered is passed in, and asked again by a leader that does not know it.
@@ -15,7 +15,7 @@ from rerank_operator.controller.conditions import Problem
 from rerank_operator.controller.diagnose import Diagnosis, diagnose
 from rerank_operator.controller.kinds import DEPLOYMENTS, WARM_POOLS, Key
 from rerank_operator.controller.observe import DeploymentState, deployment_state
-from rerank_operator.controller.plan import Apply, apply_if_different
+from rerank_operator.controller.plan import Action, apply_if_different
 from rerank_operator.controller.store import Store
 from rerank_operator.manifests.pod_template import BadSpec, WorkerImage
 from rerank_operator.manifests.warm_pool import deployment_name, warm_pool_deployment
@@ -46,7 +46,7 @@ class Observed(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    actions: tuple[Apply, ...] = ()
+    actions: tuple[Action, ...] = ()
     loans: Loans = Loans()
     jobs: tuple[Job, ...] = ()
     status: dict[str, Any] | None = None
@@ -99,7 +99,7 @@ def make_plan(observed: Observed, token: str, worker: WorkerImage, now: float, p
         problem = Problem("InvalidSpec", observed.invalid or "unreadable")
         facts = pool_status.Facts(len(observed.state.pods), _ready(observed.state), problem=problem)
         return Plan(status=_status(observed, facts, now))
-    actions: tuple[Apply, ...] = ()
+    actions: tuple[Action, ...] = ()
     try:
         manifest = warm_pool_deployment(metadata, spec, token, worker)
     except BadSpec as error:
@@ -125,9 +125,7 @@ def make_plan(observed: Observed, token: str, worker: WorkerImage, now: float, p
 
 
 def _status(observed: Observed, facts: pool_status.Facts, now: float) -> dict[str, Any] | None:
-    wanted = pool_status.status(
-        observed.metadata, observed.status, facts, observed.state, observed.members, now
-    )
+    wanted = pool_status.status(observed.metadata, observed.status, facts, observed.state, observed.members, now)
     return pool_status.manifest(observed.metadata, wanted, observed.status)
 
 

@@ -165,8 +165,8 @@ def _unused(facts: Facts) -> Answer | None:
         return None
     named = ", ".join(facts.unused[:TOLD])
     message = (
-        f"spec.preload names what is the model of no Reranker with this warmPool, so nobody knows how to load it: {named}. "
-        "Write uri and revision as in the Reranker's spec.model, or remove the entry"
+        f"spec.preload names what is the model of no Reranker with this warmPool, so nobody knows how to load it: "
+        f"{named}. Write uri and revision as in the Reranker's spec.model, or remove the entry"
     )
     return "True", "PreloadUnused", message
 
