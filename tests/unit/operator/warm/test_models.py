@@ -1,0 +1,165 @@
+"""Which model a warm pod is asked to load or unload, and what gives way: loans first, and never what serves."""
+
+from rerank_api.warm_pool import PreloadedModel
+from rerank_operator.warm.admin import ModelFact
+from rerank_operator.warm.members import Member
+from rerank_operator.warm.models import (
+    LOOK_SECONDS,
+    Failure,
+    Failures,
+    Job,
+    Load,
+    Look,
+    Unload,
+    Worker,
+    jobs,
+    kept,
+    place,
+    unused_preloads,
+)
+from rerank_operator.warm.observe import WarmPod
+from unit.operator.warm.pool import NOW, holding, lent, member, model, pod, spec, state
+
+NONE = spec(preload=[])
+
+
+def asked(
+    *pods: WarmPod,
+    members: list[Member],
+    workers: dict[str, Worker],
+    of=NONE,
+    failures: Failures | None = None,
+    running: dict[str, Job] | None = None,
+    now: float = NOW,
+) -> tuple[Job, ...]:
+    return jobs(state(*pods), members, of, workers, failures or {}, running or {}, now)
+
+
+def failure(until: float) -> Failure:
+    return Failure(1, NOW - 1, until, "refused", frozenset({"uid-1"}))
+
+
+def test_a_worker_that_nobody_knows_is_looked_at_first():
+    assert asked(pod(1), members=[], workers={}) == (Look(pod(1)),)
+    again = pod(1, restarts=2)
+    assert asked(again, members=[], workers={"uid-1": holding(restarts=1)}) == (Look(again),)
+    assert asked(pod(1, ready=False), members=[], workers={}) == ()
+
+
+def test_and_again_after_a_while():
+    workers = {"uid-1": holding()}
+    assert asked(pod(1), members=[], workers=workers) == ()
+    assert asked(pod(1), members=[], workers=workers, now=NOW + LOOK_SECONDS) == (Look(pod(1)),)
+
+
+def test_one_that_does_not_answer_is_left_alone_for_a_while():
+    failures = {place("uid-1", ""): failure(NOW + 5)}
+    assert asked(pod(1), members=[], workers={}, failures=failures) == ()
+    assert asked(pod(1), members=[], workers={}, failures=failures, now=NOW + 5) == (Look(pod(1)),)
+
+
+def test_but_a_loan_does_not_wait_for_it_and_finds_out():
+    lent_pod = pod(1, loan=lent("a"))
+    (job,) = asked(lent_pod, members=[member("a", 1)], workers={}, failures={place("uid-1", ""): failure(NOW + 5)})
+    assert isinstance(job, Load)
+    assert job.loan == NOW - 10
+
+
+def test_a_claimed_pod_loads_the_model_even_where_it_seems_to_have_it():
+    lent_pod = pod(1, model("a"), loan=lent("a"))
+    (job,) = asked(lent_pod, members=[member("a", 1)], workers={"uid-1": holding(model("a"))})
+    assert isinstance(job, Load)
+    assert (job.key, job.loan, job.config.reranker) == (model("a"), NOW - 10, "a")
+
+
+def test_and_only_once():
+    loan = lent("a")
+    workers = {"uid-1": holding(model("a"), loaded=(model("a"), loan.since))}
+    assert asked(pod(1, loan=loan), members=[member("a", 1)], workers=workers) == ()
+    job = Look(pod(1))
+    assert asked(pod(1, loan=loan), members=[member("a", 1)], workers={}, running={"uid-1": job}) == ()
+
+
+def test_a_new_leader_leaves_what_serves_alone():
+    serving = pod(1, loan=lent("a", serving=True))
+    assert asked(serving, members=[member("a", 1)], workers={"uid-1": holding(model("a"))}) == ()
+
+
+def test_a_loan_whose_revision_has_changed_loads_the_new_one():
+    serving = pod(1, loan=lent("a", serving=True))
+    (job,) = asked(serving, members=[member("a", 1, revision="r2")], workers={"uid-1": holding(model("a"))})
+    assert isinstance(job, Load)
+    assert job.key == model("a", "r2")
+    assert job.evictable == ()  # what serves stays until the new one does
+
+
+def test_what_gives_way_first_what_nobody_uses_then_the_least_recently_used_then_what_is_kept():
+    members = [
+        member("new", 1),
+        member("long", last_request=NOW - 900),
+        member("short", last_request=NOW - 60),
+        member("kept", last_request=NOW - 1000),
+    ]
+    of = spec(preload=[PreloadedModel("file:///models/kept")])
+    has = [model("kept"), model("short"), model("gone"), model("long")]
+    (job,) = asked(pod(1, loan=lent("new")), members=members, workers={"uid-1": holding(*has)}, of=of)
+    assert isinstance(job, Load)
+    assert job.evictable == (model("gone"), model("long"), model("short"), model("kept"))
+
+
+def test_a_model_that_nobody_uses_is_unloaded_from_a_free_pod():
+    workers = {"uid-1": holding(model("a"), model("a", "old"))}
+    assert asked(pod(1), members=[member("a")], workers=workers) == (Unload(pod(1), model("a", "old")),)
+
+
+def test_a_failed_one_too():
+    worker = Worker(0, NOW, (ModelFact(model("b"), "failed"),))
+    assert asked(pod(1), members=[], workers={"uid-1": worker}) == (Unload(pod(1), model("b")),)
+
+
+# --- models that are kept ready ---
+
+
+def test_without_a_list_the_most_recently_used_are_kept():
+    members = [member("a", last_request=1), member("b", last_request=3), member("c", last_request=2), member("d")]
+    assert [one.key for one in kept(members, spec(max_models_per_pod=2))] == [model("b"), model("c")]
+    assert kept([member("a", able=False)], spec()) == ()
+
+
+def test_a_list_names_models_and_what_is_no_rerankers_is_told():
+    of = spec(preload=[PreloadedModel("file:///models/a"), PreloadedModel("file:///models/x")])
+    members = [member("a"), member("b")]
+    assert [one.key for one in kept(members, of)] == [model("a")]
+    assert unused_preloads(members, of) == ("file:///models/x",)
+    assert unused_preloads(members, spec()) == ()
+
+
+def test_free_pods_are_filled_half_of_them_at_a_time_and_lent_ones_are_not():
+    pods = [pod(i) for i in range(1, 5)]
+    workers = {one.uid: holding() for one in (*pods, pod(5))}
+    found = asked(*pods, pod(5, loan=lent("a")), members=[member("a")], workers=workers, of=spec())
+    assert [job.pod.name for job in found] == ["pod-5", "pod-1", "pod-2"]
+    first = found[1]
+    rest = asked(*pods, members=[member("a")], workers=workers, of=spec(), running={"uid-1": first})
+    assert [job.pod.name for job in rest] == ["pod-2"]
+
+
+def test_the_only_free_pod_is_filled_too():
+    (job,) = asked(pod(1), members=[member("a")], workers={"uid-1": holding()}, of=spec())
+    assert isinstance(job, Load)
+    assert (job.key, job.loan) == (model("a"), None)
+
+
+def test_what_is_kept_never_gives_way_to_what_is_kept():
+    members = [member("a", last_request=2), member("b", last_request=1), member("c")]
+    of = spec(max_models_per_pod=2)
+    (job,) = asked(pod(1), members=members, workers={"uid-1": holding(model("a"), model("c"))}, of=of)
+    assert isinstance(job, Load)
+    assert (job.key, job.evictable, job.most) == (model("b"), (model("c"),), 2)
+
+
+def test_a_model_that_a_pod_could_not_load_is_tried_there_again_after_a_while_only():
+    failures = {place("uid-1", model("a")): failure(NOW + 60)}
+    workers = {"uid-1": holding(), "uid-2": holding()}
+    found = asked(pod(1), pod(2), members=[member("a")], workers=workers, of=spec(), failures=failures)
+    assert [job.pod.name for job in found] == ["pod-2"]
