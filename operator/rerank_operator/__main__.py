@@ -35,11 +35,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--renew-deadline", type=float, default=10.0, help="seconds after which a leader that cannot renew stops")
     add("--retry-period", type=float, default=2.0, help="seconds between tries to take or renew the lease")
     add("--resync-seconds", type=float, default=60.0, help="seconds between full lists that repair drift")
+    add(
+        "--gateway-service",
+        type=_namespaced,
+        default=None,
+        metavar="NAMESPACE/NAME",
+        help="Service of the gateways, whose demand replicas follow; none: no Reranker gets fewer replicas by itself",
+    )
     add("--metrics-host", default="", help="address of /healthz, /readyz and /metrics; empty: all")
     add("--metrics-port", type=int, default=9090)
     add("--log-format", default="json", choices=["json", "text"])
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return parser.parse_args(arguments)
+
+
+def _namespaced(text: str) -> tuple[str, str]:
+    namespace, _, name = text.partition("/")
+    if not namespace or not name or "/" in name:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a namespace and a name, such as rerank-system/gateway")
+    return namespace, name
 
 
 def main() -> None:
@@ -65,6 +79,7 @@ async def _run(arguments: argparse.Namespace, terms: Terms) -> None:
         identity=f"{os.environ.get('HOSTNAME') or socket.gethostname()}_{uuid.uuid4()}",
         terms=terms,
         resync_seconds=arguments.resync_seconds,
+        gateway_service=arguments.gateway_service,
     )
     api = KubeApi(await load_configuration())
     controller = Controller(api, settings)

@@ -8,13 +8,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from rerank_api.reranker import Condition, ConditionStatus, RejectedRevision
+from rerank_api import names
+from rerank_api.reranker import Condition, ConditionStatus, RejectedRevision, ScalingState
 
 from rerank_operator.controller.diagnose import Diagnosis
+from rerank_operator.controller.verdict import Verdict
 
 LONGEST_MESSAGE = 4096
 
-READY, PROGRESSING, DEGRADED = "Ready", "Progressing", "Degraded"
+READY, PROGRESSING, DEGRADED, SCALING = "Ready", "Progressing", "Degraded", "Scaling"
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -43,6 +45,13 @@ class Facts(msgspec.Struct, frozen=True):
     problem: Problem | None = None
     target_trouble: Diagnosis | None = None
     serving_trouble: Diagnosis | None = None
+    verdict: Verdict | None = None
+    """What scaling comes to; None: the object is not understood."""
+
+    @property
+    def loaners(self) -> int:
+        """Warm pods that serve."""
+        return self.verdict.serving if self.verdict else 0
 
 
 Answer = tuple[ConditionStatus, str, str]
@@ -63,6 +72,15 @@ def judge(facts: Facts, old: Sequence[dict[str, Any]], generation: int, now: flo
     return tuple(judged)
 
 
+def keep(
+    judged: tuple[Condition, ...], kind: str, old: Sequence[dict[str, Any]], generation: int
+) -> tuple[Condition, ...]:
+    """``judged`` with the condition ``kind`` as it is stored, where it is."""
+    stored = [msgspec.convert(condition, Condition) for condition in old if condition.get("type") == kind]
+    kept = [msgspec.structs.replace(condition, observed_generation=generation) for condition in stored]
+    return tuple(kept[0] if kept and condition.type == kind else condition for condition in judged)
+
+
 def format_time(now: float) -> str:
     return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -75,15 +93,22 @@ def _suspended(facts: Facts) -> Answer | None:
 
 
 def _none_wanted(facts: Facts) -> Answer | None:
-    if facts.desired > 0:
+    if facts.desired > 0 or facts.loaners > 0:
         return None
+    if facts.verdict is not None and facts.verdict.mode == "Auto" and facts.verdict.decision is not None:
+        return (
+            "False",
+            "NoReplicasRequested",
+            "there is no demand: the next request starts a worker, and is held until then",
+        )
     return "False", "NoReplicasRequested", "spec.replicas and spec.scaling ask for no worker: raise spec.replicas"
 
 
 def _serving(facts: Facts) -> Answer | None:
-    if facts.ready == 0:
+    if facts.ready + facts.loaners == 0:
         return None
-    return "True", "Serving", f"{facts.ready} of {facts.desired} workers are ready"
+    beside = f", and {facts.loaners} warm pods serve" if facts.loaners else ""
+    return "True", "Serving", f"{facts.ready} of {facts.desired} workers are ready{beside}"
 
 
 def _unheard(facts: Facts) -> Answer | None:
@@ -159,8 +184,71 @@ def _rejection(rejected: RejectedRevision) -> str:
     )
 
 
+# --- Scaling: does demand decide how many workers there are, and what does it ask for? ---
+
+_HOLDERS: dict[ScalingState, str] = {
+    "ByHand": "spec.replicas is set: remove it to scale on demand",
+    "Paused": f"the annotation {names.ANNOTATION_SCALING_PAUSED} is true: remove it to scale on demand",
+    "Recommend": "spec.scaling.mode is recommend: replicas stay as they are",
+}
+
+
+def _scaling_suspended(facts: Facts) -> Answer | None:
+    return ("False", "Suspended", "spec.suspend is true: there are no workers") if facts.suspended else None
+
+
+def _scaling_not_understood(facts: Facts) -> Answer | None:
+    if facts.verdict is not None:
+        return None
+    return "False", "InvalidSpec", "the spec is not understood: replicas stay as they are"
+
+
+def _scaling_invalid(facts: Facts) -> Answer | None:
+    if facts.verdict is None or facts.verdict.invalid is None:
+        return None
+    return "False", "InvalidPolicy", f"{facts.verdict.invalid}. Until then replicas stay as they are"
+
+
+def _scaling_held(facts: Facts) -> Answer | None:
+    if facts.verdict is None or facts.verdict.mode not in _HOLDERS:
+        return None
+    return "False", facts.verdict.mode, scaling_message(facts.verdict)
+
+
+def _scaling_unknown(facts: Facts) -> Answer | None:
+    decision = facts.verdict.decision if facts.verdict else None
+    if decision is None:
+        return "Unknown", "NotDecided", "the demand has not been looked at yet"
+    return ("Unknown", decision.reason, decision.message) if decision.reason == "DemandUnknown" else None
+
+
+def _scaling(facts: Facts) -> Answer | None:
+    decision = facts.verdict.decision if facts.verdict else None
+    return ("True", decision.reason, scaling_message(facts.verdict)) if facts.verdict and decision else None
+
+
+def scaling_message(verdict: Verdict) -> str:
+    """Why there are as many workers as there are; where demand does not decide, also what it would."""
+    decision, holder = verdict.decision, _HOLDERS.get(verdict.mode)
+    if verdict.mode == "Suspended":
+        return "suspended"
+    if decision is None:
+        return holder or "the demand has not been looked at yet"
+    warm = f" and {decision.loaners} warm pods" if decision.loaners else ""
+    numbers = f"{decision.replicas} workers{warm}: {decision.message}"
+    return f"{holder}. Demand would have {numbers}" if holder else numbers
+
+
 _CHAINS: dict[str, tuple[Check, ...]] = {
     READY: (_suspended, _none_wanted, _serving, _unheard, _not_ready_trouble, _waiting),
     PROGRESSING: (_suspended, _cannot_roll_out, _taken_back, _none_wanted, _rolling_out, _updating, _rolled_out),
     DEGRADED: (_degraded_problem, _degraded_rejection, _degraded_trouble, _healthy),
+    SCALING: (
+        _scaling_suspended,
+        _scaling_not_understood,
+        _scaling_invalid,
+        _scaling_held,
+        _scaling_unknown,
+        _scaling,
+    ),
 }

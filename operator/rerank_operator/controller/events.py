@@ -45,9 +45,14 @@ def transitions(
 
 
 def scaled(was: dict[str, Any], verdict: Verdict | None) -> tuple[Event, ...]:
-    """``was``: status.scaling as stored. Told is each change of the numbers that demand asks for, carried out or not."""
+    """``was``: status.scaling as stored. Told is each change of what demand asks for, carried out or not."""
     decision = verdict.decision if verdict else None
-    if verdict is None or decision is None or verdict.mode not in ("Auto", "Recommend") or was.get("mode") != verdict.mode:
+    if (
+        verdict is None
+        or decision is None
+        or verdict.mode not in ("Auto", "Recommend")
+        or was.get("mode") != verdict.mode
+    ):
         return ()
     changes = [
         f"{what} {before} to {now}"

@@ -1,4 +1,7 @@
-"""Every Prometheus metric of the operator. Labels are bounded: kinds, results and reasons, never names of objects."""
+"""Every Prometheus metric of the operator. Labels are bounded: kinds, results, reasons, and Rerankers that exist.
+
+What bears a Reranker's name is removed with it, and when another operator leads.
+"""
 
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
@@ -27,3 +30,45 @@ MISSED = Counter("rerank_operator_missed_changes", "Rerankers whose objects a li
 RERANKERS = Gauge("rerank_operator_rerankers", "Rerankers, by the status of their condition Ready.", ["ready"])
 EVENTS_DROPPED = Counter("rerank_operator_events_dropped", "Events not written: too many, or refused.", ["reason"])
 WATCH_RESTARTS = Counter("rerank_operator_watch_restarts", "Times that all watches were started anew after a failure.")
+
+GATEWAYS = Gauge("rerank_operator_gateways", "Gateways, by whether their stream of demand is heard now.", ["stream"])
+DECISIONS = Counter("rerank_operator_scaling_decisions", "Scaling decisions that differ from the last one.", ["reason"])
+DECISION_SECONDS = Histogram(
+    "rerank_operator_scaling_decision_seconds",
+    "Time from when a gateway tells of demand (its clock) to when the changed replicas are written.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+_RERANKER = ["namespace", "reranker"]
+
+DESIRED_REPLICAS = Gauge(
+    "rerank_operator_desired_replicas", "Workers of its own that a Reranker should have.", _RERANKER
+)
+LOANERS = Gauge("rerank_operator_loaners", "Warm pods that serve a Reranker.", _RERANKER)
+QUEUED = Gauge("rerank_operator_queued_requests", "Requests that wait at the gateways, as last told.", _RERANKER)
+WAKE_SECONDS = Histogram(
+    "rerank_operator_wake_seconds",
+    "Time that the first request waited for a first worker, by what came first: a warm pod or an own cold start.",
+    ["way"],
+    buckets=(0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 120, 300, 600, 1800),
+)
+WAKE_PHASE_SECONDS = Histogram(
+    "rerank_operator_wake_phase_seconds",
+    "Phases of a wake: decide (from the request's arrival), claim of a warm pod, load of its model, mark as serving.",
+    ["phase"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60, 300),
+)
+
+POOL_RECONCILES = Counter("rerank_operator_pool_reconciles", "Reconciles of one WarmPool, by how they ended.", ["result"])
+LOAN_CONFLICTS = Counter(
+    "rerank_operator_loan_conflicts",
+    "Warm pods that had changed, or gone, before they could be claimed, marked or released.",
+    ["step"],
+)
+WARM_LOADS = Counter(
+    "rerank_operator_warm_loads",
+    "Models loaded in warm pods, for a loan or to be kept ready (preload): ok, or the worker's error code.",
+    ["purpose", "result"],
+)
+WARM_PODS = Gauge(
+    "rerank_operator_warm_pods", "Pods of a WarmPool: free, loaned or not ready.", ["namespace", "pool", "state"]
+)

@@ -32,7 +32,13 @@ class Waiting(msgspec.Struct, frozen=True):
 class PodState(msgspec.Struct, frozen=True):
     name: str
     revision: str
+    uid: str = ""
     ready: bool = False
+    ready_since: float = 0.0
+    """0: it is not ready, or nobody says since when."""
+    created: float = 0.0
+    deletion_cost: str | None = None
+    """As marked: who costs less goes first."""
     unheard: bool = False
     """Its node does not report, so Ready was taken from it; the kubelet's last word was that it is ready."""
     terminating: bool = False
@@ -193,7 +199,11 @@ def pod_state(body: dict[str, Any]) -> PodState:
     return PodState(
         name=metadata["name"],
         revision=_revision_label(body),
+        uid=metadata.get("uid", ""),
         ready=ready,
+        ready_since=_time_of(conditions["Ready"], "lastTransitionTime") if ready else 0.0,
+        created=_time_of(metadata, "creationTimestamp"),
+        deletion_cost=metadata.get("annotations", {}).get(names.ANNOTATION_DELETION_COST),
         unheard=not ready and conditions.get("ContainersReady", {}).get("status") == "True",
         terminating="deletionTimestamp" in metadata,
         ends_by=parse_time(metadata["deletionTimestamp"]) if "deletionTimestamp" in metadata else 0.0,
@@ -223,6 +233,10 @@ def _termination(container: dict[str, Any]) -> Termination | None:
 
 def _first(found: Any) -> Any:
     return next((one for one in found if one is not None), None)
+
+
+def _time_of(fields: dict[str, Any], name: str) -> float:
+    return parse_time(fields[name]) if fields.get(name) else 0.0
 
 
 def parse_time(text: str) -> float:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 from rerank_api import names
-from rerank_api.reranker import Metadata, RejectedRevision, Reranker, TrafficShare
+from rerank_api.reranker import Metadata, RejectedRevision, Reranker, ScalingStatus, TrafficShare
 from rerank_api.revision import RevisionSpec, revision_hash, revision_of
 
 from rerank_operator.controller import conditions, events
@@ -19,13 +19,13 @@ from rerank_operator.controller.diagnose import Diagnosis, blocked, diagnose
 from rerank_operator.controller.events import Event
 from rerank_operator.controller.kinds import BUDGETS, CONTROLLER_REVISIONS, DEPLOYMENTS, Kind
 from rerank_operator.controller.observe import DeploymentState, Observed, PodState
+from rerank_operator.controller.verdict import Verdict, undecided
 from rerank_operator.manifests.common import differences, pod_selector
 from rerank_operator.manifests.controller_revision import controller_revision
 from rerank_operator.manifests.deployment import deployment
 from rerank_operator.manifests.pod_disruption_budget import pod_disruption_budget
 from rerank_operator.manifests.pod_template import BadSpec, WorkerImage
 from rerank_operator.rollout.replace import Handover, RevisionView, hand_over, share_traffic
-from rerank_operator.scaling.replicas import desired_replicas
 
 KEPT_REVISIONS = 10
 """ControllerRevisions kept for going back, beside those in use."""
@@ -58,6 +58,16 @@ class Scale(msgspec.Struct, frozen=True):
     event: Event | None = None
 
 
+class Mark(msgspec.Struct, frozen=True):
+    """How dear a Pod is when its Deployment is to have fewer: who costs least goes first."""
+
+    namespace: str
+    name: str
+    uid: str
+    cost: int | None
+    """None: as any other."""
+
+
 class Delete(msgspec.Struct, frozen=True):
     kind: Kind
     namespace: str
@@ -66,7 +76,7 @@ class Delete(msgspec.Struct, frozen=True):
     resource_version: str
 
 
-Action = Apply | Scale | Delete
+Action = Apply | Scale | Mark | Delete
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -77,13 +87,22 @@ class Plan(msgspec.Struct, frozen=True):
     requeue_after: float | None = None
 
 
-def make_plan(observed: Observed, worker: WorkerImage, now: float, problem: Problem | None = None) -> Plan:
-    """``problem``: why carrying out this same plan failed just now; it then only tells so in the status."""
+def make_plan(
+    observed: Observed,
+    worker: WorkerImage,
+    now: float,
+    problem: Problem | None = None,
+    verdict: Verdict | None = None,
+) -> Plan:
+    """``verdict``: what scaling comes to; None: nobody has looked at the demand, so the numbers stay as they are.
+    ``problem``: why carrying out this same plan failed just now; it then only tells so in the status.
+    """
     if observed.metadata.deletion_timestamp:
         return Plan()
     if observed.reranker is None:
         return _plan_for_invalid(observed, Problem("InvalidSpec", observed.invalid or "unreadable"), now)
-    return _Planner(observed, observed.reranker, worker, now, problem).plan()
+    scaling = verdict or undecided(observed, observed.reranker)
+    return _Planner(observed, observed.reranker, worker, now, problem, scaling).plan()
 
 
 def _plan_for_invalid(observed: Observed, problem: Problem, now: float) -> Plan:
@@ -101,7 +120,13 @@ class _Planner:
     """One plan in the making. Each field is set once; the methods are the steps, in order."""
 
     def __init__(
-        self, observed: Observed, reranker: Reranker, worker: WorkerImage, now: float, problem: Problem | None
+        self,
+        observed: Observed,
+        reranker: Reranker,
+        worker: WorkerImage,
+        now: float,
+        problem: Problem | None,
+        verdict: Verdict,
     ) -> None:
         self.observed = observed
         self.owner: Metadata = observed.metadata
@@ -111,7 +136,8 @@ class _Planner:
         self.problem = problem
         self.revision: RevisionSpec = revision_of(reranker.spec)
         self.target = revision_hash(self.revision)
-        self.desired = desired_replicas(reranker.spec)
+        self.verdict = verdict
+        self.desired = verdict.replicas
         self.current: str | None = observed.status.get("currentRevision")
         self.deployments = {state.revision: state for state in observed.deployments}
         self.stored = {state.revision: state for state in observed.revisions}
@@ -137,6 +163,7 @@ class _Planner:
             target_ready=sum(pod.ready and pod.counts for pod in _pods_of(self.observed.pods, self.target)),
             target_updated=mine is None or mine.updated,
             suspended=self.spec.suspend,
+            verdict=self.verdict,
             rejected=rejected,
             problem=self.problem,
             target_trouble=self.trouble,
@@ -238,6 +265,8 @@ class _Planner:
             return []
         # Its time of lending is over: the mark must not count when the tables turn again.
         actions = self._scale(found, found.replicas, None) if found is not None and found.lent_to else []
+        if found is not None:
+            actions.extend(self._marks(found, replicas))
         body = found.body if found is not None else None
         # A target that serves and whose Deployment is gone was not waited for: someone has deleted it.
         deleted = self.target == self.current and replicas > 0
@@ -263,7 +292,25 @@ class _Planner:
             note = f"no room for revision {lent_to}: one replica of revision {found.revision} is stopped to make some"
             event = Event("Normal", "ReplicaFreed", "Rollout", note)
         namespace = self.owner.namespace
-        return [Scale(namespace, found.name, found.uid, found.resource_version, replicas, lent_to, fits, event)]
+        scale = Scale(namespace, found.name, found.uid, found.resource_version, replicas, lent_to, fits, event)
+        return [*self._marks(found, replicas), scale]
+
+    def _marks(self, found: DeploymentState, replicas: int) -> list[Action]:
+        """Before a count drops, the idlest workers are made the cheapest. Of whom nothing is known is not idle; who is
+        not ready goes before all others anyway, and Kubernetes sees to that."""
+        if not 0 < replicas < found.replicas:
+            return []
+        outstanding = self.verdict.outstanding
+        pods = [pod for pod in _pods_of(self.observed.pods, found.revision) if pod.counts and pod.ready]
+        known = sorted((outstanding[pod.uid], pod.name) for pod in pods if pod.uid in outstanding)
+        going = [name for _, name in known[: max(0, len(pods) - replicas)]]
+        costs = {name: place - len(going) for place, name in enumerate(going)}
+        return [
+            Mark(self.owner.namespace, pod.name, pod.uid, costs.get(pod.name))
+            for pod in pods
+            if (pod.name in costs and pod.deletion_cost != str(costs[pod.name]))
+            or (pod.name not in costs and (pod.deletion_cost or "").startswith("-"))  # of a drop that did not come
+        ]
 
     def _deployment(self, hash_: str, revision: RevisionSpec, replicas: int) -> dict[str, Any]:
         return deployment(self.owner, hash_, revision, replicas, self.spec.requests.timeout, self.worker)
@@ -342,6 +389,11 @@ def _tell(
     """The status object to apply (None: it stands already), and the Events that its changes are worth."""
     metadata, old = observed.metadata, observed.status
     judged = conditions.judge(facts, old.get("conditions", ()), metadata.generation, now)
+    scaling = old.get("scaling")
+    if facts.verdict is not None and (facts.verdict.refresh or scaling is None):
+        scaling = _scaling_status(facts.verdict)
+    elif facts.verdict is not None:  # only figures have moved on
+        judged = conditions.keep(judged, conditions.SCALING, old.get("conditions", ()), metadata.generation)
     counting = [pod for pod in observed.pods if pod.counts]
     status: dict[str, Any] = {
         "observedGeneration": metadata.generation,
@@ -351,7 +403,12 @@ def _tell(
         "traffic": msgspec.to_builtins(list(traffic)),
         "conditions": msgspec.to_builtins(list(judged)),
     }
-    optional = {"currentRevision": facts.current, "updatedRevision": facts.target, "rejectedRevision": facts.rejected}
+    optional = {
+        "currentRevision": facts.current,
+        "updatedRevision": facts.target,
+        "rejectedRevision": facts.rejected,
+        "scaling": scaling,
+    }
     status |= {field: msgspec.to_builtins(value) for field, value in optional.items() if value is not None}
     if _comparable(status) == _comparable(old):
         return None, ()
@@ -362,7 +419,29 @@ def _tell(
         "metadata": {"name": metadata.name, "namespace": metadata.namespace, "uid": metadata.uid},
         "status": status,
     }
-    return manifest, events.transitions(old, judged, facts.current, facts.target, complete)
+    told = events.transitions(old, judged, facts.current, facts.target, complete)
+    return manifest, told + events.scaled(old.get("scaling") or {}, facts.verdict)
+
+
+def _scaling_status(verdict: Verdict) -> dict[str, Any]:
+    decision = verdict.decision
+    status = ScalingStatus(
+        mode=verdict.mode,
+        desired_replicas=verdict.desired,
+        desired_loaners=verdict.desired_loaners,
+        loaners=verdict.serving,
+        reason=decision.reason if decision else "",
+        message=conditions.scaling_message(verdict),
+        queued_requests=verdict.queued,
+        capacity_tokens_per_second=verdict.capacity,
+        start_seconds=verdict.start_seconds,
+        wake_seconds=verdict.wake_seconds,
+        last_request_time=conditions.format_time(verdict.last_request) if verdict.last_request else None,
+        memory=msgspec.json.encode(decision.memory).decode() if decision else None,
+    )
+    # By hand, without omit_defaults: a printer column shows a zero, and not nothing.
+    found = {field.encode_name: getattr(status, field.name) for field in msgspec.structs.fields(status)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _comparable(status: dict[str, Any]) -> dict[str, Any]:

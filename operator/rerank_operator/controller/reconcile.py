@@ -21,8 +21,11 @@ from rerank_operator.controller.leader import Election, Leader, Terms, steady_cl
 from rerank_operator.controller.observe import observe
 from rerank_operator.controller.plan import make_plan
 from rerank_operator.controller.queue import WorkQueue
+from rerank_operator.controller.scaler import Scaler
 from rerank_operator.controller.store import Store
 from rerank_operator.controller.watches import Watches
+from rerank_operator.demand.gateways import Gateways
+from rerank_operator.demand.totals import Totals
 from rerank_operator.manifests.pod_template import WorkerImage
 
 log = logging.getLogger(__name__)
@@ -50,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True):
     identity: str
     terms: Terms = Terms()
     resync_seconds: float = 60.0
+    gateway_service: tuple[str, str] | None = None
+    """Namespace and name of the Service of the gateways; None: no demand is known, and nothing shrinks."""
 
 
 class Controller:
@@ -66,9 +71,13 @@ class Controller:
             settings.lease_name,
             random.random,
             self._start_leading,
-            self.queue.clear,
+            self._stop_leading,
         )
         api.fence = self.leader.write_seconds
+        totals = Totals()
+        self.scaler = Scaler(self.store, totals, time.time, self._may_decide, self._enqueue, self._pool_due)
+        service = settings.gateway_service
+        self._gateways = Gateways(api, service, totals, self.scaler.heard) if service else None
         self.watches = Watches(self._watched, self._served, settings.namespaces)
         self._applier = Applier(api, self.store, settings.identity)
         self._resync_now = asyncio.Event()
@@ -82,17 +91,25 @@ class Controller:
         self.watches.start()
         workers = [asyncio.create_task(self._work(), name=f"worker-{n}") for n in range(WORKERS)]
         leading = asyncio.create_task(self.leader.run(), name="leader")
-        resync = asyncio.create_task(self._resync_forever(), name="resync")
-        self._tasks = [*workers, leading, resync]
+        watching = [
+            asyncio.create_task(self._resync_forever(), name="resync"),
+            asyncio.create_task(self.scaler.run(), name="scaler"),
+        ]
+        if self._gateways is not None:
+            watching.append(asyncio.create_task(self._gateways.run(), name="gateways"))
+        else:
+            log.warning("no --gateway-service: the demand is not known, so no Reranker gets fewer replicas by itself")
+        self._tasks = [*workers, leading, *watching]
         stopping = asyncio.create_task(stop.wait())
         try:
             done, _ = await asyncio.wait([*self._tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.queue.close()
-            resync.cancel()
+            for task in watching:
+                task.cancel()
         _, working = await asyncio.wait(workers, timeout=LAST_WORK_SECONDS)
         leading.cancel()
-        await asyncio.wait([leading, resync], timeout=1)
+        await asyncio.wait([leading, *watching], timeout=1)
         if not working:  # else a write may still be on its way: the lease runs out by itself
             await self.leader.release()
         await self.watches.stop()
@@ -106,13 +123,24 @@ class Controller:
 
     def _enqueue(self, key: Key | None) -> None:
         # Before the first list is in, a Reranker may look childless.
-        if key is not None and self.leader.leading and not self._lead_after_list:
+        if key is not None and self._may_decide():
             self.queue.add(key)
+
+    def _may_decide(self) -> bool:
+        return self.leader.leading and not self._lead_after_list
+
+    def _pool_due(self, namespace: str, pool: str) -> None:
+        """The wishes of a WarmPool's Rerankers have changed."""
 
     def _start_leading(self) -> None:
         """Nothing is written before a fresh list: the last leader's latest writes may not have come through yet."""
+        self.scaler.reset()  # what counts is what the last leader left in the statuses
         self._lead_after_list = True
         self._resync_now.set()
+
+    def _stop_leading(self) -> None:
+        self.queue.clear()
+        self.scaler.reset()
 
     async def _served(self) -> bool:
         try:
@@ -172,6 +200,7 @@ class Controller:
         for state, count in states.items():
             metrics.RERANKERS.labels(state).set(count)
         self._applier.allowance.keep(uids)
+        self.scaler.keep(keys)
 
     # --- what goes out ---
 
@@ -209,13 +238,19 @@ class Controller:
     async def _reconcile(self, key: Key) -> str:
         observed = observe(self.store, key)
         if observed is None:
+            self.scaler.forget(key)
             return "ok"
-        plan = make_plan(observed, self._settings.worker, time.time())
+        verdict = self.scaler.look(observed)
+        plan = make_plan(observed, self._settings.worker, time.time(), verdict=verdict)
         problem = await self._applier.carry_out(plan.actions, observed.metadata)
-        if problem is not None:
-            plan = make_plan(observed, self._settings.worker, time.time(), problem)
+        if problem is None:
+            self.scaler.carried_out(key)
+        else:
+            plan = make_plan(observed, self._settings.worker, time.time(), problem, verdict)
         if plan.status is not None:
             await self._applier.write_status(plan.status)
+        if verdict is not None:
+            self.scaler.told(key, verdict)
         for event in plan.events:
             await self._applier.tell(event, observed.metadata)
             if event.action == "Rollout" or event.reason == "RevisionRejected":

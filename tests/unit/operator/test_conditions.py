@@ -51,8 +51,8 @@ STOPPED = SERVING | {"suspended": True, "desired": 0}
 )  # fmt: skip
 def test_conditions(facts: dict[str, Any], ready: str, progressing: str, degraded: str):
     judged = judge(Facts(**facts), [], 3, NOW)
-    assert [f"{c.status} {c.reason}" for c in judged] == [ready, progressing, degraded]
-    assert [c.type for c in judged] == ["Ready", "Progressing", "Degraded"]
+    assert [f"{c.status} {c.reason}" for c in judged][:3] == [ready, progressing, degraded]
+    assert [c.type for c in judged] == ["Ready", "Progressing", "Degraded", "Scaling"]
     assert all(c.message and c.observed_generation == 3 for c in judged)
 
 
@@ -67,6 +67,7 @@ def test_the_time_of_transition_changes_with_the_status_only():
         {"type": "Degraded", "status": "True", "reason": "x", "lastTransitionTime": "2020-01-01T00:00:00Z"},
     ]
     times = {c.type: c.last_transition_time for c in judge(Facts(**STARTING), old, 1, NOW)}
+    assert times.pop("Scaling") == "2027-01-15T08:00:00Z"
     assert times == {
         "Ready": "2020-01-01T00:00:00Z",
         "Progressing": "2027-01-15T08:00:00Z",

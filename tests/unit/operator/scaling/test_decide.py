@@ -6,8 +6,9 @@ import msgspec
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from rerank_operator.scaling.decide import Bucket, Decision, Memory, decide
+from rerank_operator.scaling.decide import Decision, decide
 from rerank_operator.scaling.demand import Demand, Fleet
+from rerank_operator.scaling.memory import Bucket, Memory
 from rerank_operator.scaling.policy import Policy
 from rerank_operator.scaling.schedules import Schedule
 
@@ -206,7 +207,7 @@ def test_nothing_shrinks_on_stale_figures(policy: Policy, demand: Demand, fleet:
     decision = decide(policy, replace(demand, complete=False), fleet, memory, NOON)
     assert decision.replicas >= min(fleet.wanted, policy.max_replicas)
     if policy.warm_pool:
-        assert decision.loaners >= min(fleet.loaners + fleet.claiming, policy.max_replicas)
+        assert decision.loaners >= min(fleet.loaners + fleet.claiming, max(0, policy.max_replicas - fleet.ready))
 
 
 @given(POLICIES, demands(), FLEETS, memories())
@@ -414,3 +415,24 @@ def test_the_message_has_the_figures():
         "a load of 0.09 replicas, 10 requests wait and 0 are served by 0 replicas and 0 warm pods; 1 are needed: there "
         "is no warm pool"
     )
+
+
+def test_one_giant_request_is_the_work_of_one_replica():
+    """Regression: one request of a billion tokens held all replicas for as long as the rates remembered it."""
+    world = World(Policy(max_replicas=8), own=[0.0])
+    world.run(0, 5)
+    world.arrived += 10**9
+    fleet = world.fleet()
+    for second in range(1, 600):
+        demand = Demand(0, 0, 1, 10**9, 1, world.arrived, None)
+        decision = decide(world.policy, demand, fleet, world.memory, world.now + second)
+        world.memory = decision.memory
+        assert decision.replicas <= 2
+
+
+@given(POLICIES, demands(), FLEETS, memories())
+def test_own_replicas_that_serve_and_warm_pods_are_not_more_than_the_maximum(
+    policy: Policy, demand: Demand, fleet: Fleet, memory: Memory
+):
+    decision = decide(policy, demand, fleet, memory, NOON)
+    assert fleet.ready + decision.loaners <= max(policy.max_replicas, fleet.ready)

@@ -1,0 +1,423 @@
+"""Keeps each Reranker's scaling going: what it remembers, what is decided, and when to look again.
+
+Looks at each change of demand, at each reconcile, and when a decision says so. It writes nothing: numbers that change
+make the Reranker, and its warm pool, due; what must survive a restart stands in the status and is read from there at
+the first look. Only who leads looks, and forgets all when it does not any more.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+from rerank_api.reranker import ScalingState
+
+from rerank_operator.controller import metrics
+from rerank_operator.controller.kinds import RERANKERS, Key
+from rerank_operator.controller.leader import steady_clock
+from rerank_operator.controller.observe import Observed, observe
+from rerank_operator.controller.queue import WorkQueue
+from rerank_operator.controller.store import Store
+from rerank_operator.controller.verdict import Verdict, held_replicas, replicas_in_force, scaling_mode
+from rerank_operator.demand.totals import Told, Totals
+from rerank_operator.scaling.decide import Decision, Memory, decide
+from rerank_operator.scaling.demand import Fleet
+from rerank_operator.scaling.policy import Policy, policy_from_manifest
+from rerank_operator.warm.observe import PoolState, Wish, pool_state
+
+log = logging.getLogger(__name__)
+
+EAGER_SECONDS = 0.1
+"""Between two looks at one Reranker, however much its gateways tell."""
+STATUS_SECONDS = 15.0
+"""Between two writes of a status in which only figures have moved on."""
+ASLEEP_STATUS_SECONDS = 30.0
+REASON_SECONDS = 5.0
+"""Between two writes for another reason of the same numbers: it may change with every burst."""
+START_SECONDS = 60.0
+"""How long an own replica is taken to need until one has been seen to start."""
+WAKE_SECONDS = 2.0
+"""The same of a warm pod."""
+LONGEST_START = 1800.0
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known about one Reranker beside its objects."""
+
+    uid: str
+    memory: Memory
+    policy: Policy | None = None
+    invalid: str | None = None
+    generation: int = -1
+    """Of the spec that the policy was read from."""
+    mode: ScalingState | None = None
+    """Under which the decision was made."""
+    decision: Decision | None = None
+    verdict: Verdict | None = None
+    looked: float = 0.0
+    capacity: float | None = None
+    start_seconds: float | None = None
+    wake_seconds: float | None = None
+    wish_since: float = 0.0
+    waking: float | None = None
+    """Since when a request waits for a first worker."""
+    sent: float | None = None
+    """When the newest line was told that the last look knew."""
+    cause: float | None = None
+    """The same of the line that changed the numbers, until they are written."""
+    starting: set[str] = field(default_factory=set)
+    """Own workers, and claimed warm pods, that were seen before they were ready."""
+    written: Verdict | None = None
+    written_at: float = 0.0
+
+
+class Scaler:
+    def __init__(
+        self,
+        store: Store,
+        totals: Totals,
+        wall: Callable[[], float],
+        active: Callable[[], bool],
+        changed: Callable[[Key], None],
+        pool_changed: Callable[[str, str], None],
+        steady: Callable[[], float] = steady_clock,
+    ) -> None:
+        """``active``: whether decisions may be made now; ``changed`` is told a Reranker that is due for a reconcile,
+        ``pool_changed`` the namespace and name of a WarmPool whose wishes have changed."""
+        self._store = store
+        self._totals = totals
+        self._wall = wall
+        self._active = active
+        self._changed = changed
+        self._pool_changed = pool_changed
+        self._steady = steady
+        self._known: dict[Key, _Known] = {}
+        self._due: WorkQueue[Key] = WorkQueue(steady, random.random)
+
+    # --- when to look ---
+
+    async def run(self) -> None:
+        while (taken := await self._due.get()) is not None:
+            key, _ = taken
+            try:
+                self._look_by_itself(key)
+            except Exception:  # one Reranker that we cannot cope with must not stop the others
+                log.exception("scaling failed", extra={"namespace": key[0], "reranker": key[1]})
+            finally:
+                self._due.done(key)
+            await asyncio.sleep(0)  # with many due at once, others get their turn
+
+    def heard(self, keys: Iterable[Key]) -> None:
+        """Gateways have told something new about these."""
+        if not self._active():
+            return
+        for key in keys:
+            known = self._known.get(key)
+            wait = known.looked + EAGER_SECONDS - self._steady() if known else 0.0
+            self._due.add(key, wait)
+
+    def _look_by_itself(self, key: Key) -> None:
+        if not self._active():
+            return
+        observed = observe(self._store, key)
+        if observed is None:
+            self.forget(key)
+            return
+        verdict = self.look(observed)
+        if verdict is not None and verdict.refresh:
+            self._changed(key)
+
+    def reset(self) -> None:
+        """Another leads, or has led until now: what counts stands in the status."""
+        for key in list(self._known):
+            self.forget(key)
+        self._due.clear()
+
+    def keep(self, keys: set[Key]) -> None:
+        """Forget Rerankers that are gone."""
+        for key in self._known.keys() - keys:
+            self.forget(key)
+
+    def forget(self, key: Key) -> None:
+        if self._known.pop(key, None) is not None:
+            for gauge in (metrics.DESIRED_REPLICAS, metrics.LOANERS, metrics.QUEUED):
+                gauge.remove(*key)
+
+    # --- what others ask ---
+
+    def decision(self, key: Key) -> Decision | None:
+        """What was decided last for ``key``, in force or not."""
+        known = self._known.get(key)
+        return known.decision if known else None
+
+    def wishes(self, namespace: str, pool: str) -> list[Wish]:
+        """How many warm pods each Reranker should have that names the pool; who asked first for more comes first.
+
+        Who has not been looked at yet has no wish, and keeps what it has.
+        """
+        wishes = [
+            Wish(key, known.verdict.loaners, known.wish_since)
+            for key, known in self._known.items()
+            if key[0] == namespace and known.verdict is not None and self._pool_of(key) == pool
+        ]
+        return sorted(wishes, key=lambda wish: (wish.since, wish.key))
+
+    def _pool_of(self, key: Key) -> str | None:
+        body = self._store.get(RERANKERS, *key) or {}
+        return body.get("spec", {}).get("scaling", {}).get("warmPool")
+
+    def carried_out(self, key: Key) -> None:
+        """The numbers of the last look are written."""
+        known = self._known.get(key)
+        if known is not None and known.cause is not None:
+            metrics.DECISION_SECONDS.observe(max(0.0, self._wall() - known.cause))
+            known.cause = None
+
+    def told(self, key: Key, verdict: Verdict) -> None:
+        """The status says what ``verdict`` is."""
+        known = self._known.get(key)
+        if known is not None and verdict.refresh:
+            known.written, known.written_at = verdict, self._steady()
+
+    # --- a look ---
+
+    def look(self, observed: Observed) -> Verdict | None:
+        """The verdict now; None where the object is not understood."""
+        reranker = observed.reranker
+        if reranker is None:
+            return None
+        key = (observed.metadata.namespace, observed.metadata.name)
+        known = self._of(key, observed)
+        now, steady = self._wall(), self._steady()
+        told = self._totals.told(key, steady)
+        self._read_policy(known, key, observed)
+        pool = reranker.spec.scaling.warm_pool
+        warm = pool_state(self._store, key[0], pool) if pool else PoolState()
+        serving, claiming = warm.serving(key[1]), warm.claiming(key[1])
+        known.capacity = told.capacity or known.capacity
+        self._measure_starts(known, observed, warm, key[1], now)
+
+        before, mode = known.verdict, scaling_mode(reranker)
+        held = held_replicas(observed, reranker, mode)
+        if mode == "Suspended":
+            known.decision, known.memory = None, Memory()
+        elif known.policy is not None:
+            wanted = self._wanted(known, observed, mode, held)
+            fleet = self._fleet(known, observed, wanted, serving, claiming, len(warm.free))
+            if mode != "Auto":  # what is not carried out does not start either
+                fleet = replace(fleet, starting=min(fleet.starting, _coming(observed)))
+            known.decision = decide(known.policy, told.demand, fleet, known.memory, now)
+            known.memory = known.decision.memory
+        decision = known.decision if known.policy is not None else None
+        known.mode, known.looked = mode, steady
+        verdict = Verdict(
+            mode=mode,
+            replicas=replicas_in_force(reranker, mode, held, decision),
+            loaners=_loaners_in_force(mode, decision, serving + claiming),
+            decision=decision,
+            invalid=known.invalid,
+            serving=serving,
+            queued=told.demand.queued if told.sent is not None or told.demand.complete else None,
+            capacity=known.capacity,
+            start_seconds=known.start_seconds,
+            wake_seconds=known.wake_seconds,
+            last_request=told.demand.last_ended,
+            outstanding=told.outstanding,
+            refresh=False,
+        )
+        verdict = msgspec.structs.replace(verdict, refresh=_worth_writing(known, verdict, steady))
+        self._follow(known, key, before, verdict, told, observed, now)
+        known.verdict = verdict
+        self._due.add(key, decision.again if decision is not None else STATUS_SECONDS)
+        return verdict
+
+    def _of(self, key: Key, observed: Observed) -> _Known:
+        """What is known; at first sight, what the status says."""
+        known = self._known.get(key)
+        if known is not None and known.uid == observed.metadata.uid:
+            return known
+        last = observed.status.get("scaling") or {}
+        known = _Known(
+            uid=observed.metadata.uid,
+            memory=stored_memory(last.get("memory")),
+            capacity=last.get("capacityTokensPerSecond"),
+            start_seconds=last.get("startSeconds"),
+            wake_seconds=last.get("wakeSeconds"),
+        )
+        self._known[key] = known
+        return known
+
+    def _read_policy(self, known: _Known, key: Key, observed: Observed) -> None:
+        if known.generation == observed.metadata.generation:
+            return
+        known.generation = observed.metadata.generation
+        try:
+            known.policy, known.invalid = policy_from_manifest(self._store.get(RERANKERS, *key) or {}), None
+        except ValueError as error:
+            known.policy, known.invalid, known.decision = None, str(error), None
+
+    @staticmethod
+    def _wanted(known: _Known, observed: Observed, mode: ScalingState, held: int) -> int:
+        """What this decision starts from: the one before it, if it was made under the same mode."""
+        if known.decision is not None and known.mode == mode:
+            return known.decision.replicas
+        last = observed.status.get("scaling") or {}
+        if known.mode is None and mode in ("Recommend", "Paused") and last.get("mode") == mode:
+            return last.get("desiredReplicas", held)
+        return held
+
+    @staticmethod
+    def _fleet(known: _Known, observed: Observed, wanted: int, serving: int, claiming: int, free: int) -> Fleet:
+        counting = [pod for pod in observed.pods if pod.counts]
+        ready = sum(pod.ready for pod in counting)
+        return Fleet(
+            wanted=wanted,
+            ready=ready,
+            starting=max(len(counting), wanted) - ready if wanted else len(counting) - ready,
+            loaners=serving,
+            claiming=claiming,
+            capacity=known.capacity,
+            start_seconds=known.start_seconds or START_SECONDS,
+            wake_seconds=known.wake_seconds or WAKE_SECONDS,
+            warm_free=free,
+        )
+
+    @staticmethod
+    def _measure_starts(known: _Known, observed: Observed, warm: PoolState, name: str, now: float) -> None:
+        """Only of workers that were seen before they were ready: one that was ready before may have been away since."""
+        present = {pod.uid for pod in observed.pods} | {pod.uid for pod in warm.loans(name)}
+        known.starting &= present
+        for pod in observed.pods:
+            if not pod.ready and pod.counts and not pod.restarts:
+                known.starting.add(pod.uid)
+            elif pod.ready and pod.uid in known.starting:
+                known.starting.discard(pod.uid)
+                if pod.created and pod.ready_since:
+                    known.start_seconds = min(LONGEST_START, max(1.0, pod.ready_since - pod.created))
+        for loaner in warm.loans(name):
+            if not loaner.serves:
+                known.starting.add(loaner.uid)
+            elif loaner.uid in known.starting and loaner.loan is not None:
+                known.starting.discard(loaner.uid)
+                known.wake_seconds = min(LONGEST_START, max(0.1, now - loaner.loan.since))
+
+    def _follow(
+        self,
+        known: _Known,
+        key: Key,
+        before: Verdict | None,
+        verdict: Verdict,
+        told: Told,
+        observed: Observed,
+        now: float,
+    ) -> None:
+        """Everything that follows from what has changed since the last look."""
+        was, decision = before.decision if before is not None else None, verdict.decision
+        if decision is not None and _brief(was) != _brief(decision):
+            metrics.DECISIONS.labels(decision.reason).inc()
+        if before is not None and (before.replicas, before.loaners) != (verdict.replicas, verdict.loaners):
+            if told.sent != known.sent:
+                known.cause = told.sent
+            if verdict.loaners > before.loaners:
+                known.wish_since = now
+        elif before is None:
+            known.wish_since = now
+        pool = self._pool_of(key)
+        if pool and (before is None or before.loaners != verdict.loaners):
+            self._pool_changed(key[0], pool)
+        known.sent = told.sent
+        metrics.DESIRED_REPLICAS.labels(*key).set(verdict.desired)
+        metrics.LOANERS.labels(*key).set(verdict.serving)
+        metrics.QUEUED.labels(*key).set(told.demand.queued)
+        self._follow_wake(known, verdict, told, observed, now)
+
+    @staticmethod
+    def _follow_wake(known: _Known, verdict: Verdict, told: Told, observed: Observed, now: float) -> None:
+        if told.waking_since is not None:
+            if known.waking is None and verdict.replicas + verdict.loaners > 0:
+                metrics.WAKE_PHASE_SECONDS.labels("decide").observe(max(0.0, now - told.waking_since))
+                known.waking = told.waking_since
+            return
+        own = any(pod.ready and pod.counts for pod in observed.pods)
+        if known.waking is not None and (own or verdict.serving):
+            way = "cold" if own else "warm"
+            metrics.WAKE_SECONDS.labels(way).observe(max(0.0, now - known.waking))
+        known.waking = None
+
+
+def stored_memory(text: Any) -> Memory:
+    """The memory that a status keeps; a new one where there is none or it is not understood.
+
+    Its counters are those of another process's sums: the rates go on from the next look.
+    """
+    try:
+        return replace(msgspec.json.decode(text, type=Memory), seen=None) if isinstance(text, str) else Memory()
+    except msgspec.MsgspecError:
+        return Memory()
+
+
+def _brief(decision: Decision | None) -> tuple[Any, ...]:
+    return () if decision is None else (decision.replicas, decision.loaners, decision.reason)
+
+
+def _coming(observed: Observed) -> int:
+    return sum(pod.counts and not pod.ready for pod in observed.pods)
+
+
+def _loaners_in_force(mode: ScalingState, decision: Decision | None, have: int) -> int:
+    if mode in ("Suspended", "ByHand"):
+        return 0
+    return decision.loaners if mode == "Auto" and decision is not None else have
+
+
+def _same_numbers(one: Verdict, other: Verdict) -> bool:
+    return _numbers(one) == _numbers(other)
+
+
+def _numbers(verdict: Verdict) -> tuple[Any, ...]:
+    return (
+        verdict.mode, verdict.replicas, verdict.loaners, verdict.desired, verdict.desired_loaners, verdict.serving,
+        verdict.invalid, verdict.decision is None,
+    )  # fmt: skip
+
+
+def _worth_writing(known: _Known, verdict: Verdict, steady: float) -> bool:
+    """Numbers at once; another reason, and figures, after a while. What is at rest is not written at all."""
+    was = known.written
+    if was is None or not _same_numbers(was, verdict):
+        return True
+    age = steady - known.written_at
+    if was.decision is None or verdict.decision is None:
+        return False
+    if was.decision.reason != verdict.decision.reason and age >= REASON_SECONDS:
+        return True
+    if age < (STATUS_SECONDS if verdict.decision.again < STATUS_SECONDS else ASLEEP_STATUS_SECONDS):
+        return False
+    figures = (was.queued, was.capacity, was.start_seconds, was.wake_seconds, was.last_request) != (
+        verdict.queued,
+        verdict.capacity,
+        verdict.start_seconds,
+        verdict.wake_seconds,
+        verdict.last_request,
+    )
+    return figures or not _much_alike(was.decision.memory, verdict.decision.memory)
+
+
+def _much_alike(one: Memory, other: Memory) -> bool:
+    """Whether a restart with the one would go on as with the other. Rates that fade away are no news."""
+    rates = ((one.fast, other.fast, 1.0), (one.slow, other.slow, 1.0), (one.slow_requests, other.slow_requests, 1e-3))
+    near = all(abs(a - b) <= max(0.05 * max(a, b), least) for a, b, least in rates)
+    kept = (one.level, one.peak, one.bursts, one.active, one.stepped, _history(one))
+    return near and kept == (other.level, other.peak, other.bursts, other.active, other.stepped, _history(other))
+
+
+def _history(memory: Memory) -> list[tuple[int, int]]:
+    runs: list[tuple[int, int]] = []
+    for bucket in memory.buckets:
+        if not runs or runs[-1] != (bucket.least, bucket.most):
+            runs.append((bucket.least, bucket.most))
+    return runs

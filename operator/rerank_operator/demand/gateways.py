@@ -1,0 +1,159 @@
+"""Finds the gateways by the EndpointSlices of their Service and listens to each one's stream of demand.
+
+Every address is a gateway, ready or not: one that is being stopped still has requests. What is heard goes to ``Totals``
+and a callback; nothing is decided here. Every wait has a deadline, and who cannot be heard is tried again without end,
+since the sums are incomplete until then.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import msgspec
+from rerank_api import names
+from rerank_api.demand import DEMAND_PATH, decode_line
+
+from rerank_operator.controller import metrics
+from rerank_operator.controller.api import ApiError, KubeApi, Unreachable
+from rerank_operator.controller.kinds import Key, Kind
+from rerank_operator.controller.leader import steady_clock
+from rerank_operator.demand.totals import SILENT_SECONDS, Totals
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 2.0
+SHORTEST_LOOK_SECONDS = 0.25
+"""Between two looks, however many streams end."""
+FIRST_RETRY_SECONDS = 0.1
+LONGEST_RETRY_SECONDS = 2.0
+"""A gateway that is there again should not be missed for longer than one that is silent."""
+LONGEST_LINE = 16 * 2**20
+"""Bytes: some 30,000 Rerankers."""
+
+
+class NotAGateway(Exception):
+    """What answers at a gateway's address does not speak as one."""
+
+
+class Gateways:
+    """``changed`` is called with the Rerankers about which something new was heard."""
+
+    def __init__(
+        self, api: KubeApi, service: tuple[str, str], totals: Totals, changed: Callable[[set[Key]], None]
+    ) -> None:
+        """``service``: namespace and name of the gateways' Service."""
+        self._api = api
+        self._namespace, name = service
+        self._slices = Kind(
+            "EndpointSlice", "discovery.k8s.io", "v1", "endpointslices", f"kubernetes.io/service-name={name}"
+        )
+        self._totals = totals
+        self._changed = changed
+        self._addresses: set[str] = set()
+        self._listeners: dict[str, asyncio.Task[None]] = {}
+        self._streaming: set[str] = set()
+        self._look_now = asyncio.Event()
+        self._trouble = ""
+
+    async def run(self) -> None:
+        async with aiohttp.ClientSession(auto_decompress=False) as session:
+            try:
+                while True:
+                    await self._look(session)
+                    await asyncio.sleep(SHORTEST_LOOK_SECONDS)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK_SECONDS):
+                            await self._look_now.wait()
+                    self._look_now.clear()
+            finally:
+                for listener in self._listeners.values():
+                    listener.cancel()
+                await asyncio.gather(*self._listeners.values(), return_exceptions=True)
+
+    async def _look(self, session: aiohttp.ClientSession) -> None:
+        try:
+            listed = await self._api.list(self._slices, self._namespace)
+        except (ApiError, Unreachable) as error:
+            if self._trouble != str(error):
+                self._trouble = str(error)
+                log.warning("the gateways cannot be found: %s", error)
+            return
+        self._trouble = ""
+        self._addresses = addresses(listed["items"])
+        self._totals.found(self._addresses, steady_clock())
+        metrics_of_streams(self._totals)
+        for address in self._addresses - self._listeners.keys():
+            self._listeners[address] = asyncio.create_task(self._listen(session, address), name=f"gateway {address}")
+        for address in self._listeners.keys() - self._addresses - self._streaming:
+            self._listeners[address].cancel()
+
+    async def _listen(self, session: aiohttp.ClientSession, address: str) -> None:
+        """Until the address is no gateway's any more; a stream that still lives then is heard to its end."""
+        delay, trouble = FIRST_RETRY_SECONDS, ""
+        try:
+            while address in self._addresses:
+                began = steady_clock()
+                try:
+                    await self._stream(session, address)
+                    why = "the stream has ended"
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    why = str(error) or "no line in time"
+                except (msgspec.MsgspecError, ValueError, NotAGateway) as error:
+                    why = f"not understood: {error}"
+                finally:
+                    self._streaming.discard(address)
+                if why != trouble:
+                    log.warning("gateway %s: %s", address, why)
+                self._look_now.set()
+                lasted = steady_clock() - began > LONGEST_RETRY_SECONDS
+                trouble = "" if lasted else why
+                await asyncio.sleep(delay)
+                delay = FIRST_RETRY_SECONDS if lasted else min(delay * 2, LONGEST_RETRY_SECONDS)
+        finally:
+            del self._listeners[address]
+            self._changed(self._totals.gone(address))
+
+    async def _stream(self, session: aiohttp.ClientSession, address: str) -> None:
+        wait = aiohttp.ClientTimeout(total=None, connect=SILENT_SECONDS, sock_read=SILENT_SECONDS)
+        async with session.get(f"http://{address}{DEMAND_PATH}", timeout=wait, read_bufsize=LONGEST_LINE) as answer:
+            if answer.status != 200:
+                raise NotAGateway(f"status {answer.status}")
+            self._totals.connected(address)
+            self._streaming.add(address)
+            first = True
+            while True:
+                async with asyncio.timeout(SILENT_SECONDS):
+                    line = await answer.content.readline()
+                if not line:
+                    return
+                told = decode_line(line)
+                if first and not told.full:
+                    raise NotAGateway("its first line is not a full one")
+                first = False
+                changed = self._totals.line(address, told, steady_clock())
+                if changed:
+                    self._changed(changed)
+                if self._totals.silent(address, steady_clock()):
+                    return  # its lines come late: a new stream begins with how it is now
+
+
+def addresses(slices: list[dict[str, Any]]) -> set[str]:
+    """``host:port`` of each gateway's admin port, one for each Pod (of two families, IPv4)."""
+    found: dict[str, str] = {}
+    for one in sorted(slices, key=lambda one: one.get("addressType", "")):
+        ports = [port["port"] for port in one.get("ports") or () if port.get("name") == names.GATEWAY_ADMIN_PORT_NAME]
+        for endpoint in one.get("endpoints") or ():
+            host = endpoint["addresses"][0]
+            place = f"[{host}]" if ":" in host else host
+            if ports and ports[0]:
+                found.setdefault((endpoint.get("targetRef") or {}).get("uid", host), f"{place}:{ports[0]}")
+    return set(found.values())
+
+
+def metrics_of_streams(totals: Totals) -> None:
+    heard, silent = totals.heard(steady_clock())
+    metrics.GATEWAYS.labels("heard").set(heard)
+    metrics.GATEWAYS.labels("silent").set(silent)

@@ -1,0 +1,190 @@
+"""Finding gateways and hearing them, over HTTP: streams that end, fall silent, come late or are not understood."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from kubernetes.aio.client import Configuration
+from rerank_api import names
+from rerank_api.demand import DEMAND_PATH, DemandLine, RerankerDemand, encode_line
+from rerank_operator.controller.api import KubeApi
+from rerank_operator.controller.leader import steady_clock
+from rerank_operator.demand.gateways import Gateways, addresses
+from rerank_operator.demand.totals import Totals
+
+KEY = ("search", "products")
+
+
+async def until(what: Callable[[], Any], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not what():  # noqa: ASYNC110 (the thing waited for has no event)
+            await asyncio.sleep(0.01)
+
+
+def demand(requests: int, queued: int = 0) -> RerankerDemand:
+    return RerankerDemand(*KEY, queued, queued * 10, 0, 0, requests, requests * 10)
+
+
+class Gateway:
+    """A gateway's admin port whose lines the test says."""
+
+    def __init__(self) -> None:
+        self.process = "p"
+        self.first: list[bytes] = [self.line(demand(5), full=True)]
+        self.streams: list[web.StreamResponse] = []
+        self.connections = 0
+        self.port = 0
+        self.end = asyncio.Event()
+
+    def line(self, *rerankers: RerankerDemand, full: bool = False, sent: float | None = None) -> bytes:
+        return encode_line(DemandLine(self.process, time.time() if sent is None else sent, full, list(rerankers)))
+
+    async def say(self, text: bytes) -> None:
+        for stream in self.streams:
+            await stream.write(text)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.connections += 1
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        self.streams.append(stream)
+        end = self.end
+        try:
+            for text in self.first:
+                await stream.write(text)
+            await end.wait()
+        finally:
+            self.streams.remove(stream)
+        return stream
+
+    def hang_up(self) -> None:
+        self.end.set()
+        self.end = asyncio.Event()
+
+
+async def serve(app: web.Application) -> tuple[web.AppRunner, int]:
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    return runner, runner.addresses[0][1]
+
+
+class World:
+    def __init__(self, api: KubeApi, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.slices: list[dict[str, Any]] = []
+        self.asked: list[str] = []
+        self.totals = Totals()
+        self.changed: list[set[tuple[str, str]]] = []
+        self.gateways = Gateways(api, ("rerank-system", "gateway"), self.totals, self.changed.append)
+
+    def complete(self) -> bool:
+        return self.totals.complete(steady_clock())
+
+    def arrived(self) -> int:
+        return self.totals.told(KEY, steady_clock()).demand.arrived_requests
+
+
+def endpoint_slice(port: int, *hosts: str, name: str = names.GATEWAY_ADMIN_PORT_NAME) -> dict[str, Any]:
+    return {
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080}, {"name": name, "port": port}],
+        "endpoints": [{"addresses": [host], "conditions": {"ready": False}} for host in hosts],
+    }
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    gateway = Gateway()
+    app = web.Application()
+    app.router.add_get(DEMAND_PATH, gateway.answer)
+    at_gateway, gateway.port = await serve(app)
+    made: list[World] = []
+
+    async def slices(request: web.Request) -> web.Response:
+        made[0].asked.append(request.query["labelSelector"])
+        return web.json_response({"items": made[0].slices})
+
+    cluster = web.Application()
+    cluster.router.add_get("/apis/discovery.k8s.io/v1/namespaces/rerank-system/endpointslices", slices)
+    at_cluster, port = await serve(cluster)
+    api = KubeApi(Configuration(host=f"http://127.0.0.1:{port}"))
+    made.append(World(api, gateway))
+    made[0].slices = [endpoint_slice(gateway.port, "127.0.0.1")]
+    running = asyncio.create_task(made[0].gateways.run())
+    yield made[0]
+    running.cancel()
+    await asyncio.wait([running], timeout=5)
+    gateway.hang_up()
+    await api.close()
+    await at_gateway.cleanup()
+    await at_cluster.cleanup()
+
+
+async def test_a_gateway_is_found_and_heard(world: World):
+    await until(world.complete)
+    assert world.asked[0] == "kubernetes.io/service-name=gateway"
+    assert world.changed[0] == {KEY}
+    await world.gateway.say(world.gateway.line(demand(8, queued=2)))
+    await until(lambda: world.arrived() == 3)
+    assert world.totals.told(KEY, steady_clock()).demand.queued == 2
+
+
+async def test_a_stream_that_ends_is_opened_again_and_nothing_is_counted_twice(world: World):
+    await until(world.complete)
+    world.gateway.first = [world.gateway.line(demand(7), full=True)]
+    world.gateway.hang_up()
+    await until(lambda: world.gateway.connections == 2 and world.arrived() == 2)
+    world.gateway.process = "q"
+    world.gateway.first = [world.gateway.line(demand(100), full=True)]
+    world.gateway.hang_up()
+    await until(lambda: world.gateway.connections == 3 and world.complete())
+    assert world.arrived() == 2
+
+
+async def test_silence_makes_the_sums_incomplete_and_another_stream_is_tried(world: World):
+    await until(world.complete)
+    await until(lambda: not world.complete())
+    await until(lambda: world.gateway.connections >= 2)
+    await until(world.complete)
+
+
+async def test_a_gateway_that_is_gone_leaves_the_sums_once_its_stream_has_ended(world: World):
+    world.gateway.first = [world.gateway.line(demand(5, queued=3), full=True)]
+    await until(world.complete)
+    world.slices = []
+    asked = len(world.asked)
+    await until(lambda: len(world.asked) > asked)
+    assert world.totals.told(KEY, steady_clock()).demand.queued == 3  # it still has its clients
+    world.gateway.hang_up()
+    await until(lambda: world.totals.told(KEY, steady_clock()).demand.queued == 0)
+    assert world.changed[-1] == {KEY}
+    assert not world.complete()
+
+
+@pytest.mark.parametrize("nonsense", [b"nonsense\n", b'{"gateway":"p","sent":1,"full":false}\n', b"\xff\n"])
+async def test_what_does_not_speak_as_a_gateway_is_no_gateway_without_demand(world: World, nonsense: bytes):
+    world.gateway.first = [nonsense]
+    await until(lambda: world.gateway.connections >= 3)
+    assert not world.complete()
+
+
+async def test_lines_that_come_late_do_not_keep_a_stream_alive(world: World):
+    await until(world.complete)
+    while world.gateway.connections == 1:
+        await world.gateway.say(world.gateway.line(demand(6), sent=time.time() - 60))
+        await asyncio.sleep(0.2)
+    await until(world.complete)
+
+
+def test_which_addresses_are_gateways():
+    first, second = endpoint_slice(9090, "10.0.0.1", "10.0.0.2"), endpoint_slice(9090, "fd00::1", "fd00::3")
+    second["addressType"] = "IPv6"
+    for endpoint, uid in ((first["endpoints"][0], "one"), (second["endpoints"][0], "one")):
+        endpoint["targetRef"] = {"kind": "Pod", "uid": uid}
+    assert addresses([second, first]) == {"10.0.0.1:9090", "10.0.0.2:9090", "[fd00::3]:9090"}
+    assert addresses([endpoint_slice(9090, "10.0.0.1", name="http")]) == set()
+    assert addresses([{"addressType": "IPv4", "ports": None, "endpoints": None}]) == set()
