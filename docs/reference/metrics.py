@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
+from rerank_gateway.cache import Caches
 from rerank_gateway.cluster.state import RoutingTable
 from rerank_gateway.metrics import Metrics as GatewayMetrics
 from rerank_gateway.waiting import Queues
@@ -43,7 +44,8 @@ def render() -> str:
 
 def _gateway() -> CollectorRegistry:
     metrics = GatewayMetrics(clock=lambda: 0.0)
-    metrics.observe(Queues(limits=None, clock=lambda: 0.0), RoutingTable, lambda: 0)  # ty: ignore[invalid-argument-type]
+    queues = Queues(limits=None, clock=lambda: 0.0)  # ty: ignore[invalid-argument-type]
+    metrics.observe(queues, RoutingTable, Caches(0, lambda: 0.0), lambda: 0, lambda: 0)
     return metrics.registry
 
 

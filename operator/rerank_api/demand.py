@@ -57,6 +57,8 @@ _decoder = msgspec.json.Decoder(DemandLine)
 
 
 def decode_line(line: bytes) -> DemandLine:
-    """Raises msgspec.MsgspecError or UnicodeDecodeError when it is none. Unknown fields are ignored: a newer gateway may
-    send more."""
+    """Unknown fields are ignored: a newer gateway may send more.
+
+    Raises msgspec.MsgspecError or UnicodeDecodeError when it is no such line.
+    """
     return _decoder.decode(line)

@@ -63,6 +63,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         api_keys_file=arguments.api_keys_file,
         limits=Limits(arguments.max_outstanding_requests, arguments.max_outstanding_tokens),
         max_held_bytes=arguments.max_held_bytes,
+        max_cache_bytes=arguments.max_cache_bytes,
         shutdown_delay=arguments.shutdown_delay,
         drain_timeout=arguments.drain_timeout,
     )
@@ -78,7 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default=defaults.host, help="address to listen on; empty: all")
     parser.add_argument("--port", type=int, default=defaults.port, help="port of the rerank API")
     parser.add_argument(
-        "--admin-port", type=int, default=defaults.admin_port, help="port of /healthz, /readyz and /metrics"
+        "--admin-port",
+        type=int,
+        default=defaults.admin_port,
+        help="port of /healthz, /readyz, /metrics and the demand stream",
     )
     parser.add_argument(
         "--namespace", action="append", default=[], help="serve this namespace only; repeatable (none: all)"
@@ -93,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
         default=defaults.max_held_bytes,
         help="bytes of request bodies held at once, such as 1Gi; beyond it clients get 429. "
         "The process may need three times as much memory at that point",
+    )
+    parser.add_argument(
+        "--max-cache-bytes",
+        type=_quantity,
+        default=defaults.max_cache_bytes,
+        help="memory of the result caches of all Rerankers together (spec.requests.cache), such as 128Mi",
     )
     parser.add_argument(
         "--max-outstanding-requests",

@@ -21,6 +21,8 @@ log = logging.getLogger("rerank_gateway.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 CLIENT_WENT_AWAY = 499
 HEADER_REVISION = "X-Rerank-Revision"
+HEADER_CACHE = "X-Rerank-Cache"
+"""hit, partial or miss; absent where the Reranker has no cache."""
 
 
 def observe_requests(
@@ -42,6 +44,8 @@ def observe_requests(
             response.headers["Server"] = "rerank-gateway"
             if record.revision:
                 response.headers[HEADER_REVISION] = record.revision
+            if record.cache:
+                response.headers[HEADER_CACHE] = record.cache
             if draining():
                 response.force_close()
             return response
@@ -70,6 +74,9 @@ def _write(record: Record, duration: float) -> None:
         "error": record.error,
         "bytes": record.body_bytes,
         "documents": record.documents,
+        "priority": record.priority,
+        "cache": record.cache,
+        "cached": record.cached,
         "tokens": record.tokens,
         "truncated": record.truncated,
         "chunked": record.chunked,

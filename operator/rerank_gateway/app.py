@@ -7,6 +7,7 @@ flight ends, and the process exits.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,15 @@ from rerank_gateway import forwarding
 from rerank_gateway.access import observe_requests
 from rerank_gateway.auth import ApiKeys, require_key
 from rerank_gateway.body import HeldBytes
+from rerank_gateway.cache import Caches
 from rerank_gateway.cluster.watch import Source
+from rerank_gateway.demand import Demand, add_demand
 from rerank_gateway.errors import errors_as_json
 from rerank_gateway.health import HEALTH_PATH, add_health, add_metrics, add_readiness
 from rerank_gateway.metrics import Metrics
 from rerank_gateway.routes import add_routes
 from rerank_gateway.routing import Limits
+from rerank_gateway.scoring import Scoring
 from rerank_gateway.serving import Serving
 from rerank_gateway.waiting import Queues
 
@@ -43,24 +47,43 @@ class Options:
     api_keys_file: Path | None = None
     limits: Limits = field(default_factory=Limits)
     max_held_bytes: int = 2**30
+    max_cache_bytes: int = 2**27
+    """Of the result caches of all Rerankers together."""
     shutdown_delay: float = 5.0
     drain_timeout: float = 30.0
 
 
 class Gateway:
-    def __init__(self, options: Options, source: Source, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        source: Source,
+        clock: Callable[[], float],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """``clock``: the event loop's; ``wall``: Unix time."""
         self.draining = False
         self._options = options
         self._source = source
         self._clock = clock
-        self._queues = Queues(options.limits, clock)
+        self._queues = Queues(options.limits, clock, wall)
+        self._caches = Caches(options.max_cache_bytes, clock)
+        self._demand = Demand(self._queues, wall)
         self._held = HeldBytes(options.max_held_bytes)
         self._metrics = Metrics(clock)
-        self._metrics.observe(self._queues, lambda: source.table, lambda: self.held_bytes)
+        self._metrics.observe(
+            self._queues,
+            lambda: source.table,
+            self._caches,
+            held_bytes=lambda: self.held_bytes,
+            demand_readers=lambda: self._demand.readers,
+        )
         self._session: aiohttp.ClientSession | None = None
         self._api: web.AppRunner | None = None
         self._admin: web.AppRunner | None = None
-        source.subscribe(self._queues.update)
+        self._queues.on_change = self._demand.touched
+        for listener in (self._queues.update, self._demand.update, self._caches.update):  # in this order
+            source.subscribe(listener)
 
     @property
     def api_port(self) -> int:
@@ -77,13 +100,15 @@ class Gateway:
     async def start(self) -> None:
         self._session = forwarding.open_session()
         forwarder = forwarding.Forwarder(self._session, self._metrics, self._clock)
-        serving = Serving(self._source, self._queues, forwarder, self._held, self._clock)
+        scoring = Scoring(self._queues, forwarder, self._caches, self._clock)
+        serving = Serving(self._source, scoring, self._held, self._clock)
         options = self._options
 
         admin = web.Application(middlewares=[errors_as_json])
         add_health(admin, self._source, self._clock)
         add_readiness(admin, self._source, lambda: self.draining)
         add_metrics(admin, self._metrics, self._source)
+        add_demand(admin, self._demand)
         self._admin = await _listen(admin, options.host, options.admin_port, shutdown_timeout=1.0)
 
         observed = observe_requests(self._metrics, self._clock, lambda: self.draining, frozenset({HEALTH_PATH}))

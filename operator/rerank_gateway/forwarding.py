@@ -31,6 +31,7 @@ STREAMED_BODY_BYTES = 2**20
 PROBE_AFTER = 1.0
 PROBE_TIMEOUT = 1.5
 FAILED_PROBES = 2
+_ABSURD_TOKENS = 2**40
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,14 @@ class _Broken(Exception):
     """The worker died, froze or gave a wrong answer after the query was sent."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    body: bytes
+    capacity: float | None
+    """Tokens a second that the worker says it can score."""
+
+
 _response_decoder = msgspec.json.Decoder(wire.ScoreResponse)
 _error_decoder = msgspec.json.Decoder(wire.WorkerError)
 
@@ -77,8 +86,10 @@ class Forwarder:
         self._clock = clock
         self._probes: dict[str, asyncio.Task[bool]] = {}
 
-    async def score(self, queue: Queue, ticket: Ticket, payload: bytes, record: Record) -> wire.ScoreResponse:
-        """Scores of ``payload``, a wire.ScoreRequest with ``record.documents`` documents; notes the way in ``record``.
+    async def score(
+        self, queue: Queue, ticket: Ticket, payload: bytes, documents: int, record: Record
+    ) -> wire.ScoreResponse:
+        """Scores of ``payload``, a wire.ScoreRequest with that many documents; notes the way in ``record``.
 
         Raises ApiError: the queue's, the worker's refusal of the input, 504 at the deadline, or 502 when the query
         broke MAX_BROKEN_ATTEMPTS workers.
@@ -93,7 +104,8 @@ class Forwarder:
             record.attempts += 1
             record.revision = endpoint.revision
             try:
-                response = await self._send(endpoint, ticket.deadline, payload, record)
+                answer = await self._send(endpoint, ticket, payload, record.request_id)
+                response = _checked(answer, documents, endpoint)
             except ApiError as error:
                 if error.status != 504:
                     queue.succeeded(endpoint)
@@ -110,6 +122,9 @@ class Forwarder:
                     raise ApiError(502, "workers_failed", message) from None
             else:
                 queue.succeeded(endpoint)
+                queue.counted(ticket, response.tokens)
+                if answer.capacity is not None:
+                    queue.loads[endpoint.uid].capacity = answer.capacity
                 return response
             finally:
                 queue.release(ticket, endpoint)
@@ -119,12 +134,12 @@ class Forwarder:
         ticket.avoid.add(endpoint.uid)
         self._metrics.retried(endpoint, reason)
 
-    async def _send(self, endpoint: Endpoint, deadline: float, payload: bytes, record: Record) -> wire.ScoreResponse:
-        post = asyncio.ensure_future(self._post(endpoint, deadline, payload, record.request_id))
+    async def _send(self, endpoint: Endpoint, ticket: Ticket, payload: bytes, request_id: str) -> _Answer:
+        post = asyncio.ensure_future(self._post(endpoint, ticket, payload, request_id))
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(ticket.deadline):
                 await self._until_done_or_dead(endpoint, post)
-                status, body = await post
+                return await post
         except TimeoutError:
             raise ApiError(504, "deadline_exceeded", "the deadline was over before the scores were ready") from None
         finally:
@@ -132,28 +147,27 @@ class Forwarder:
                 post.cancel()
                 # The connection must be closed before the slot is given to the next request.
                 await asyncio.gather(post, return_exceptions=True)
-        if status == 200:
-            return _checked(body, record.documents)
-        raise _refusal(status, body)
 
-    async def _post(self, endpoint: Endpoint, deadline: float, payload: bytes, request_id: str) -> tuple[int, bytes]:
+    async def _post(self, endpoint: Endpoint, ticket: Ticket, payload: bytes, request_id: str) -> _Answer:
         headers = {
             "Content-Type": "application/json",
             wire.HEADER_REQUEST_ID: request_id,
-            wire.HEADER_TIMEOUT: str(max(1, int((deadline - self._clock()) * 1000))),
+            wire.HEADER_TIMEOUT: str(max(1, int((ticket.deadline - self._clock()) * 1000))),
+            wire.HEADER_PRIORITY: ticket.priority,
         }
         data = payload if len(payload) < STREAMED_BODY_BYTES else io.BytesIO(payload)
-        url = _url(endpoint, wire.SCORE_PATH)
+        url = _url(endpoint, endpoint.path)
         try:
             # No redirects: whoever may run a pod could send the gateway to any address that it can reach.
             async with self._session.post(url, data=data, headers=headers, allow_redirects=False) as response:
-                return response.status, await response.read()
+                capacity = _capacity(response.headers.get(wire.HEADER_CAPACITY, ""))
+                return _Answer(response.status, await response.read(), capacity)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise _Unreachable from error
         except (aiohttp.ClientError, OSError) as error:
             raise _Broken("the connection was lost") from error
 
-    async def _until_done_or_dead(self, endpoint: Endpoint, post: asyncio.Future[tuple[int, bytes]]) -> None:
+    async def _until_done_or_dead(self, endpoint: Endpoint, post: asyncio.Future[_Answer]) -> None:
         """Slow scoring is waited for; a worker whose health check does not answer either is given up."""
         failed = 0
         while not (await asyncio.wait({post}, timeout=PROBE_AFTER))[0]:
@@ -187,26 +201,42 @@ def _url(endpoint: Endpoint, path: str) -> URL:
     return URL.build(scheme="http", host=endpoint.host, port=endpoint.port, path=path)
 
 
-def _checked(body: bytes, documents: int) -> wire.ScoreResponse:
-    """The scores, if there is a finite one for each document."""
+def _capacity(given: str) -> float | None:
+    """The header's value; None where it is absent or makes no sense, for scores count for more than it."""
+    plain = given.isascii() and given.isdigit() and len(given) < 16
+    return (float(given) or None) if plain else None
+
+
+def _checked(answer: _Answer, documents: int, endpoint: Endpoint) -> wire.ScoreResponse:
+    """The scores, if there is a finite one for each document. Raises what any other answer means."""
+    if answer.status != 200:
+        raise _refusal(answer, endpoint)
     try:
-        response = _response_decoder.decode(body)
+        response = _response_decoder.decode(answer.body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise _Broken("its answer could not be read") from None
     if len(response.scores) != documents:
         raise _Broken(f"it gave {len(response.scores)} scores for {documents} documents")
     if not all(map(math.isfinite, response.scores)):
         raise _Broken("a score was not a finite number")
+    if not all(0 <= index < documents for index in (*response.truncated, *response.chunked)):
+        raise _Broken("it named a document that it was not given")
+    if not 0 <= response.tokens < _ABSURD_TOKENS:
+        raise _Broken("its count of tokens was impossible")
     return response
 
 
-def _refusal(status: int, body: bytes) -> Exception:
+def _refusal(answer: _Answer, endpoint: Endpoint) -> Exception:
     """What an answer other than 200 means: the input's fault ends the request, anything else is tried elsewhere."""
+    status = answer.status
     if status in (429, 503):
+        return _Busy()
+    if status == 404 and endpoint.path != wire.SCORE_PATH:
+        # A warm pod whose model has just been unloaded, or whose process is a new one.
         return _Busy()
     if status in (400, 422, 504):
         try:
-            error = _error_decoder.decode(body)
+            error = _error_decoder.decode(answer.body)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return _Broken(f"its answer {status} could not be read")
         if error.code == "deadline":

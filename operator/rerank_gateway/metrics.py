@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from rerank_gateway.cache import Caches
 from rerank_gateway.cluster.state import Endpoint, RoutingTable
 from rerank_gateway.record import Record
 from rerank_gateway.waiting import Queues
@@ -41,7 +42,7 @@ class Metrics:
         )
         self._duration = Histogram(
             "rerank_gateway_request_duration_seconds",
-            "From a request's headers to its answer, for answers with scores.",
+            "From a request's headers to its answer, for answers with scores of which not all were cached.",
             _REVISION,
             buckets=_SECONDS,
             registry=self.registry,
@@ -78,6 +79,19 @@ class Metrics:
             (*_REVISION, "reason"),
             registry=self.registry,
         )
+        self._prioritized = Counter(
+            "rerank_gateway_priority_requests",
+            "Requests answered, by the priority that they asked for.",
+            (*_RERANKER, "priority"),
+            registry=self.registry,
+        )
+        self._cache_documents = Counter(
+            "rerank_gateway_cache_documents",
+            "Documents of Rerankers with a cache, by result: hit where the score was known, miss where it was not.",
+            (*_RERANKER, "result"),
+            registry=self.registry,
+        )
+        self._by_reranker = (self._documents, self._prioritized, self._cache_documents)
         self._by_revision = (
             self._requests,
             self._duration,
@@ -95,7 +109,13 @@ class Metrics:
         self._requests.labels(*labels, str(record.code)).inc()
         if record.documents:
             self._documents.labels(record.namespace, record.reranker).observe(record.documents)
-        if record.code == 200 and record.revision:
+        if record.reranker and record.priority:
+            self._prioritized.labels(record.namespace, record.reranker, record.priority).inc()
+        if record.cache:
+            self._cache_documents.labels(record.namespace, record.reranker, "hit").inc(record.cached)
+            missed = record.documents - record.cached
+            self._cache_documents.labels(record.namespace, record.reranker, "miss").inc(missed)
+        if record.code == 200 and record.revision and record.cache != "hit":
             self._duration.labels(*labels).observe(duration)
             self._queue_time.labels(*labels).observe(record.waited)
             self._tokens.labels(*labels).inc(record.tokens)
@@ -107,11 +127,24 @@ class Metrics:
         self._series.add(labels)
         self._retries.labels(*labels, reason).inc()
 
-    def observe(self, queues: Queues, table: Callable[[], RoutingTable], held_bytes: Callable[[], int]) -> None:
+    def observe(
+        self,
+        queues: Queues,
+        table: Callable[[], RoutingTable],
+        caches: Caches,
+        held_bytes: Callable[[], int],
+        demand_readers: Callable[[], int],
+    ) -> None:
         """Registers the gauges that are read when scraped."""
-        self.registry.register(_LiveGauges(queues, table))
+        self.registry.register(_LiveGauges(queues, table, caches))
         held = Gauge("rerank_gateway_held_bytes", "Bytes of request bodies held in memory.", registry=self.registry)
         held.set_function(held_bytes)
+        readers = Gauge(
+            "rerank_gateway_demand_readers",
+            "Open streams of demand; the leading operator has one.",
+            registry=self.registry,
+        )
+        readers.set_function(demand_readers)
 
     def forget_gone(self, table: RoutingTable) -> None:
         """Drops the series of Rerankers and revisions that have been gone for a while. For each scrape."""
@@ -129,15 +162,17 @@ class Metrics:
                 for metric in self._by_revision:
                     metric.remove_by_labels({"namespace": namespace, "reranker": reranker, "revision": revision})
                 if (namespace, reranker) not in table.routes:
-                    self._documents.remove_by_labels({"namespace": namespace, "reranker": reranker})
+                    for metric in self._by_reranker:
+                        metric.remove_by_labels({"namespace": namespace, "reranker": reranker})
         for series in present & self._gone_since.keys():
             del self._gone_since[series]
 
 
 class _LiveGauges(Collector):
-    def __init__(self, queues: Queues, table: Callable[[], RoutingTable]) -> None:
+    def __init__(self, queues: Queues, table: Callable[[], RoutingTable], caches: Caches) -> None:
         self._queues = queues
         self._table = table
+        self._caches = caches
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -148,6 +183,11 @@ class _LiveGauges(Collector):
         )
         in_flight = GaugeMetricFamily("rerank_gateway_in_flight_requests", "Requests at a worker.", labels=_RERANKER)
         endpoints = GaugeMetricFamily("rerank_gateway_endpoints", "Workers that are Ready.", labels=_REVISION)
+        cached = GaugeMetricFamily(
+            "rerank_gateway_cache_bytes", "Memory that cached scores take, all told.", labels=_RERANKER
+        )
+        for key, cache in self._caches:
+            cached.add_metric(key, cache.size)
         queues = dict(self._queues)
         for key, route in self._table().routes.items():
             queue = queues.get(key)
@@ -158,4 +198,4 @@ class _LiveGauges(Collector):
                 counts[endpoint.revision] = counts.get(endpoint.revision, 0) + endpoint.ready
             for revision, count in counts.items():
                 endpoints.add_metric((*key, revision), count)
-        yield from (waiting, in_flight, endpoints)
+        yield from (waiting, in_flight, endpoints, cached)

@@ -22,6 +22,12 @@ class Record:
     chunked: int = 0
     attempts: int = 0
     waited: float = 0.0
+    priority: str = ""
+    """high, normal or low; empty until it is known."""
+    cache: str = ""
+    """hit, partial or miss; empty where nothing is cached."""
+    cached: int = 0
+    """Documents whose scores were known."""
 
 
 RECORD: web.RequestKey[Record] = web.RequestKey("record", Record)

@@ -4,6 +4,8 @@ Owns the order of the checks: what is cheap to refuse is refused first, and noth
 """
 
 import math
+import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,19 +14,22 @@ from aiohttp import web
 from rerank_api import wire
 
 from rerank_gateway import routing
+from rerank_gateway.auth import KEY_INDEX
 from rerank_gateway.body import HeldBytes, Lease, check_size, read_body
 from rerank_gateway.cluster.state import Key, Route, RoutingTable
 from rerank_gateway.cluster.watch import Source
 from rerank_gateway.errors import ApiError
-from rerank_gateway.forwarding import Forwarder
+from rerank_gateway.ordering import PRIORITIES
 from rerank_gateway.protocol import cohere, tei
 from rerank_gateway.protocol.common import Envelope, RerankAnswer, RerankQuery, decode, invalid
 from rerank_gateway.record import RECORD, Record
-from rerank_gateway.waiting import Queues, Ticket
+from rerank_gateway.scoring import Plan, Scoring
+from rerank_gateway.waiting import Ticket
 
-# Special tokens of a pair, and characters in a token: rough, for only the proportion between requests matters.
-_TOKENS_PER_PAIR = 3
-_CHARACTERS_PER_TOKEN = 4
+HEADER_CLIENT = "X-Rerank-Client"
+"""Who asks, in the client's own words: clients take turns. Counts only where there are no API keys."""
+
+_CLIENT = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 _envelope_decoder = msgspec.json.Decoder(Envelope)
 
@@ -38,19 +43,15 @@ class _Job:
     route: Route
     model: str
     """As the client named it."""
-    payload: bytes
-    tokens: int
+    plan: Plan
     refuse_truncation: bool
     render: Render
 
 
 class Serving:
-    def __init__(
-        self, source: Source, queues: Queues, forwarder: Forwarder, held: HeldBytes, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, source: Source, scoring: Scoring, held: HeldBytes, clock: Callable[[], float]) -> None:
         self._source = source
-        self._queues = queues
-        self._forwarder = forwarder
+        self._scoring = scoring
         self._held = held
         self._clock = clock
 
@@ -59,14 +60,13 @@ class Serving:
         record = request[RECORD]
         path = _reranker_in_path(request)
         self._require_sync()
-        timeout = _asked_timeout(request)
+        timeout, priority, client = _asked_timeout(request), _asked_priority(request), _client(request)
+        record.priority = priority
         with self._held.lease() as lease:
             # Only what is needed for the answer stays in memory while the request waits: neither body nor documents.
-            job = self._accept(await self._read(request, path, lease), path, with_texts, api_version, record)
-            ticket = Ticket(job.tokens, self._clock() + min(job.route.policy.timeout, timeout))
-            queue = self._queues.of(job.route)
-            scored = await self._forwarder.score(queue, ticket, job.payload, record)
-        record.tokens = scored.tokens
+            job = self._accept(await self._read(request, path, lease), path, with_texts, api_version, lease, record)
+            ticket = Ticket(job.plan.estimate, self._clock() + timeout, job.plan.draw, priority, client)
+            scored = await self._scoring.score(job.route, job.plan, ticket, record)
         record.truncated = len(scored.truncated)
         record.chunked = len(scored.chunked)
         if job.refuse_truncation and scored.truncated:
@@ -78,7 +78,9 @@ class Serving:
         )
         return web.Response(body=job.render(answer), content_type="application/json")
 
-    def _accept(self, body: bytes, path: Key | None, with_texts: bool, api_version: str, record: Record) -> _Job:
+    def _accept(
+        self, body: bytes, path: Key | None, with_texts: bool, api_version: str, lease: Lease, record: Record
+    ) -> _Job:
         """Decodes and checks; what was found is noted in ``record``."""
         record.body_bytes = len(body)
         envelope = decode(_envelope_decoder, body)
@@ -87,12 +89,9 @@ class Serving:
         check_size(len(body), route.policy.max_body_bytes, route.label)
         query, render = _parse(body, route, with_texts and envelope.has_texts, api_version)
         record.documents = len(query.documents)
-        payload = msgspec.json.encode(
-            wire.ScoreRequest(query.query, query.documents, query.raw_scores, query.max_tokens_per_document)
-        )
-        return _Job(
-            route, envelope.model or route.label, payload, _estimated_tokens(query), query.refuse_truncation, render
-        )
+        draw = random.random()  # noqa: S311 (spreads load, guards no secret)
+        plan = self._scoring.plan(route, query, draw, lease, record)
+        return _Job(route, envelope.model or route.label, plan, query.refuse_truncation, render)
 
     async def _read(self, request: web.Request, path: Key | None, lease: Lease) -> bytes:
         """The body, limited by its Reranker's own limit where the path tells which one that is."""
@@ -149,7 +148,22 @@ def _asked_timeout(request: web.Request) -> float:
     return int(given) / 1000
 
 
-def _estimated_tokens(query: RerankQuery) -> int:
-    per_pair = len(query.query) // _CHARACTERS_PER_TOKEN + _TOKENS_PER_PAIR
-    documents = sum(map(len, query.documents)) // _CHARACTERS_PER_TOKEN
-    return documents + per_pair * len(query.documents)
+def _asked_priority(request: web.Request) -> wire.Priority:
+    given = request.headers.get(wire.HEADER_PRIORITY, "normal").strip().lower()
+    for priority in PRIORITIES:
+        if priority == given:
+            return priority
+    raise invalid(wire.HEADER_PRIORITY, f"expected one of {', '.join(PRIORITIES)}")
+
+
+def _client(request: web.Request) -> str:
+    """Whose turn the request uses up. Where there are keys, no header is believed: it would multiply one's turns."""
+    index = request.get(KEY_INDEX)
+    if index is not None:
+        return f"key {index}"
+    given = request.headers.get(HEADER_CLIENT)
+    if given is None:
+        return f"peer {request.remote}"
+    if not _CLIENT.fullmatch(given):
+        raise invalid(HEADER_CLIENT, "expected 1 to 128 letters, digits or any of . _ : / + = @ -")
+    return f"name {given}"

@@ -12,6 +12,9 @@ import msgspec
 from rerank_api import names, units, wire
 from rerank_api.reranker import Cache, parse_reranker
 
+# What workers take where the Reranker does not say.
+_MAX_LENGTH = 512
+
 Key = tuple[str, str]
 """Namespace and name."""
 
@@ -48,6 +51,8 @@ class Policy:
     name: str
     max_documents: int = 1000
     max_body_bytes: int = 8 * 2**20
+    max_pair_tokens: int | None = _MAX_LENGTH
+    """What query and document are cut to; None: nothing is cut, for long documents are scored in chunks."""
     timeout: float = 10.0
     """Seconds, once there is a worker."""
     wake_timeout: float = 300.0
@@ -184,6 +189,7 @@ def parse_policy(raw: bytes) -> Policy:
         name=reranker.metadata.name,
         max_documents=requests.max_documents,
         max_body_bytes=units.parse_quantity(requests.max_body_bytes),
+        max_pair_tokens=None if requests.long_documents == "chunk" else reranker.spec.model.max_length or _MAX_LENGTH,
         timeout=units.parse_duration(requests.timeout),
         wake_timeout=units.parse_duration(requests.wake_timeout),
         queue_limit=requests.queue_limit,

@@ -37,6 +37,11 @@ class Worker:
         self.behave = behave
         self.seen: list[wire.ScoreRequest] = []
         self.headers: list[Mapping[str, str]] = []
+        self.paths: list[str] = []
+        self.models: set[str] = set()
+        """Keys of those that it holds, as a warm pod does."""
+        self.capacity: int | None = None
+        """Told with each of its own answers."""
         self.cancelled = 0
         self.healthy = True
         self._runner: web.AppRunner | None = None
@@ -45,6 +50,7 @@ class Worker:
     async def start(self, port: int = 0) -> None:
         app = web.Application(client_max_size=2**27)
         app.router.add_post(wire.SCORE_PATH, self._score)
+        app.router.add_post(wire.MODELS_PATH + "/{key}/score", self._score_model)
         app.router.add_get(wire.LIVE_PATH, self._health)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.01)
         await self._runner.setup()
@@ -63,16 +69,24 @@ class Worker:
         await self._runner.cleanup()
         self._runner = None
 
-    def endpoint(self, uid: str | None = None, reranker: str = "products") -> Endpoint:
-        return Endpoint(uid or f"pod-{self.port}", "search", reranker, self.revision, "127.0.0.1", self.port)
+    def endpoint(self, uid: str | None = None, reranker: str = "products", key: str | None = None) -> Endpoint:
+        """``key``: of the model for which it is on loan."""
+        path = f"{wire.MODELS_PATH}/{key}/score" if key is not None else wire.SCORE_PATH
+        return Endpoint(uid or f"pod-{self.port}", "search", reranker, self.revision, "127.0.0.1", self.port, path)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(status=200 if self.healthy else 503)
+
+    async def _score_model(self, request: web.Request) -> web.StreamResponse:
+        if request.match_info["key"] not in self.models:
+            return worker_error(404, "not_found", "this worker has no such model")
+        return await self._score(request)
 
     async def _score(self, request: web.Request) -> web.StreamResponse:
         query = msgspec.json.decode(await request.read(), type=wire.ScoreRequest)
         self.seen.append(query)
         self.headers.append(request.headers)
+        self.paths.append(request.path)
         try:
             if self.behave is not None:
                 answer = await self.behave(self, query)
@@ -81,7 +95,10 @@ class Worker:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return scores([len(document) / 1000 for document in query.documents])
+        response = scores([len(document) / 1000 for document in query.documents])
+        if self.capacity is not None:
+            response.headers[wire.HEADER_CAPACITY] = str(self.capacity)
+        return response
 
 
 def scores(values: Sequence[float], truncated: Sequence[int] = (), chunked: Sequence[int] = ()) -> web.Response:
@@ -172,7 +189,7 @@ class House:
 async def open_house() -> AsyncIterator[Callable[..., Awaitable[House]]]:
     async with AsyncExitStack() as stack:
 
-        async def open_(**options: Any) -> House:
+        async def open_(wall: Callable[[], float] = time.time, **options: Any) -> House:
             source = TableSource()
             defaults: dict[str, Any] = {
                 "host": "127.0.0.1",
@@ -181,7 +198,7 @@ async def open_house() -> AsyncIterator[Callable[..., Awaitable[House]]]:
                 "shutdown_delay": 0.0,
                 "drain_timeout": 5.0,
             }
-            gateway = Gateway(Options(**{**defaults, **options}), source, time.monotonic)
+            gateway = Gateway(Options(**{**defaults, **options}), source, time.monotonic, wall)
             await gateway.start()
             client = await stack.enter_async_context(aiohttp.ClientSession())
             house = House(gateway, source, client)

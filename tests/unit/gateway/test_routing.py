@@ -157,6 +157,7 @@ def test_policy_of_a_reranker() -> None:
         name="rr",
         max_documents=7,
         max_body_bytes=65536,
+        max_pair_tokens=512,
         timeout=90.0,
         queue_limit=3,
         suspended=True,
