@@ -1,6 +1,6 @@
-"""Writes docs/reference/reranker.md, the API reference, from crds/rerankers.yaml: one table for each object.
+"""Writes the API reference, docs/reference/reranker.md and warmpool.md, from crds/: one table for each object.
 
-The CRD is the only source: nothing about a field is written here. Run by `make generate`; a unit test holds the two
+The CRDs are the only source: nothing about a field is written here. Run by `make generate`; a unit test holds the two
 together.
 """
 
@@ -11,25 +11,30 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-CRD = ROOT / "crds" / "rerankers.yaml"
-PAGE = ROOT / "docs" / "reference" / "reranker.md"
+PAGES = {
+    ROOT / "crds" / "rerankers.yaml": ROOT / "docs" / "reference" / "reranker.md",
+    ROOT / "crds" / "warmpools.yaml": ROOT / "docs" / "reference" / "warmpool.md",
+}
+"""Each CRD and the page made of it."""
 
 Schema = dict[str, Any]
 
 
 def main() -> None:
-    PAGE.write_text(render(yaml.safe_load(CRD.read_text())))
+    for crd, page in PAGES.items():
+        page.write_text(render(yaml.safe_load(crd.read_text())))
 
 
 def render(crd: Schema) -> str:
     """The whole page, as Markdown."""
     spec = crd["spec"]
     version = spec["versions"][0]
+    source = f"crds/{spec['names']['plural']}.yaml"
     root = version["schema"]["openAPIV3Schema"]
     lines = [
         f"# {spec['names']['kind']} ({spec['group']}/{version['name']})",
         "",
-        "<!-- Written by docs/reference/generate.py: change crds/rerankers.yaml, then `make generate`. -->",
+        f"<!-- Written by docs/reference/generate.py: change {source}, then `make generate`. -->",
         "",
         root["description"],
         "",
@@ -81,7 +86,7 @@ def _type(field: Schema) -> str:
 def _default(field: Schema, required: bool) -> str:
     if required:
         return "required"
-    if "default" in field and field["default"] != {}:
+    if field.get("default", {}) != {}:
         value = field["default"]
         return f"`{str(value).lower() if isinstance(value, bool) else value}`"
     return ""
@@ -118,7 +123,7 @@ def _rules(schema: Schema, title: str) -> list[str]:
     """The messages of the CEL rules of an object and of its fields that have no section of their own."""
     rules = [rule["message"] for rule in schema.get("x-kubernetes-validations", [])]
     for name, field in schema.get("properties", {}).items():
-        if "properties" in field or "properties" in field.get("items", {}):
+        if "properties" in field:
             continue
         inner = field.get("additionalProperties", {})
         for rule in [*field.get("x-kubernetes-validations", []), *inner.get("x-kubernetes-validations", [])]:

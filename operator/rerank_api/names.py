@@ -22,12 +22,12 @@ LABEL_INSTANCE = "app.kubernetes.io/instance"
 LABEL_COMPONENT = "app.kubernetes.io/component"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 
-# Labels of a WarmPool's Deployment and Pods. A warm pod has neither LABEL_RERANKER nor LABEL_REVISION, lent or not, so no
-# selector and no disruption budget of a Reranker finds it.
+# Labels of a WarmPool's Deployment and Pods. A warm pod, lent or not, has neither LABEL_RERANKER nor LABEL_REVISION, so
+# that no selector and no disruption budget of a Reranker finds it.
 LABEL_WARM_POOL = f"{GROUP}/warm-pool"
 """The pool's name. Part of the selector, so it never changes."""
 LABEL_LOANED_TO = f"{GROUP}/loaned-to"
-"""Name of the Reranker, in the same namespace, that has claimed this warm pod. Set by the claim, removed by the release."""
+"""Name of the Reranker of the same namespace that has this warm pod. The claim sets it, the release removes it."""
 LABEL_LOANED_REVISION = f"{GROUP}/loaned-revision"
 """The revision that it was claimed for."""
 

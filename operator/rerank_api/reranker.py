@@ -20,11 +20,11 @@ ScalingMode = Literal["auto", "recommend"]
 ScalingState = Literal["Auto", "Recommend", "Paused", "ByHand", "Suspended"]
 
 
-class Resource(msgspec.Struct, rename="camel", frozen=True, omit_defaults=True):
+class _Resource(msgspec.Struct, rename="camel", frozen=True, omit_defaults=True):
     """Camel-case on the wire, snake-case in code; what a newer schema adds is ignored by older code."""
 
 
-class Model(Resource, frozen=True):
+class Model(_Resource, frozen=True):
     """Which weights: ``uri`` (hf://, file:// or pvc://), the pinned ``revision`` and how scores come out."""
 
     uri: str
@@ -37,7 +37,7 @@ class Model(Resource, frozen=True):
     trust_remote_code: bool = False
 
 
-class Runtime(Resource, frozen=True):
+class Runtime(_Resource, frozen=True):
     """What a worker runs on."""
 
     device: Device = "auto"
@@ -49,7 +49,7 @@ class Runtime(Resource, frozen=True):
     pod_template: dict[str, Any] = {}
 
 
-class Batching(Resource, frozen=True):
+class Batching(_Resource, frozen=True):
     """How a worker groups pairs; ``max_delay`` is a duration, the others count tokens."""
 
     max_delay: str = "5ms"
@@ -57,14 +57,14 @@ class Batching(Resource, frozen=True):
     max_batch_tokens: int | None = None
 
 
-class Cache(Resource, frozen=True):
+class Cache(_Resource, frozen=True):
     """Scores that each gateway keeps: at most ``max_bytes`` of them (a quantity), each for ``ttl`` (a duration)."""
 
     max_bytes: str | int = "64Mi"
     ttl: str = "10m"
 
 
-class Requests(Resource, frozen=True):
+class Requests(_Resource, frozen=True):
     """What one client request may ask for."""
 
     max_documents: int = 1000
@@ -80,7 +80,7 @@ class Requests(Resource, frozen=True):
     """None: nothing is kept."""
 
 
-class ScalingSchedule(Resource, frozen=True):
+class ScalingSchedule(_Resource, frozen=True):
     """From each ``start`` to the next ``end`` (cron, five fields, in ``timezone``) at least ``min_replicas``.
 
     The schema checks the shape only: whether a time zone exists and an expression ever comes, the operator tells.
@@ -93,7 +93,7 @@ class ScalingSchedule(Resource, frozen=True):
     timezone: str = "UTC"
 
 
-class Scaling(Resource, frozen=True):
+class Scaling(_Resource, frozen=True):
     """How many workers there are on demand; ``target_queue_time`` and ``idle_timeout`` are durations."""
 
     min_replicas: int = 0
@@ -109,26 +109,26 @@ class Scaling(Resource, frozen=True):
     mode: ScalingMode = "auto"
 
 
-class LatencyObjective(Resource, frozen=True):
+class LatencyObjective(_Resource, frozen=True):
     """A share ``quantile`` of the requests is answered within ``threshold``, a duration, from their arrival on."""
 
     quantile: float = 0.95
     threshold: str = "150ms"
 
 
-class Slo(Resource, frozen=True):
+class Slo(_Resource, frozen=True):
     """What the service promises; workers are counted for it."""
 
     latency: LatencyObjective = LatencyObjective()
 
 
-class Rollout(Resource, frozen=True):
+class Rollout(_Resource, frozen=True):
     """How a new revision takes over."""
 
     strategy: Literal["Replace"] = "Replace"
 
 
-class RerankerSpec(Resource, frozen=True):
+class RerankerSpec(_Resource, frozen=True):
     model: Model
     runtime: Runtime = Runtime()
     batching: Batching = Batching()
@@ -141,7 +141,7 @@ class RerankerSpec(Resource, frozen=True):
     suspend: bool = False
 
 
-class Condition(Resource, frozen=True):
+class Condition(_Resource, frozen=True):
     """A Kubernetes condition; ``last_transition_time`` is RFC 3339 in UTC."""
 
     type: str
@@ -152,14 +152,14 @@ class Condition(Resource, frozen=True):
     last_transition_time: str
 
 
-class TrafficShare(Resource, frozen=True):
+class TrafficShare(_Resource, frozen=True):
     """``percent`` of requests that go to the workers of ``revision`` (the value of the revision label)."""
 
     revision: str
     percent: int
 
 
-class RejectedRevision(Resource, frozen=True):
+class RejectedRevision(_Resource, frozen=True):
     """A revision that could not be served and was taken back; it is not tried again until the spec changes."""
 
     revision: str
@@ -167,7 +167,7 @@ class RejectedRevision(Resource, frozen=True):
     message: str
 
 
-class ScalingStatus(Resource, frozen=True):
+class ScalingStatus(_Resource, frozen=True):
     """Why there are as many workers as there are, and what must survive a restart of the operator."""
 
     mode: ScalingState
@@ -193,7 +193,7 @@ class ScalingStatus(Resource, frozen=True):
     """The scaler's own: opaque."""
 
 
-class RerankerStatus(Resource, frozen=True):
+class RerankerStatus(_Resource, frozen=True):
     observed_generation: int = 0
     replicas: int = 0
     ready_replicas: int = 0
@@ -208,7 +208,7 @@ class RerankerStatus(Resource, frozen=True):
     conditions: list[Condition] = []
 
 
-class Metadata(Resource, frozen=True):
+class Metadata(_Resource, frozen=True):
     name: str
     namespace: str
     uid: str = ""
@@ -219,7 +219,7 @@ class Metadata(Resource, frozen=True):
     deletion_timestamp: str | None = None
 
 
-class Reranker(Resource, frozen=True):
+class Reranker(_Resource, frozen=True):
     metadata: Metadata
     spec: RerankerSpec
     status: RerankerStatus = RerankerStatus()

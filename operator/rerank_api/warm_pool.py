@@ -8,19 +8,23 @@ from typing import Any, Literal
 
 import msgspec
 
-from rerank_api.reranker import Condition, Device, Metadata, Resource
+from rerank_api.reranker import Condition, Device, Metadata
 
 PoolPrecision = Literal["auto", "float32", "float16", "bfloat16"]
 
 
-class PreloadedModel(Resource, frozen=True):
+class _Resource(msgspec.Struct, rename="camel", frozen=True, omit_defaults=True):
+    """Camel-case on the wire, snake-case in code; what a newer schema adds is ignored by older code."""
+
+
+class PreloadedModel(_Resource, frozen=True):
     """A model by ``uri`` and ``revision``, written as in ``spec.model`` of the Rerankers that serve it."""
 
     uri: str
     revision: str | None = None
 
 
-class WarmPoolSpec(Resource, frozen=True):
+class WarmPoolSpec(_Resource, frozen=True):
     """``size`` pods that hold models ready and are lent to the Rerankers that name the pool."""
 
     size: int
@@ -34,7 +38,7 @@ class WarmPoolSpec(Resource, frozen=True):
     pod_template: dict[str, Any] = {}
 
 
-class LoanedModel(Resource, frozen=True):
+class LoanedModel(_Resource, frozen=True):
     """A Reranker's ``revision`` and how many pods of the pool have it ready, lent or not."""
 
     reranker: str
@@ -42,7 +46,7 @@ class LoanedModel(Resource, frozen=True):
     pods: int
 
 
-class WarmPoolStatus(Resource, frozen=True):
+class WarmPoolStatus(_Resource, frozen=True):
     observed_generation: int = 0
     replicas: int = 0
     ready_replicas: int = 0
@@ -54,7 +58,7 @@ class WarmPoolStatus(Resource, frozen=True):
     conditions: list[Condition] = []
 
 
-class WarmPool(Resource, frozen=True):
+class WarmPool(_Resource, frozen=True):
     metadata: Metadata
     spec: WarmPoolSpec
     status: WarmPoolStatus = WarmPoolStatus()

@@ -1,4 +1,4 @@
-"""The CRD as the chart installs it, against the genuine API server: what it refuses, in which words, and what it keeps.
+"""The CRDs as the chart installs them, against the genuine API server: what they refuse, how, and what they keep.
 
 Each file of ``manifests/bad`` is refused with a message that names the field (its first line says which); each file of
 ``manifests/good`` and ``docs/examples`` is stored as written. With RERANK_WRITE_DOCS=1 in the environment the answers
@@ -17,7 +17,9 @@ import pytest
 import yaml
 from harness.cluster import ROOT, Cluster
 from harness.release import Release
+from rerank_api import names
 from rerank_api.reranker import parse_reranker
+from rerank_api.warm_pool import parse_warm_pool
 
 BAD = sorted((ROOT / "tests" / "e2e" / "manifests" / "bad").glob("*.yaml"))
 GOOD = sorted((ROOT / "tests" / "e2e" / "manifests" / "good").glob("*.yaml"))
@@ -31,15 +33,27 @@ DEFAULTS = {
         "maxDocuments": 1000,
         "maxBodyBytes": "8Mi",
         "timeout": "10s",
+        "wakeTimeout": "5m",
         "queueLimit": 1000,
         "longDocuments": "truncate",
         "chunkPooling": "max",
     },
-    "scaling": {"minReplicas": 0, "maxReplicas": 1000},
+    "scaling": {
+        "minReplicas": 0,
+        "maxReplicas": 8,
+        "targetQueueDepth": 4,
+        "targetQueueTime": "20ms",
+        "idleTimeout": "5m",
+        "mode": "auto",
+    },
+    "slo": {"latency": {"quantile": 0.95, "threshold": "150ms"}},
     "rollout": {"strategy": "Replace"},
     "suspend": False,
 }
 MODEL_DEFAULTS = {"allowFloatingRevision": False, "activation": "auto", "temperature": 1, "trustRemoteCode": False}
+POOL_DEFAULTS = {"device": "auto", "precision": "auto", "maxModelsPerPod": 8}
+
+READ = {names.KIND: parse_reranker, names.WARM_POOL_KIND: parse_warm_pool}
 
 
 def stem(path: Path) -> str:
@@ -59,17 +73,23 @@ def is_kept(written: Any, stored: Any, path: str = "spec") -> None:
         for key, value in written.items():
             assert key in stored, f"{path}.{key} was dropped"
             is_kept(value, stored[key], f"{path}.{key}")
+    elif isinstance(written, list):
+        assert len(stored) == len(written), path
+        for index, (ours, theirs) in enumerate(zip(written, stored, strict=True)):
+            is_kept(ours, theirs, f"{path}[{index}]")
     else:
         assert stored == written, path
 
 
 @pytest.fixture(scope="module")
-def crd(kube: Cluster, release: Release) -> dict[str, Any]:
-    return kube.get("crd", "rerankers.rerank.dev")
+def crds(kube: Cluster, release: Release) -> dict[str, Any]:
+    """The installed definitions by the plural of their kind."""
+    plurals = (names.PLURAL, names.WARM_POOL_PLURAL)
+    return {plural: kube.get("crd", f"{plural}.{names.GROUP}") for plural in plurals}
 
 
 @pytest.fixture(scope="module")
-def answers(crd: dict[str, Any], kube: Cluster) -> Iterator[dict[str, str]]:
+def answers(crds: dict[str, Any], kube: Cluster) -> Iterator[dict[str, str]]:
     """The API server's answer to each bad manifest, by file name; written down afterwards when asked to."""
     found: dict[str, str] = {}
     yield found
@@ -79,24 +99,26 @@ def answers(crd: dict[str, Any], kube: Cluster) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def stored(crd: dict[str, Any], kube: Cluster, test_namespace: str) -> dict[str, tuple[Any, Any]]:
-    """Each good manifest as written and as read back. They are suspended, so that no worker starts."""
+def stored(crds: dict[str, Any], kube: Cluster, test_namespace: str) -> dict[str, tuple[Any, Any]]:
+    """Each good manifest as written and as read back. They are suspended, or of no size, so that no worker starts."""
     written = {}
     for path in GOOD + EXAMPLES:
         manifest = yaml.safe_load(path.read_text())
         manifest["metadata"] |= {"namespace": test_namespace}
         if path in EXAMPLES:
             manifest["metadata"]["name"] = f"example-{path.stem}"
-        manifest["spec"]["suspend"] = True
+        manifest["spec"] |= {"suspend": True} if manifest["kind"] == names.KIND else {"size": 0}
         written[path.stem] = manifest
     kube.kubectl("create", "-f", "-", input=yaml.safe_dump_all(written.values()))
-    found = {item["metadata"]["name"]: item for item in kube.items("rerankers", "-n", test_namespace)}
-    return {key: (manifest, found[manifest["metadata"]["name"]]) for key, manifest in written.items()}
+    items = kube.items("rerankers,warmpools", "-n", test_namespace)
+    found = {(item["kind"], item["metadata"]["name"]): item for item in items}
+    return {key: (one, found[one["kind"], one["metadata"]["name"]]) for key, one in written.items()}
 
 
-def test_installed_crd_is_that_of_the_repository(crd: dict[str, Any]) -> None:
-    ours = yaml.safe_load((ROOT / "crds" / "rerankers.yaml").read_text())
-    is_kept(ours["spec"], crd["spec"])
+@pytest.mark.parametrize("plural", [names.PLURAL, names.WARM_POOL_PLURAL])
+def test_installed_crd_is_that_of_the_repository(plural: str, crds: dict[str, Any]) -> None:
+    ours = yaml.safe_load((ROOT / "crds" / f"{plural}.yaml").read_text())
+    is_kept(ours["spec"], crds[plural]["spec"])
 
 
 @pytest.mark.parametrize("path", BAD, ids=stem)
@@ -114,21 +136,24 @@ def test_good_manifest_survives(path: Path, stored: dict[str, tuple[Any, Any]]) 
     written, found = stored[path.stem]
     is_kept(written["spec"], found["spec"])
     # The API server's defaults are those of the code that reads the object.
-    assert parse_reranker(found).spec == parse_reranker(written).spec
+    read = READ[written["kind"]]
+    assert read(found).spec == read(written).spec
 
 
 def test_defaults_are_filled_in(stored: dict[str, tuple[Any, Any]]) -> None:
     written, found = stored["minimal"]
     model = {**MODEL_DEFAULTS, **written["spec"]["model"]}
     assert found["spec"] == {**DEFAULTS, "model": model, "suspend": True}
+    _, pool = stored["warm-pool-smallest"]
+    assert pool["spec"] == {**POOL_DEFAULTS, "size": 0}
 
 
 @pytest.mark.parametrize("command", [("create",), ("apply",), ("apply", "--server-side")], ids=" ".join)
 def test_every_way_to_apply_refuses_an_unknown_field(
-    command: tuple[str, ...], kube: Cluster, crd: dict[str, Any], test_namespace: str
+    command: tuple[str, ...], kube: Cluster, crds: dict[str, Any], test_namespace: str
 ) -> None:
-    manifest = (ROOT / "tests" / "e2e" / "manifests" / "bad" / "unknown-spec-slo.yaml").read_text()
-    assert "spec.slo" in refusal(kube, *command, "-n", test_namespace, "-f", "-", input=manifest)
+    manifest = (ROOT / "tests" / "e2e" / "manifests" / "bad" / "unknown-slo-availability.yaml").read_text()
+    assert "spec.slo.availability" in refusal(kube, *command, "-n", test_namespace, "-f", "-", input=manifest)
 
 
 def test_patch_warns_of_an_unknown_field_and_drops_it(
@@ -140,8 +165,8 @@ def test_patch_warns_of_an_unknown_field_and_drops_it(
         "patch", "reranker", "pvc-root", "-n", test_namespace, "--type=merge", "-p", patch,
         "--dry-run=server", "-o", "json",
     )  # fmt: skip
-    assert 'unknown field "spec.slo"' in done.stderr
-    assert "slo" not in json.loads(done.stdout)["spec"]
+    assert 'unknown field "spec.slo.availability"' in done.stderr
+    assert "availability" not in json.loads(done.stdout)["spec"]["slo"]
 
 
 def test_a_bad_change_of_a_good_object_is_refused(
@@ -157,6 +182,7 @@ CONDITION = {
     "type": "Ready", "status": "True", "reason": "Serving", "message": "", "observedGeneration": 1,
     "lastTransitionTime": TIME,
 }  # fmt: skip
+SCALING = {"mode": "Auto", "desiredReplicas": 2, "lastRequestTime": TIME}
 REJECTED = {"revision": "b2c4", "reason": "ModelLoadFailed", "message": "spec.model.uri: no such folder"}
 
 
@@ -181,6 +207,11 @@ def patch_status(kube: Cluster, namespace: str, status: dict[str, Any]) -> list[
         ({"conditions": [{"type": "Ready"}]}, "status.conditions[0].message"),
         ({"conditions": [CONDITION, CONDITION]}, "status.conditions[1]"),
         ({"rejectedRevision": {"revision": "b2c4"}}, "status.rejectedRevision.reason"),
+        ({"scaling": {"mode": "Auto"}}, "status.scaling.desiredReplicas"),
+        ({"scaling": {**SCALING, "mode": "Asleep"}}, "status.scaling.mode"),
+        ({"scaling": {**SCALING, "loaners": -1}}, "status.scaling.loaners"),
+        ({"scaling": {**SCALING, "lastRequestTime": "now"}}, "status.scaling.lastRequestTime"),
+        ({"scaling": {**SCALING, "memory": "x" * 16385}}, "status.scaling.memory"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -188,6 +219,37 @@ def test_bad_status_is_refused(
     status: dict[str, Any], field: str, kube: Cluster, stored: dict[str, tuple[Any, Any]], test_namespace: str
 ) -> None:
     assert field in refusal(kube, *patch_status(kube, test_namespace, status))
+
+
+POOL_STATUS = {
+    "observedGeneration": 1,
+    "replicas": 3,
+    "readyReplicas": 2,
+    "free": 1,
+    "loaned": 1,
+    "selector": "rerank.dev/warm-pool=smallest",
+    "models": [{"reranker": "a", "revision": "b2c4", "pods": 2}, {"reranker": "b", "revision": "b2c4", "pods": 1}],
+    "conditions": [{**CONDITION, "reason": "AllReady"}],
+}
+
+
+def test_status_of_a_pool_is_kept_or_refused(
+    kube: Cluster, stored: dict[str, tuple[Any, Any]], test_namespace: str
+) -> None:
+    def patch(status: dict[str, Any]) -> list[str]:
+        command = patch_status(kube, test_namespace, status)
+        return ["patch", "warmpool", "smallest", *command[3:]]
+
+    done = kube.kubectl(*patch(POOL_STATUS), "--dry-run=server")
+    is_kept(POOL_STATUS, json.loads(done.stdout)["status"], "status")
+    one = {"reranker": "a", "revision": "b2c4", "pods": 2}
+    for status, field in (
+        ({"free": -1}, "status.free"),
+        ({"models": [one, one]}, "status.models[1]"),
+        ({"models": [{"reranker": "a"}]}, "status.models[0].pods"),
+        ({"conditions": [{**CONDITION, "status": "Maybe"}]}, "status.conditions[0].status"),
+    ):
+        assert field in refusal(kube, *patch(status))
 
 
 def test_status_is_kept(kube: Cluster, stored: dict[str, tuple[Any, Any]], test_namespace: str) -> None:
@@ -200,25 +262,51 @@ def test_status_is_kept(kube: Cluster, stored: dict[str, tuple[Any, Any]], test_
         "updatedRevision": "d5f6",
         "rejectedRevision": REJECTED,
         "traffic": [{"revision": "b2c4", "percent": 90}, {"revision": "d5f6", "percent": 10}],
+        "scaling": {
+            **SCALING,
+            "desiredLoaners": 1,
+            "loaners": 1,
+            "reason": "DemandRose",
+            "message": "a load of 1.40 replicas",
+            "queuedRequests": 3,
+            "capacityTokensPerSecond": 51234.5,
+            "startSeconds": 12.5,
+            "wakeSeconds": 0.8,
+            "memory": "{}",
+        },
         "conditions": [CONDITION],
     }
     done = kube.kubectl(*patch_status(kube, test_namespace, status), "--dry-run=server")
     is_kept(status, json.loads(done.stdout)["status"], "status")
 
 
+COLUMNS = [
+    "NAME", "READY", "REPLICAS", "READY REPLICAS", "QUEUE", "REVISION", "AGE", "MODEL", "REASON", "LOANERS",
+]  # fmt: skip
+POOL_COLUMNS = ["NAME", "SIZE", "READY", "FREE", "LOANED", "AGE", "REASON"]
+
+
 def test_columns(kube: Cluster, stored: dict[str, tuple[Any, Any]], test_namespace: str) -> None:
-    for name in ("rerankers", "reranker", "rr", "rerank"):
+    for name in ("rerankers", "reranker", "rr"):
         table = kube.kubectl("get", name, "-n", test_namespace, "-o", "wide").stdout
         head, *rows = table.splitlines()
-        columns = ["NAME", "READY", "REPLICAS", "READY REPLICAS", "REVISION", "AGE", "MODEL", "REASON"]
-        assert re.split(r"\s{2,}", head.strip()) == columns
+        assert re.split(r"\s{2,}", head.strip()) == COLUMNS
         assert any(row.startswith("pvc-root ") and "pvc://reranker-v3" in row for row in rows)
+    for name in ("warmpools", "warmpool", "wp"):
+        head, *rows = kube.kubectl("get", name, "-n", test_namespace, "-o", "wide").stdout.splitlines()
+        assert head.split() == POOL_COLUMNS
+        assert any(row.split()[:2] == ["smallest", "0"] for row in rows)
+    both = kube.kubectl("get", "rerank", "-n", test_namespace).stdout
+    assert "reranker.rerank.dev/pvc-root " in both
+    assert "warmpool.rerank.dev/smallest " in both
 
 
-def test_explain_is_the_manual(kube: Cluster, crd: dict[str, Any]) -> None:
+def test_explain_is_the_manual(kube: Cluster, crds: dict[str, Any]) -> None:
     text = kube.kubectl("explain", "reranker.spec.model.uri").stdout
     assert "FIELD: uri <string>" in text
     assert "pvc://claim/path" in text
+    assert "Europe/Berlin" in kube.kubectl("explain", "rr.spec.scaling.schedules.timezone").stdout
+    assert "FIELD: size <integer>" in kube.kubectl("explain", "warmpool.spec.size").stdout
 
 
 def test_scale(kube: Cluster, stored: dict[str, tuple[Any, Any]], test_namespace: str) -> None:
@@ -230,11 +318,18 @@ def test_scale(kube: Cluster, stored: dict[str, tuple[Any, Any]], test_namespace
     assert "spec.replicas" in refusal(kube, *scale, "--replicas=1001")
 
 
+def test_a_pool_is_scaled_by_its_size(kube: Cluster, stored: dict[str, tuple[Any, Any]], test_namespace: str) -> None:
+    scale = ("scale", "warmpool", "smallest", "-n", test_namespace)
+    kube.kubectl(*scale, "--replicas=1000", "--dry-run=server")
+    assert kube.get("warmpool", "smallest", "-n", test_namespace, "--subresource=scale")["kind"] == "Scale"
+    assert "spec.size" in refusal(kube, *scale, "--replicas=1001")
+
+
 def refused_page(found: dict[str, str], version: str) -> str:
     """docs/reference/refused-manifests.md: each bad manifest and the answer to it."""
     rows = []
     for name, answer in sorted(found.items()):
-        words = re.sub(r"^The Reranker \S+ is invalid: ", "", answer)
+        words = re.sub(r"^The (Reranker|WarmPool) \S+ is invalid: ", "", answer)
         words = re.sub(r"^Error from server \(BadRequest\): .*strict decoding error: ", "", words)
         words = re.sub(r" ?\* <nil>: Invalid value: [^*]*", "", words).removeprefix("* ")
         words = re.sub(r" \* (?=\.?(spec|metadata)\b)", "; ", words)

@@ -1,4 +1,4 @@
-"""The CRD as a document: every field described, every size bounded, and the code's own types say the same."""
+"""The CRDs as documents: every field described, every size bounded, and the code's own types say the same."""
 
 import types
 from collections.abc import Iterator
@@ -9,14 +9,19 @@ import msgspec
 import pytest
 import yaml
 from rerank_api import names
-from rerank_api.reranker import RerankerSpec, RerankerStatus
+from rerank_api.reranker import Model, RerankerSpec, RerankerStatus
+from rerank_api.units import parse_duration
+from rerank_api.warm_pool import WarmPoolSpec, WarmPoolStatus
+from rerank_operator.scaling.policy import Policy
 
 ROOT = Path(__file__).resolve().parents[3]
-CRD = yaml.safe_load((ROOT / "crds" / "rerankers.yaml").read_text())
-VERSION = CRD["spec"]["versions"][0]
-SCHEMA: dict[str, Any] = VERSION["schema"]["openAPIV3Schema"]
-
 Schema = dict[str, Any]
+
+CRDS: dict[str, Schema] = {
+    path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("*.yaml"))
+}
+VERSIONS: dict[str, Schema] = {plural: crd["spec"]["versions"][0] for plural, crd in CRDS.items()}
+SCHEMAS: dict[str, Schema] = {plural: version["schema"]["openAPIV3Schema"] for plural, version in VERSIONS.items()}
 
 
 def fields(path: str, schema: Schema) -> Iterator[tuple[str, Schema]]:
@@ -32,19 +37,21 @@ def fields(path: str, schema: Schema) -> Iterator[tuple[str, Schema]]:
 
 
 # The API server allows neither a description of metadata nor more than name and generateName in it.
-FIELDS = [(path, field) for path, field in fields("", SCHEMA) if not path.startswith("metadata")]
+FIELDS = [
+    pytest.param(path, field, id=f"{plural}-{path}")
+    for plural, schema in SCHEMAS.items()
+    for path, field in fields("", schema)
+    if not path.startswith("metadata")
+]
 RULES = [
-    (path or "root", rule)
-    for path, field in [("", SCHEMA), *FIELDS]
+    pytest.param(rule, id=f"{plural}-{path or 'root'}")
+    for plural, schema in SCHEMAS.items()
+    for path, field in [("", schema), *fields("", schema)]
     for rule in field.get("x-kubernetes-validations", [])
 ]
 
 
-def by_path(path_and_field: Any) -> str:
-    return path_and_field if isinstance(path_and_field, str) else ""
-
-
-@pytest.mark.parametrize(("path", "field"), FIELDS, ids=by_path)
+@pytest.mark.parametrize(("path", "field"), FIELDS)
 def test_is_described(path: str, field: Schema) -> None:
     description = field["description"]
     assert len(description) >= 24
@@ -53,7 +60,7 @@ def test_is_described(path: str, field: Schema) -> None:
         assert "Default: " in description, "a default is explained in words"
 
 
-@pytest.mark.parametrize(("path", "field"), FIELDS, ids=by_path)
+@pytest.mark.parametrize(("path", "field"), FIELDS)
 def test_is_bounded(path: str, field: Schema) -> None:
     if field.get("x-kubernetes-int-or-string"):
         assert "maxLength" in field
@@ -69,7 +76,7 @@ def test_is_bounded(path: str, field: Schema) -> None:
         case "object":
             assert "properties" in field or "maxProperties" in field
             if field.get("x-kubernetes-preserve-unknown-fields"):
-                assert path.startswith("spec.runtime.podTemplate.spec")
+                assert ".podTemplate.spec" in path
                 assert "maxProperties" in field
         case "boolean":
             pass
@@ -77,15 +84,23 @@ def test_is_bounded(path: str, field: Schema) -> None:
             pytest.fail(f"unexpected type {other}")
 
 
-@pytest.mark.parametrize(("path", "rule"), RULES, ids=by_path)
-def test_rule_says_what_to_do(path: str, rule: dict[str, str]) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_rule_says_what_to_do(rule: dict[str, str]) -> None:
     assert len(rule["message"]) >= 30
     assert "\n" not in rule["message"]
 
 
-@pytest.mark.parametrize(("path", "struct"), [("spec", RerankerSpec), ("status", RerankerStatus)])
-def test_code_and_schema_agree(path: str, struct: type[msgspec.Struct]) -> None:
-    agree(path, SCHEMA["properties"][path], struct)
+@pytest.mark.parametrize(
+    ("plural", "path", "struct"),
+    [
+        (names.PLURAL, "spec", RerankerSpec),
+        (names.PLURAL, "status", RerankerStatus),
+        (names.WARM_POOL_PLURAL, "spec", WarmPoolSpec),
+        (names.WARM_POOL_PLURAL, "status", WarmPoolStatus),
+    ],
+)
+def test_code_and_schema_agree(plural: str, path: str, struct: type[msgspec.Struct]) -> None:
+    agree(path, SCHEMAS[plural]["properties"][path], struct)
 
 
 def agree(path: str, schema: Schema, struct: type[msgspec.Struct]) -> None:
@@ -117,8 +132,45 @@ def without_none(hint: Any) -> Any:
     return hint
 
 
-def test_names_agree() -> None:
-    spec = CRD["spec"]
-    assert CRD["metadata"]["name"] == f"{names.PLURAL}.{names.GROUP}"
-    assert (spec["group"], spec["names"]["kind"], spec["names"]["plural"]) == (names.GROUP, names.KIND, names.PLURAL)
-    assert VERSION["name"] == names.VERSION
+@pytest.mark.parametrize(
+    ("plural", "kind"), [(names.PLURAL, names.KIND), (names.WARM_POOL_PLURAL, names.WARM_POOL_KIND)]
+)
+def test_names_agree(plural: str, kind: str) -> None:
+    spec = CRDS[plural]["spec"]
+    assert CRDS[plural]["metadata"]["name"] == f"{plural}.{names.GROUP}"
+    assert (spec["group"], spec["names"]["kind"], spec["names"]["plural"]) == (names.GROUP, kind, plural)
+    assert VERSIONS[plural]["name"] == names.VERSION
+
+
+def field_of(plural: str, *path: str) -> Schema:
+    schema = SCHEMAS[plural]
+    for name in path:
+        schema = schema["properties"][name]
+    return schema
+
+
+def without_words(schema: Any) -> Any:
+    """The schema without its texts."""
+    if isinstance(schema, dict):
+        return {key: without_words(value) for key, value in schema.items() if key not in {"description", "message"}}
+    return [without_words(item) for item in schema] if isinstance(schema, list) else schema
+
+
+@pytest.mark.parametrize("name", ["resources", "podTemplate"])
+def test_pods_of_both_kinds_are_described_alike(name: str) -> None:
+    """Two files cannot share a part: the one that is changed must not leave the other behind."""
+    reranker, pool = field_of(names.PLURAL, "spec", "runtime", name), field_of(names.WARM_POOL_PLURAL, "spec", name)
+    assert without_words(pool) == without_words(reranker)
+
+
+def test_a_policy_means_the_same_in_the_schema_and_in_the_simulator() -> None:
+    """The simulator reads manifests that no API server has filled in."""
+    defaults, policy = Policy(), RerankerSpec(Model("file:///m"))
+    scaling, latency = policy.scaling, policy.slo.latency
+    assert (defaults.min_replicas, defaults.max_replicas) == (scaling.min_replicas, scaling.max_replicas)
+    assert defaults.target_queue_depth == scaling.target_queue_depth
+    assert defaults.target_queue_time == parse_duration(scaling.target_queue_time)
+    assert defaults.idle_timeout == parse_duration(scaling.idle_timeout)
+    assert (defaults.mode, defaults.warm_pool) == (scaling.mode, scaling.warm_pool)
+    assert defaults.latency_threshold == parse_duration(latency.threshold)
+    assert defaults.latency_quantile == latency.quantile
