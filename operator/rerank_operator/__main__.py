@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -14,6 +15,9 @@ from rerank_operator.controller.api import KubeApi, load_configuration
 from rerank_operator.controller.leader import Terms
 from rerank_operator.controller.reconcile import Controller, Settings
 from rerank_operator.manifests.pod_template import WorkerImage
+from rerank_operator.warm.tokens import read_key
+
+log = logging.getLogger(__name__)
 
 _ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -42,6 +46,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="NAMESPACE/NAME",
         help="Service of the gateways, whose demand replicas follow; none: no Reranker gets fewer replicas by itself",
     )
+    add(
+        "--warm-pool-key-file",
+        type=Path,
+        default=None,
+        help="secret from which the tokens of warm pods' workers are made; none: a random one, so that warm pods are "
+        "renewed whenever the leader changes",
+    )
     add("--metrics-host", default="", help="address of /healthz, /readyz and /metrics; empty: all")
     add("--metrics-port", type=int, default=9090)
     add("--log-format", default="json", choices=["json", "text"])
@@ -63,10 +74,10 @@ def main() -> None:
         terms = Terms(arguments.lease_duration, arguments.renew_deadline, arguments.retry_period)
     except ValueError as error:
         raise SystemExit(f"rerank-operator: {error}") from None
-    asyncio.run(_run(arguments, terms))
+    asyncio.run(_run(arguments, terms, _warm_pool_key(arguments.warm_pool_key_file)))
 
 
-async def _run(arguments: argparse.Namespace, terms: Terms) -> None:
+async def _run(arguments: argparse.Namespace, terms: Terms, warm_pool_key: bytes | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -80,6 +91,7 @@ async def _run(arguments: argparse.Namespace, terms: Terms) -> None:
         terms=terms,
         resync_seconds=arguments.resync_seconds,
         gateway_service=arguments.gateway_service,
+        warm_pool_key=warm_pool_key,
     )
     api = KubeApi(await load_configuration())
     controller = Controller(api, settings)
@@ -90,6 +102,16 @@ async def _run(arguments: argparse.Namespace, terms: Terms) -> None:
     finally:
         await server.cleanup()
         await api.close()
+
+
+def _warm_pool_key(path: Path | None) -> bytes | None:
+    if path is None:
+        log.warning("no --warm-pool-key-file: warm pods are renewed whenever the leader changes")
+        return None
+    try:
+        return read_key(path)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"rerank-operator: --warm-pool-key-file: {error}") from None
 
 
 def _own_namespace() -> str:

@@ -77,7 +77,7 @@ def kube() -> Iterator[Cluster]:
     devcluster("down", "--name", name)  # what a run that was killed has left behind
     devcluster("up", "--name", name, "--nodes", "0", timeout=240)
     cluster = Cluster(kubeconfig=STATE / "clusters" / name / "kubeconfig", name=name)
-    cluster.kubectl("apply", "--server-side", "-f", ROOT / "crds" / "rerankers.yaml")
+    cluster.kubectl("apply", "--server-side", "-f", ROOT / "crds")
     yield cluster
     devcluster("down", "--name", name)
 

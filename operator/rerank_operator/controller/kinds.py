@@ -31,7 +31,7 @@ PODS = Kind("Pod", "", "v1", "pods", f"{_MANAGED},{names.LABEL_COMPONENT}={names
 EVENTS = Kind("Event", "events.k8s.io", "v1", "events")
 LEASES = Kind("Lease", "coordination.k8s.io", "v1", "leases")
 
-WATCHED = (RERANKERS, DEPLOYMENTS, CONTROLLER_REVISIONS, BUDGETS, PODS)
+WATCHED = (RERANKERS, WARM_POOLS, DEPLOYMENTS, CONTROLLER_REVISIONS, BUDGETS, PODS)
 
 Key = tuple[str, str]
 """Namespace and name of a Reranker, or of a WarmPool."""

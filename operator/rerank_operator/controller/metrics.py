@@ -58,7 +58,7 @@ WAKE_PHASE_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60, 300),
 )
 
-POOL_RECONCILES = Counter("rerank_operator_pool_reconciles", "Reconciles of one WarmPool, by how they ended.", ["result"])
+POOL_RECONCILES = Counter("rerank_operator_pool_reconciles", "Reconciles of a WarmPool, by how they ended.", ["result"])
 LOAN_CONFLICTS = Counter(
     "rerank_operator_loan_conflicts",
     "Warm pods that had changed, or gone, before they could be claimed, marked or released.",

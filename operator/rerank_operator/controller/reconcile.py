@@ -16,10 +16,11 @@ from rerank_operator.controller import metrics
 from rerank_operator.controller.api import ApiError, KubeApi, NotLeader, Unreachable
 from rerank_operator.controller.apply import Applier, NotYet
 from rerank_operator.controller.conditions import READY
-from rerank_operator.controller.kinds import RERANKERS, WATCHED, Key, Kind
+from rerank_operator.controller.kinds import RERANKERS, WARM_POOLS, WATCHED, Key, Kind
 from rerank_operator.controller.leader import Election, Leader, Terms, steady_clock
 from rerank_operator.controller.observe import observe
 from rerank_operator.controller.plan import make_plan
+from rerank_operator.controller.pools import Pools
 from rerank_operator.controller.queue import WorkQueue
 from rerank_operator.controller.scaler import Scaler
 from rerank_operator.controller.store import Store
@@ -27,6 +28,7 @@ from rerank_operator.controller.watches import Watches
 from rerank_operator.demand.gateways import Gateways
 from rerank_operator.demand.totals import Totals
 from rerank_operator.manifests.pod_template import WorkerImage
+from rerank_operator.warm.tokens import new_key
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ class Settings(msgspec.Struct, frozen=True):
     resync_seconds: float = 60.0
     gateway_service: tuple[str, str] | None = None
     """Namespace and name of the Service of the gateways; None: no demand is known, and nothing shrinks."""
+    warm_pool_key: bytes | None = None
+    """From which the tokens of warm pools are made; None: a random one, and their pods are renewed at each start."""
 
 
 class Controller:
@@ -62,7 +66,7 @@ class Controller:
         self._api = api
         self._settings = settings
         self._scopes: Sequence[str | None] = settings.namespaces or (None,)
-        self.store = Store()
+        self.store = Store(self._enqueue_pool)
         self.queue: WorkQueue[Key] = WorkQueue(steady_clock, random.random)
         self.leader = Leader(
             api,
@@ -80,6 +84,16 @@ class Controller:
         self._gateways = Gateways(api, service, totals, self.scaler.heard) if service else None
         self.watches = Watches(self._watched, self._served, settings.namespaces)
         self._applier = Applier(api, self.store, settings.identity)
+        self.pools = Pools(
+            api,
+            self.store,
+            self.scaler,
+            settings.worker,
+            settings.warm_pool_key or new_key(),
+            settings.identity,
+            self._enqueue,
+            self._applier.tell,
+        )
         self._resync_now = asyncio.Event()
         self._lead_after_list = False
         self.synced = False
@@ -90,6 +104,7 @@ class Controller:
         """Until ``stop`` is set: then the work in hand is finished and, where that has ended, the lease released."""
         self.watches.start()
         workers = [asyncio.create_task(self._work(), name=f"worker-{n}") for n in range(WORKERS)]
+        workers.append(asyncio.create_task(self.pools.run(), name="pools"))
         leading = asyncio.create_task(self.leader.run(), name="leader")
         watching = [
             asyncio.create_task(self._resync_forever(), name="resync"),
@@ -105,6 +120,7 @@ class Controller:
             done, _ = await asyncio.wait([*self._tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.queue.close()
+            self.pools.queue.close()
             for task in watching:
                 task.cancel()
         _, working = await asyncio.wait(workers, timeout=LAST_WORK_SECONDS)
@@ -129,8 +145,13 @@ class Controller:
     def _may_decide(self) -> bool:
         return self.leader.leading and not self._lead_after_list
 
+    def _enqueue_pool(self, key: Key) -> None:
+        if self._may_decide():
+            self.pools.queue.add(key)
+
     def _pool_due(self, namespace: str, pool: str) -> None:
         """The wishes of a WarmPool's Rerankers have changed."""
+        self._enqueue_pool((namespace, pool))
 
     def _start_leading(self) -> None:
         """Nothing is written before a fresh list: the last leader's latest writes may not have come through yet."""
@@ -140,15 +161,19 @@ class Controller:
 
     def _stop_leading(self) -> None:
         self.queue.clear()
+        self.pools.clear()
         self.scaler.reset()
 
     async def _served(self) -> bool:
         try:
             found = await self._api.discover(f"{RERANKERS.group}/{RERANKERS.version}")
         except (ApiError, Unreachable) as error:
-            log.warning("waiting for the Reranker CRD: %s", error)
+            log.warning("waiting for the CRDs: %s", error)
             return False
-        return any(resource["name"] == RERANKERS.plural for resource in found.get("resources", ()))
+        missing = {RERANKERS.plural, WARM_POOLS.plural} - {one["name"] for one in found.get("resources", ())}
+        if missing:
+            log.warning("waiting for the CRDs: %s are not served", ", ".join(sorted(missing)))
+        return not missing
 
     async def _resync_forever(self) -> None:
         retry = FIRST_RETRY_SECONDS
@@ -187,6 +212,9 @@ class Controller:
         keys = self.store.keys()
         for key in keys:
             self._enqueue(key)
+        self.pools.forget_gone()
+        for key in self.store.pools():
+            self._enqueue_pool(key)
         self._count(keys)
 
     def _count(self, keys: set[Key]) -> None:
@@ -269,7 +297,7 @@ class Controller:
         for task in self._tasks:
             if task.done():
                 return f"loop {task.get_name()} has ended"
-        if (oldest := self.queue.oldest_work()) > STUCK_SECONDS:
+        if (oldest := max(self.queue.oldest_work(), self.pools.queue.oldest_work())) > STUCK_SECONDS:
             return f"a reconcile has been at work for {oldest:.0f} s"
         if (silence := self.watches.silence()) > SILENT_SECONDS:
             return f"the watching loop has not turned for {silence:.0f} s"
