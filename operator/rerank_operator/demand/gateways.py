@@ -1,8 +1,9 @@
-"""Finds the gateways by the EndpointSlices of their Service and listens to each one's stream of demand.
+"""Finds the gateways, the Pods of their Service, and listens to each one's stream of demand.
 
-Every address is a gateway, ready or not: one that is being stopped still has requests. What is heard goes to ``Totals``
-and a callback; nothing is decided here. Every wait has a deadline, and who cannot be heard is tried again without end,
-since the sums are incomplete until then.
+Every Pod that runs is a gateway, ready or not: one that is being stopped still has requests. Pods and not
+EndpointSlices, for the reason that gateways have too (docs/decisions). What is heard goes to ``Totals`` and a callback;
+nothing is decided here. Every wait has a deadline, and who cannot be heard is tried again without end, since the sums
+are incomplete until then.
 """
 
 import asyncio
@@ -34,6 +35,9 @@ LONGEST_LINE = 16 * 2**20
 """Bytes: some 30,000 Rerankers."""
 
 
+SERVICES = Kind("Service", "", "v1", "services")
+
+
 class NotAGateway(Exception):
     """What answers at a gateway's address does not speak as one."""
 
@@ -46,10 +50,7 @@ class Gateways:
     ) -> None:
         """``service``: namespace and name of the gateways' Service."""
         self._api = api
-        self._namespace, name = service
-        self._slices = Kind(
-            "EndpointSlice", "discovery.k8s.io", "v1", "endpointslices", f"kubernetes.io/service-name={name}"
-        )
+        self._namespace, self._name = service
         self._totals = totals
         self._changed = changed
         self._addresses: set[str] = set()
@@ -75,14 +76,19 @@ class Gateways:
 
     async def _look(self, session: aiohttp.ClientSession) -> None:
         try:
-            listed = await self._api.list(self._slices, self._namespace)
-        except (ApiError, Unreachable) as error:
+            service = await self._api.get(SERVICES, self._namespace, self._name)
+            selector = service["spec"].get("selector")
+            if not selector:
+                raise NotAGateway(f"Service {self._namespace}/{self._name} has no selector")
+            labels = ",".join(f"{label}={value}" for label, value in sorted(selector.items()))
+            listed = await self._api.list(Kind("Pod", "", "v1", "pods", labels), self._namespace)
+        except (ApiError, Unreachable, NotAGateway) as error:
             if self._trouble != str(error):
                 self._trouble = str(error)
                 log.warning("the gateways cannot be found: %s", error)
             return
         self._trouble = ""
-        self._addresses = addresses(listed["items"])
+        self._addresses = addresses(service, listed["items"])
         self._totals.found(self._addresses, steady_clock())
         metrics_of_streams(self._totals)
         for address in self._addresses - self._listeners.keys():
@@ -140,17 +146,27 @@ class Gateways:
                     return  # its lines come late: a new stream begins with how it is now
 
 
-def addresses(slices: list[dict[str, Any]]) -> set[str]:
-    """``host:port`` of each gateway's admin port, one for each Pod (of two families, IPv4)."""
-    found: dict[str, str] = {}
-    for one in sorted(slices, key=lambda one: one.get("addressType", "")):
-        ports = [port["port"] for port in one.get("ports") or () if port.get("name") == names.GATEWAY_ADMIN_PORT_NAME]
-        for endpoint in one.get("endpoints") or ():
-            host = endpoint["addresses"][0]
-            place = f"[{host}]" if ":" in host else host
-            if ports and ports[0]:
-                found.setdefault((endpoint.get("targetRef") or {}).get("uid", host), f"{place}:{ports[0]}")
-    return set(found.values())
+def addresses(service: dict[str, Any], pods: list[dict[str, Any]]) -> set[str]:
+    """``host:port`` of each running Pod's admin port, which ``service`` names (by number, or as the Pod does)."""
+    target = next(
+        (port.get("targetPort", port["port"]) for port in service["spec"].get("ports", ()) if _is_admin(port)), None
+    )
+    found = set()
+    for pod in pods:
+        host, phase = pod.get("status", {}).get("podIP"), pod.get("status", {}).get("phase")
+        own = {port.get("name"): port["containerPort"] for part in pod["spec"]["containers"] for port in _ports(part)}
+        port = own.get(target) if isinstance(target, str) else target
+        if host and port and phase not in ("Succeeded", "Failed"):
+            found.add(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    return found
+
+
+def _is_admin(port: dict[str, Any]) -> bool:
+    return port.get("name") == names.GATEWAY_ADMIN_PORT_NAME
+
+
+def _ports(container: dict[str, Any]) -> list[dict[str, Any]]:
+    return container.get("ports") or []
 
 
 def metrics_of_streams(totals: Totals) -> None:

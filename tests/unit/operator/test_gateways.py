@@ -75,7 +75,7 @@ async def serve(app: web.Application) -> tuple[web.AppRunner, int]:
 class World:
     def __init__(self, api: KubeApi, gateway: Gateway) -> None:
         self.gateway = gateway
-        self.slices: list[dict[str, Any]] = []
+        self.pods: list[dict[str, Any]] = []
         self.asked: list[str] = []
         self.totals = Totals()
         self.changed: list[set[tuple[str, str]]] = []
@@ -88,12 +88,21 @@ class World:
         return self.totals.told(KEY, steady_clock()).demand.arrived_requests
 
 
-def endpoint_slice(port: int, *hosts: str, name: str = names.GATEWAY_ADMIN_PORT_NAME) -> dict[str, Any]:
+def pod(host: str | None, port: int = 9090, phase: str = "Running") -> dict[str, Any]:
+    ports = [{"name": "http", "containerPort": 8080}, {"name": "admin", "containerPort": port}]
     return {
-        "addressType": "IPv4",
-        "ports": [{"name": "http", "port": 8080}, {"name": name, "port": port}],
-        "endpoints": [{"addresses": [host], "conditions": {"ready": False}} for host in hosts],
+        "metadata": {"name": f"gateway-{host}"},
+        "spec": {"containers": [{"name": "proxy"}, {"name": "gateway", "ports": ports}]},
+        "status": {"phase": phase, **({"podIP": host} if host else {})},
     }
+
+
+def service(target: str | int) -> dict[str, Any]:
+    ports = [
+        {"name": "http", "port": 80, "targetPort": "http"},
+        {"name": names.GATEWAY_ADMIN_PORT_NAME, "port": 1, "targetPort": target},
+    ]
+    return {"spec": {"selector": {"b": "2", "a": "1"}, "ports": ports}}
 
 
 @pytest.fixture
@@ -104,16 +113,20 @@ async def world() -> AsyncIterator[World]:
     at_gateway, gateway.port = await serve(app)
     made: list[World] = []
 
-    async def slices(request: web.Request) -> web.Response:
+    async def pods(request: web.Request) -> web.Response:
         made[0].asked.append(request.query["labelSelector"])
-        return web.json_response({"items": made[0].slices})
+        return web.json_response({"items": made[0].pods})
+
+    async def services(_: web.Request) -> web.Response:
+        return web.json_response(service("admin"))
 
     cluster = web.Application()
-    cluster.router.add_get("/apis/discovery.k8s.io/v1/namespaces/rerank-system/endpointslices", slices)
+    cluster.router.add_get("/api/v1/namespaces/rerank-system/pods", pods)
+    cluster.router.add_get("/api/v1/namespaces/rerank-system/services/gateway", services)
     at_cluster, port = await serve(cluster)
     api = KubeApi(Configuration(host=f"http://127.0.0.1:{port}"))
     made.append(World(api, gateway))
-    made[0].slices = [endpoint_slice(gateway.port, "127.0.0.1")]
+    made[0].pods = [pod("127.0.0.1", gateway.port)]
     running = asyncio.create_task(made[0].gateways.run())
     yield made[0]
     running.cancel()
@@ -126,7 +139,7 @@ async def world() -> AsyncIterator[World]:
 
 async def test_a_gateway_is_found_and_heard(world: World):
     await until(world.complete)
-    assert world.asked[0] == "kubernetes.io/service-name=gateway"
+    assert world.asked[0] == "a=1,b=2"
     assert world.changed[0] == {KEY}
     await world.gateway.say(world.gateway.line(demand(8, queued=2)))
     await until(lambda: world.arrived() == 3)
@@ -155,7 +168,7 @@ async def test_silence_makes_the_sums_incomplete_and_another_stream_is_tried(wor
 async def test_a_gateway_that_is_gone_leaves_the_sums_once_its_stream_has_ended(world: World):
     world.gateway.first = [world.gateway.line(demand(5, queued=3), full=True)]
     await until(world.complete)
-    world.slices = []
+    world.pods = []
     asked = len(world.asked)
     await until(lambda: len(world.asked) > asked)
     assert world.totals.told(KEY, steady_clock()).demand.queued == 3  # it still has its clients
@@ -180,11 +193,14 @@ async def test_lines_that_come_late_do_not_keep_a_stream_alive(world: World):
     await until(world.complete)
 
 
-def test_which_addresses_are_gateways():
-    first, second = endpoint_slice(9090, "10.0.0.1", "10.0.0.2"), endpoint_slice(9090, "fd00::1", "fd00::3")
-    second["addressType"] = "IPv6"
-    for endpoint, uid in ((first["endpoints"][0], "one"), (second["endpoints"][0], "one")):
-        endpoint["targetRef"] = {"kind": "Pod", "uid": uid}
-    assert addresses([second, first]) == {"10.0.0.1:9090", "10.0.0.2:9090", "[fd00::3]:9090"}
-    assert addresses([endpoint_slice(9090, "10.0.0.1", name="http")]) == set()
-    assert addresses([{"addressType": "IPv4", "ports": None, "endpoints": None}]) == set()
+@pytest.mark.parametrize(
+    ("target", "pods", "expected"),
+    [
+        ("admin", [pod("10.0.0.1"), pod("fd00::1")], {"10.0.0.1:9090", "[fd00::1]:9090"}),
+        (7070, [pod("10.0.0.1")], {"10.0.0.1:7070"}),
+        ("admin", [pod("10.0.0.1", phase="Pending"), pod("10.0.0.2", phase="Failed"), pod(None)], {"10.0.0.1:9090"}),
+        ("other", [pod("10.0.0.1")], set()),
+    ],
+)
+def test_which_pods_are_gateways(target: str | int, pods: list[dict[str, Any]], expected: set[str]):
+    assert addresses(service(target), pods) == expected
