@@ -116,6 +116,7 @@ class Queue:
         self.arrived_tokens = 0
         self.last_ended: float | None = None
         """Unix seconds at which a request last left, whichever way."""
+        self._present = _uids(route)
         self._limits = limits
         self._clock = clock
         self._wall = wall
@@ -133,6 +134,9 @@ class Queue:
         """How the waiting requests are shared out to lanes."""
         self._lanes: dict[str | None, Order[Ticket]] = {}
         """By revision; None: for all."""
+        self._healthy = Pools((), ())
+        self._healthy_until = -math.inf
+        """When it is to be worked out anew, for an endpoint may be tried again."""
         self._wake: asyncio.TimerHandle | None = None
 
     @property
@@ -215,14 +219,16 @@ class Queue:
         load.tokens -= ticket.tokens
         self._last_capacity = load.capacity or self._last_capacity
         self.last_ended = self._wall()
-        self._forget_gone()
+        if not load.requests and endpoint.uid not in self._present:
+            del self.loads[endpoint.uid]
         self._dispatch()
         self._changed()
 
     def succeeded(self, endpoint: Endpoint) -> None:
         load = self.loads.get(endpoint.uid)
-        if load is not None:
+        if load is not None and load.failures:
             load.failures, load.retry_at, load.on_trial = 0, 0.0, False
+            self._healthy_until = -math.inf
 
     def failed(self, endpoint: Endpoint, pause: float, longest_pause: float, *, broken: bool) -> None:
         """Leaves the endpoint alone for ``pause`` seconds, twice as long at each failure in a row.
@@ -235,24 +241,26 @@ class Queue:
             load.retry_at = now + min(pause * 2**load.failures, longest_pause)
             load.failures = min(load.failures + 1, 16)
             load.on_trial = load.on_trial or broken
+            self._healthy_until = -math.inf
 
     def update(self, route: Route | None) -> None:
         """The Reranker as it is now; None when it was deleted."""
         before, self.route = self.route, route
-        present = route is not None and bool(route.endpoints)
-        if present != (before is not None and bool(before.endpoints)):
+        there_was_one = bool(self._present)
+        self._present = _uids(route)
+        self._healthy_until = -math.inf
+        if bool(self._present) != there_was_one:
             self._changed_presence = self._clock()
-            if not present:
+            if there_was_one:
                 self._absent_since = self._wall()
-        self._forget_gone()
+        # Who comes back starts afresh; while it has something outstanding it is still the same.
+        self.loads = {uid: load for uid, load in self.loads.items() if load.requests or uid in self._present}
         if route is None or route.policy.suspended:
             for ticket in list(self._waiting):
                 self._refuse(ticket, _deleted() if route is None else _suspended(route))
-        else:
+        elif bool(self._present) != there_was_one or before is None or _bounds(before) != _bounds(route):
             for ticket in self._waiting:
-                moved = self._deadline(ticket, route)
-                if moved != ticket.deadline:
-                    self._set_deadline(ticket, moved)
+                self._set_deadline(ticket, self._deadline(ticket, route))
         self._dispatch()
         self._changed()
 
@@ -263,9 +271,17 @@ class Queue:
             raise _suspended(self.route)
         return self.route
 
+    def _split(self, route: Route) -> Pools:
+        now = self._clock()
+        if now >= self._healthy_until:
+            self._healthy = split(route, self.loads, now)
+            paused = (load.retry_at for uid, load in self.loads.items() if load.retry_at > now and uid in self._present)
+            self._healthy_until = min(paused, default=math.inf)
+        return self._healthy
+
     def _choose_now(self, ticket: Ticket, route: Route) -> Endpoint | None:
         """An endpoint for a request that nobody waits before."""
-        pools = split(route, self.loads, self._clock())
+        pools = self._split(route)
         pool = pools.pick(ticket.draw)
         if pool is None or self._lanes.get(_lane(pools, pool)):
             return None
@@ -292,7 +308,7 @@ class Queue:
         """Hands endpoints that may take more to the requests that go next."""
         if not self._waiting or self.route is None:
             return
-        pools = split(self.route, self.loads, self._clock())
+        pools = self._split(self.route)
         self._sort(pools)
         served = False
         for pool in pools.pools:
@@ -421,23 +437,8 @@ class Queue:
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
-        if self._waiting and self.route is not None:
-            now = self._clock()
-            pauses = [load.retry_at for load in self._current_loads() if load.retry_at > now]
-            if pauses:
-                self._wake = asyncio.get_running_loop().call_at(min(pauses), self._dispatch)
-
-    def _current_loads(self) -> Iterator[Load]:
-        assert self.route is not None
-        for endpoint in self.route.endpoints:
-            if endpoint.uid in self.loads:
-                yield self.loads[endpoint.uid]
-
-    def _forget_gone(self) -> None:
-        """Drops the record of endpoints that left and have nothing outstanding: who comes back starts afresh."""
-        present = {endpoint.uid for endpoint in self.route.endpoints} if self.route is not None else set()
-        for uid in [uid for uid, load in self.loads.items() if uid not in present and not load.requests]:
-            del self.loads[uid]
+        if self._waiting and self._healthy_until < math.inf:
+            self._wake = asyncio.get_running_loop().call_at(self._healthy_until, self._dispatch)
 
     def _changed(self) -> None:
         if self._on_change is not None:
@@ -459,6 +460,14 @@ class Queue:
 def _lane(pools: Pools, pool: Pool) -> str | None:
     """Where the requests of a pool wait: where it is the only one, all do, whatever its revision."""
     return pool.revision if len(pools.pools) > 1 else None
+
+
+def _uids(route: Route | None) -> frozenset[str]:
+    return frozenset(endpoint.uid for endpoint in route.endpoints) if route is not None else frozenset()
+
+
+def _bounds(route: Route) -> tuple[float, float]:
+    return route.policy.timeout, route.policy.wake_timeout
 
 
 def _deleted() -> ApiError:

@@ -2,12 +2,15 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 from rerank_api import wire
 from rerank_gateway import forwarding
+from rerank_gateway.routing import RELEASE_TOKENS, Limits
 
 from .conftest import Behaviour, House, Worker, scores, until, worker_error
 
@@ -156,7 +159,7 @@ async def test_the_queue_is_bounded(house: House) -> None:
 
 
 async def test_the_deadline_ends_waiting_and_says_why(house: House) -> None:
-    house.serve(timeout=0.05, not_ready_reason="ModelLoadFailed")
+    house.serve(wake_timeout=0.05, not_ready_reason="ModelLoadFailed")
     status, answer = await house.rerank()
     assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")
     assert "search/products was ready (ModelLoadFailed)" in answer["message"]
@@ -173,6 +176,120 @@ async def test_the_client_may_shorten_the_deadline_but_not_lengthen_it(house: Ho
 
     house.serve(worker, timeout=0.05)
     assert (await house.rerank(headers={"X-Rerank-Timeout-Ms": "60000"}))[0] == 504
+
+
+async def test_a_request_outlives_its_timeout_while_there_is_no_worker(house: House) -> None:
+    """A cold start takes longer than requests.timeout, which counts once there is a worker."""
+    house.serve(timeout=0.05)
+    request = house.rerank()
+    bounded = house.rerank(headers={"X-Rerank-Timeout-Ms": "100"})
+    status, answer = await bounded
+    assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")
+    assert "X-Rerank-Timeout-Ms" in answer["message"]
+    assert not request.done()
+    house.serve(await house.worker(), timeout=5.0)
+    assert (await request)[0] == 200
+
+
+async def test_the_timeout_counts_from_the_first_worker_on(house: House) -> None:
+    house.serve(timeout=0.05)
+    request = house.rerank()
+    await house.until_waiting(1)
+    house.serve(await house.worker(behave=_never), timeout=0.05)
+    status, answer = await request
+    assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("X-Rerank-Priority", "urgent"),
+        ("X-Rerank-Priority", ""),
+        ("X-Rerank-Client", "a b"),
+        ("X-Rerank-Client", "a" * 129),
+        ("X-Rerank-Client", ""),
+        ("X-Rerank-Timeout-Ms", "soon"),
+    ],
+)
+async def test_a_header_that_makes_no_sense_is_named(house: House, name: str, value: str) -> None:
+    house.serve(await house.worker())
+    status, answer = await house.rerank(headers={name: value})
+    assert (status, answer["error"]["code"], answer["error"]["field"]) == (400, "invalid_request", name)
+
+
+async def _one_at_a_time(
+    open_house: Callable[..., Awaitable[House]], **options: Any
+) -> tuple[House, list[str], asyncio.Event]:
+    """A house whose only worker takes one request at a time, the queries that it saw, and what lets it go on."""
+    house = await open_house(limits=Limits(requests=1), **options)
+    go_on = asyncio.Event()
+    seen: list[str] = []
+
+    async def wait(worker: Worker, query: wire.ScoreRequest) -> None:
+        seen.append(query.query)
+        await go_on.wait()
+
+    house.serve(await house.worker(behave=wait))
+    return house, seen, go_on
+
+
+async def _queued(house: House, seen: list[str], *queries: tuple[str, dict[str, str]]) -> list[asyncio.Task[Any]]:
+    """These requests one after the other, the first at the worker and the others waiting."""
+    requests = []
+    for query, headers in queries:
+        body = {"query": query, "documents": ["a"]}
+        requests.append(asyncio.create_task(house.post(body, headers=headers)))
+        await until(lambda: len(seen) == 1, "the first is at the worker")
+        await house.until_waiting(len(requests) - 1)
+    return requests
+
+
+async def test_high_goes_before_normal_before_low_and_the_worker_is_told(open_house) -> None:
+    house, seen, go_on = await _one_at_a_time(open_house)
+    given = ["normal", "low", "normal", "high"]
+    requests = await _queued(house, seen, *((name, {"X-Rerank-Priority": name}) for name in given))
+    go_on.set()
+    assert [status for status, _ in await asyncio.gather(*requests)] == [200] * 4
+    assert seen == ["normal", "high", "normal", "low"]
+    assert [headers["X-Rerank-Priority"] for headers in house.workers[0].headers] == seen
+
+
+@pytest.mark.parametrize("with_keys", [False, True], ids=["by header", "by key"])
+async def test_clients_take_turns(open_house, tmp_path: Path, with_keys: bool) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("greedy\nmodest\n")
+    house, seen, go_on = await _one_at_a_time(open_house, **({"api_keys_file": keys} if with_keys else {}))
+    header, form = ("Authorization", "Bearer {}") if with_keys else ("X-Rerank-Client", "{}")
+    order = ["greedy"] * 5 + ["modest"]
+    requests = await _queued(house, seen, *((name, {header: form.format(name)}) for name in order))
+    go_on.set()
+    assert [status for status, _ in await asyncio.gather(*requests)] == [200] * 6
+    assert seen.index("modest") <= 2
+
+
+async def test_no_more_than_a_workers_capacity_is_released(open_house) -> None:
+    """The rest waits where it can be seen, and could still go to another worker."""
+    house = await open_house()
+    go_on = asyncio.Event()
+
+    async def wait(worker: Worker, query: wire.ScoreRequest) -> web.StreamResponse:
+        if query.query != "first":
+            await go_on.wait()
+        answer = scores([0.5])
+        answer.headers[wire.HEADER_CAPACITY] = "1000"
+        return answer
+
+    slow = await house.worker(behave=wait)
+    house.serve(slow, max_pair_tokens=None)
+    text = "word " * RELEASE_TOKENS
+    assert (await house.post({"query": "first", "documents": ["a"]}))[0] == 200
+    requests = [asyncio.create_task(house.post({"query": "q", "documents": [text]})) for _ in range(3)]
+    await house.until_waiting(2)
+    house.serve(slow, await house.worker())
+    await until(lambda: len(house.workers[1].seen) == 2, "the new worker has the others")
+    go_on.set()
+    assert [status for status, _ in await asyncio.gather(*requests)] == [200] * 3
+    assert len(slow.seen) == 2
 
 
 async def test_a_worker_that_gives_up_at_the_deadline_is_believed(house: House) -> None:
@@ -247,8 +364,6 @@ async def test_work_is_spread_by_what_is_outstanding(house: House) -> None:
 
 
 async def test_no_more_than_the_limit_is_at_one_worker(open_house) -> None:
-    from rerank_gateway.routing import Limits
-
     house = await open_house(limits=Limits(requests=2))
     go_on = asyncio.Event()
 
@@ -259,7 +374,7 @@ async def test_no_more_than_the_limit_is_at_one_worker(open_house) -> None:
     house.serve(worker)
     requests = [house.rerank() for _ in range(5)]
     await house.until_waiting(3)
-    assert len(worker.seen) == 2
+    await until(lambda: len(worker.seen) == 2, "two requests are at the worker")
     go_on.set()
     assert [status for status, _ in await asyncio.gather(*requests)] == [200] * 5
 
