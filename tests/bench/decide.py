@@ -105,6 +105,7 @@ def pure(rounds: int) -> dict[str, Any]:
             cases = [replace(original) for _ in range(count)]
             each: list[float] = []
             passes: list[float] = []
+            cpu = time.thread_time()
             for _ in range(max(5, rounds // count)):
                 began = last = time.perf_counter()
                 for case in cases:
@@ -114,6 +115,7 @@ def pure(rounds: int) -> dict[str, Any]:
                     last = now
                 passes.append(last - began)
             found[f"{count} Rerankers {name}"] = {
+                "decision_cpu_us": round(1e6 * (time.thread_time() - cpu) / len(each), 1),
                 "decision_p50_us": round(1e6 * figures.quantile(each, 0.5), 1),
                 "decision_p99_us": round(1e6 * figures.quantile(each, 0.99), 1),
                 "pass_p50_ms": round(1e3 * figures.quantile(passes, 0.5), 3),

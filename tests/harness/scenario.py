@@ -50,8 +50,8 @@ def warm_pool(name: str, namespace: str, profile: Profile, size: int) -> dict[st
 
 
 class Fleet(NamedTuple):
-    """One Reranker's workers at a moment. ``wanted``: replicas that its Deployments were told to have; ``pods``: own ones
-    that exist, ready or not; ``claimed``: warm pods lent to it, of which ``serving`` take requests."""
+    """One Reranker's workers at a moment. ``wanted``: replicas that its Deployments were told to have; ``pods``: own
+    ones that exist, ready or not; ``claimed``: warm pods lent to it, of which ``serving`` take requests."""
 
     wanted: int = 0
     ready: int = 0
