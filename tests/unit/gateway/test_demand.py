@@ -184,7 +184,9 @@ async def test_a_slow_reader_gets_the_latest_and_nothing_is_kept_for_it(
         house.source.set(policies, [Endpoint(f"round-{number}", "search", p.name, "one", "10.0.0.1") for p in policies])
 
     publish(0)
-    with _unread(house.gateway.admin_port) as connection:
+    gateway = house.gateway
+    with _unread(gateway.admin_port) as connection:
+        await until(lambda: gateway._demand.readers == 1, "the reader")
         for number in range(1, rounds + 1):
             publish(number)
             await asyncio.sleep(0)

@@ -168,6 +168,28 @@ async def test_lists_then_follows_changes(server: ApiServer, source: ClusterSour
     await until(lambda: not source.table.routes, "the deleted Reranker")
 
 
+async def test_a_warm_pod_serves_from_the_mark_to_the_release(server: ApiServer, source: ClusterSource) -> None:
+    await until(lambda: source.synced, "the first sync")
+    key = names.model_key("search", "products", "two")
+    pool = {names.LABEL_WARM_POOL: "shared"}
+    claimed = {**pool, names.LABEL_LOANED_TO: "products", names.LABEL_LOANED_REVISION: "two"}
+
+    def warm(labels: dict[str, str], **annotations: str) -> dict[str, Any]:
+        pod = _pod("warm")
+        return {**pod, "metadata": {**pod["metadata"], "labels": labels, "annotations": annotations}}
+
+    for kind, pod in (("ADDED", warm(pool)), ("MODIFIED", warm(claimed))):
+        await server.send(PODS, kind, pod)
+    await server.send(PODS, "ADDED", _pod("b"))
+    await until(lambda: _endpoints(source) == {"a", "b"}, "all that came before, of which none serves")
+    await server.send(PODS, "MODIFIED", warm(claimed, **{names.ANNOTATION_LOAN_SERVING: key}))
+    await until(lambda: _endpoints(source) == {"a", "b", "warm"}, "the mark")
+    (endpoint,) = (endpoint for endpoint in source.table.routes[KEY].endpoints if endpoint.uid == "warm")
+    assert (endpoint.revision, endpoint.path) == ("two", f"/v1/models/{key}/score")
+    await server.send(PODS, "MODIFIED", warm(pool))
+    await until(lambda: _endpoints(source) == {"a", "b"}, "the release")
+
+
 async def test_lists_in_pages(server: ApiServer, source: ClusterSource) -> None:
     server.items[PODS] = [_pod(f"p{i}") for i in range(5)]
     server.page_size = 2
