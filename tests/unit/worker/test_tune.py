@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rerank_api.reranker import RerankerSpec
 from rerank_api.worker_config import ModelSource, WorkerConfig
@@ -180,6 +181,57 @@ def test_everything_is_repeated_while_there_is_time(monkeypatch: pytest.MonkeyPa
     assert found.unmeasured == 0
 
 
+@given(st.floats(300.0, 100_000.0), st.floats(0.05, 20.0))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_time_is_kept_but_for_the_least_that_says_anything(
+    checkpoint: Checkpoint, rate: float, seconds: float
+) -> None:
+    """It took 75 s where 20 were asked for, and had measured 13 of 30 rows by then."""
+    engine = Scoring(rate=rate)
+    with pytest.MonkeyPatch.context() as patch:
+        found = run_trials(patch, checkpoint, engine, seconds)
+    assert found.trials
+    rows = sum(len(one.seconds) for one in found.trials)
+    # One pair, all pairs and those of the judgement, and one row.
+    least = (10 + 2 * 1_725 + 126) / rate + 20 * engine.overhead
+    assert engine.now <= max(seconds + 5 * engine.overhead, least)
+    assert rows == 3 * trials.ROUNDS or engine.now > min(seconds - (1_725 / rate + 8 * engine.overhead), least) * 0.9
+    assert found.unmeasured == 3 - len(found.trials)
+
+
+def test_engines_that_there_is_no_time_to_load_are_named(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint
+) -> None:
+    engine = Scoring()
+
+    def build(name: str, made: Checkpoint) -> Scoring:
+        engine.now += 10.0
+        return engine
+
+    monkeypatch.setattr(select, "build", build)
+    pairs = [Pair([1] * length, [0] * length) for length in range(10, 60)]
+    found = Measured()
+    trials.measure(
+        checkpoint,
+        pairs,
+        ["torch-flat", "torch-padded", "onnxruntime"],
+        ["float32"],
+        [Way("tokens", 512)],
+        15.0,
+        list,
+        [pairs[:4]],
+        lambda text: None,
+        found,
+        engine.clock,
+    )
+    assert engine.now < 15.0
+    assert [one.contender.name for one in found.trials] == ["torch-flat"]
+    assert [one.reason for one in found.contenders] == [None, trials.NO_TIME, trials.NO_TIME]
+    said = tune.as_text(found, WorkerConfig(model=ModelSource(path="/m")), checkpoint, pairs, False)
+    assert "There was no time for torch-padded in float32, onnxruntime in float32: raise --seconds" in said
+    assert "not served here" not in said
+
+
 def test_a_first_round_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint) -> None:
     found = run_trials(monkeypatch, checkpoint, Scoring(rate=1000.0), seconds=0.5)
     assert [one.way for one in found.trials] == [Way("tokens", 512)]
@@ -271,6 +323,27 @@ def test_ctrl_c_keeps_what_was_measured(
     code, out, _ = tuned(capsys, tiny_bert, "--engines", "torch-flat", "--precisions", "float32", "--json")
     assert code == 130
     assert json.loads(out)["interrupted"]
+
+
+def test_sigterm_keeps_what_was_measured(
+    tiny_bert: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time limit around the command (timeout, the kubelet) ended it without a word."""
+
+    class Ended(Scoring):
+        def compute(self, prepared: Any) -> Any:
+            if len(self.batches) == 30:
+                signal.raise_signal(signal.SIGTERM)
+            return super().compute(prepared)
+
+    engine = Ended()
+    monkeypatch.setattr(select, "build", lambda name, made: engine)
+    before = signal.getsignal(signal.SIGTERM)
+    code, out, _ = tuned(capsys, tiny_bert, "--engines", "torch-flat", "--precisions", "float32")
+    assert code == 143
+    assert "Interrupted: this is what was measured until then." in out
+    assert "2,048 tokens" in out
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """The options by which a person names a model and how it is to be run, for the commands beside serve."""
 
 import argparse
+import signal
 import sys
 import time
-from typing import get_args
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, NoReturn, get_args
 
 from rerank_api.reranker import Activation, Backend, ChunkPooling, Compile, Device, LongDocuments, Precision
 from rerank_api.worker_config import WorkerConfig
@@ -13,6 +16,28 @@ from rerank_worker.loading.source import parse_model
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 and the signal's number."""
+
+TERMINATED = 143
+"""The same after SIGTERM."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which is to end a command as Ctrl-C does."""
+
+
+@contextmanager
+def terminable() -> Generator[None]:
+    """SIGTERM raises ``Terminated`` in the main thread, which is the one that calls this."""
+
+    def end(*_: Any) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
 
 _FLAGS = (
     "max_length",

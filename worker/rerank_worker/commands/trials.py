@@ -35,11 +35,12 @@ PRECISIONS: dict[str, tuple[ChosenPrecision, ...]] = {
     "cuda": ("float32", "float16", "bfloat16", "float8"),
 }
 
-FIRST_ROUND = 2
-"""The first round may take so many times the time there is, before what is left of it is given up."""
+PREPARING = 0.5
+"""Share of the time after which no further engine is loaded, compiled or compared, so that those which are there get
+to be measured."""
 
-COMPILE_SECONDS = 300.0
-"""Longest wait for compiled layers, before an engine is measured as it is."""
+NO_TIME = "there was no time for it: raise --seconds, or name fewer --engines"
+"""Reason of a contender that may well serve here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class Measured:
     interleaved: bool = True
     """Whether all engines were in memory together and took turns."""
     unmeasured: int = 0
-    """Combinations that there was no time for."""
+    """Combinations that there was no time for, of the engines that there was time to load."""
 
 
 def ways(device: ChosenDevice) -> list[Way]:
@@ -171,7 +172,9 @@ def measure(
     found: Measured,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
-    """Measure everything into ``found`` for about ``seconds``, or up to FIRST_ROUND times that for a first round.
+    """Measure into ``found`` what fits into ``seconds``, loading included: first to last, at least one engine once.
+
+    What is expected not to end in time is not begun; only a load, or the first look at an engine, may run over.
 
     ``finish``: logits to final scores; ``judged``: pairs by query, by whose rankings reduced precisions are judged.
     Raises EngineLost, and KeyboardInterrupt when it is interrupted.
@@ -181,24 +184,40 @@ def measure(
     found.contenders += [Contender(name, precision) for precision in ordered for name in engines]
     found.interleaved = _fit_together(checkpoint, len(found.contenders))
     groups = [found.contenders] if found.interleaved else [[contender] for contender in found.contenders]
+    started = clock()
+    tokens, of_judged = sum(map(len, pairs)), sum(len(pair) for query in judged for pair in query)
     reference = None if "float32" in precisions else _exact(checkpoint, pairs, engines, judged, finish, tell, clock)
-    for group in groups:
+    for number, group in enumerate(groups):
+        # What one did not need is for those that follow.
+        now, end = clock(), started + seconds
+        deadline = now + max(0.0, end - now) / (len(groups) - number)
+        enough = now + PREPARING * (deadline - now)
         built: list[tuple[Contender, Engine]] = []
         try:
             for contender in group:
+                if (built or found.trials) and clock() > enough:
+                    contender.reason = NO_TIME
+                    continue
                 tell(f"loading {contender.name} in {contender.precision}")
                 engine = _build(contender, checkpoint, pairs, clock)
                 if engine is not None:
                     built.append((contender, engine))
-            _wait_until_compiled(built, tell, clock)
+            _wait_until_compiled(built, tell, clock, enough)
+            expected: dict[int, float] = {}
             for contender, engine in built:
-                scored = _score(contender, engine, pairs, judged, checkpoint, finish)
+                if (expected or found.trials) and clock() > enough:
+                    contender.reason = NO_TIME
+                    continue
+                tell(f"comparing {contender.name} in {contender.precision}")
+                before = clock()
+                scored = _score(contender, engine, pairs, judged, finish)
+                expected[id(contender)] = (clock() - before) * tokens / (tokens + of_judged)
                 if scored is not None and reference is None and contender.precision == "float32":
                     reference = scored
                 if scored is not None and reference is not None:
                     _compare(contender, scored, reference, judged)
             serving = [(contender, engine) for contender, engine in built if contender.reason is None]
-            _race(serving, checkpoint, pairs, ways, seconds / len(groups), tell, found, clock)
+            _race(serving, checkpoint, pairs, ways, deadline, expected, tell, found, clock)
         finally:
             for _, engine in built:
                 engine.close()
@@ -257,7 +276,7 @@ def _exact(
         engine = _build(contender, checkpoint, pairs, clock)
         if engine is None:
             continue
-        scored = _score(contender, engine, pairs, judged, checkpoint, finish)
+        scored = _score(contender, engine, pairs, judged, finish)
         engine.close()
         if scored is not None:
             return scored
@@ -272,9 +291,9 @@ def _fit_together(checkpoint: Checkpoint, contenders: int) -> bool:
 
 
 def _wait_until_compiled(
-    built: Sequence[tuple[Contender, Engine]], tell: Callable[[str], None], clock: Callable[[], float]
+    built: Sequence[tuple[Contender, Engine]], tell: Callable[[str], None], clock: Callable[[], float], deadline: float
 ) -> None:
-    deadline = clock() + COMPILE_SECONDS
+    """An engine whose layers are not compiled by ``deadline`` is measured as it is."""
     for contender, engine in built:
         compiler: Any = getattr(engine, "compiler", None)
         if compiler is not None:
@@ -289,7 +308,6 @@ def _score(
     engine: Engine,
     pairs: Sequence[Pair],
     judged: Sequence[Sequence[Pair]],
-    checkpoint: Checkpoint,
     finish: Callable[[Sequence[float]], list[float]],
 ) -> _Scored | None:
     """What the engine makes of the pairs; None, with the reason set, when it fails or gives what is no number."""
@@ -318,12 +336,16 @@ def _race(
     checkpoint: Checkpoint,
     pairs: Sequence[Pair],
     ways: Sequence[Way],
-    seconds: float,
+    deadline: float,
+    expected: dict[int, float],
     tell: Callable[[str], None],
     found: Measured,
     clock: Callable[[], float],
 ) -> None:
-    """All of ``serving`` in turn, until the time is over."""
+    """All of ``serving`` in turn, again and again, but for what is expected to end after ``deadline``.
+
+    ``expected``: seconds that all pairs took, by the contender's id; the last measurement of it counts.
+    """
     tokens = sum(map(len, pairs))
     planned = {padded: plans(pairs, ways, checkpoint, padded) for padded in {engine.padded for _, engine in serving}}
     lanes: list[tuple[Trial, Engine, list[list[Pair]]]] = []
@@ -334,15 +356,11 @@ def _race(
                 continue
             padding = padding_of(batches, checkpoint) if engine.padded else 0.0
             lanes.append((Trial(contender, way, len(pairs), tokens, len(batches), padding), engine, batches))
-    started = clock()
     too_large: set[int] = set()
     for number in range(ROUNDS):
         for index, (trial, engine, batches) in enumerate(lanes):
-            spent = clock() - started
-            if spent > (seconds if number > 0 else FIRST_ROUND * seconds):
-                found.unmeasured += len(lanes) - index if number == 0 else 0
-                return
-            if index in too_large:
+            who = id(trial.contender)
+            if index in too_large or (found.trials and clock() + expected[who] > deadline):
                 continue
             name = f"{trial.contender.name} {trial.contender.precision}, {trial.way}"
             tell(f"round {number + 1} of at most {ROUNDS}, {index + 1}/{len(lanes)}: {name}")
@@ -351,5 +369,7 @@ def _race(
             except EngineOutOfMemory:
                 too_large.add(index)
                 continue
+            expected[who] = trial.seconds[-1]
             if len(trial.seconds) == 1:
                 found.trials.append(trial)
+    found.unmeasured += sum(not trial.seconds and index not in too_large for index, (trial, _, _) in enumerate(lanes))

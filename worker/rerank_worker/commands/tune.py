@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,15 @@ from rerank_api.reranker import Backend
 from rerank_api.worker_config import WorkerConfig
 
 from rerank_worker.commands import trials
-from rerank_worker.commands.options import INTERRUPTED, Progress, add_model, config_of
+from rerank_worker.commands.options import (
+    INTERRUPTED,
+    TERMINATED,
+    Progress,
+    Terminated,
+    add_model,
+    config_of,
+    terminable,
+)
 from rerank_worker.commands.rows import Bad, Fields, JsonLines, Place, format_of
 from rerank_worker.commands.trials import Contender, Measured, Trial
 from rerank_worker.engine import Pair, capacity, select
@@ -52,10 +61,11 @@ examples:
 Without --pairs the documents are random tokens of the model's own vocabulary, with lengths as real ones have them
 (log-normal, 110 tokens a pair on average). A file for --pairs is what the command score takes: JSON lines of
 {"query": "...", "document": "..."}. Precisions are judged by how they rank a few texts of the worker's own, or those of
-the file where a query has several documents (nDCG@10, with float32's scores as the gains). Ctrl-C ends it with what was
-measured so far. Run it on a machine that does nothing else, with the cores that the worker will have.
+the file where a query has several documents (nDCG@10, with float32's scores as the gains). It ends when --seconds are
+over, loading included: what would not end in time is not begun, and the report tells so. Ctrl-C and SIGTERM end it with
+what was measured so far. Run it on a machine that does nothing else, with the cores that the worker will have.
 
-exit codes: 0 done; 64 the options, the file or the model are wrong; 71 memory or device; 130 interrupted.
+exit codes: 0 done; 64 the options, the file or the model are wrong; 71 memory or device; 130 interrupted; 143 SIGTERM.
 """
 
 
@@ -73,7 +83,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--engines", nargs="+", choices=sorted(select.ENGINES), help="default: all")
     known = sorted({precision for found in trials.PRECISIONS.values() for precision in found})
     parser.add_argument("--precisions", nargs="+", choices=known, help="default: those the device may gain from")
-    parser.add_argument("--seconds", type=float, default=120.0, help="about how long to measure (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=120.0, help="when to end, loading included (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
     add_model(parser)
     parser.set_defaults(run=run)
@@ -88,9 +100,15 @@ def run(arguments: argparse.Namespace) -> int:
     # What a contender cannot do is in the table, not between its lines.
     logging.getLogger("rerank_worker").setLevel(logging.ERROR)
     config = config_of(arguments)
+    with terminable():
+        return _run(arguments, config)
+
+
+def _run(arguments: argparse.Namespace, config: WorkerConfig) -> int:
+    started = time.perf_counter()
     progress = Progress()
     found = Measured()
-    interrupted = False
+    code = 0
     try:
         progress.show("reading the model", now=True)
         checkpoint, tokenizer, activation = open_checkpoint(config, arguments.threads or available_cores())
@@ -102,22 +120,26 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.engines or list(select.ENGINES),
                 list(dict.fromkeys(arguments.precisions or trials.PRECISIONS[checkpoint.device])),
                 trials.ways(checkpoint.device),
-                arguments.seconds,
+                max(0.0, arguments.seconds - (time.perf_counter() - started)),
                 lambda logits: final_scores(logits, config.temperature, activation),
                 judged,
                 progress.show,
                 found,
             )
-        except KeyboardInterrupt:
-            interrupted = True
-    except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
+            code = _code(interrupt)
+    except KeyboardInterrupt as interrupt:
         progress.end()
         print("interrupted before anything was measured", file=sys.stderr)
-        return INTERRUPTED
+        return _code(interrupt)
     progress.end()
     report = as_json if arguments.json else as_text
-    print(report(found, config, checkpoint, pairs, interrupted))
-    return INTERRUPTED if interrupted else 0
+    print(report(found, config, checkpoint, pairs, code != 0))
+    return code
+
+
+def _code(interrupt: KeyboardInterrupt) -> int:
+    return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
 
 
 def _pairs(
@@ -277,7 +299,7 @@ def as_text(
                 left=2,
             )
         )
-    refused = [contender for contender in found.contenders if contender.reason is not None]
+    refused = [contender for contender in found.contenders if contender.reason not in (None, trials.NO_TIME)]
     if refused:
         told = [f"  {contender.name} {contender.precision}: {contender.reason}" for contender in refused]
         parts.append("\n".join(["not served here:", *told]))
@@ -306,8 +328,13 @@ def _notes(found: Measured, interrupted: bool) -> list[str]:
     notes = []
     if interrupted:
         notes.append("Interrupted: this is what was measured until then.")
+    late = [f"{one.name} in {one.precision}" for one in found.contenders if one.reason == trials.NO_TIME]
+    if late:
+        notes.append(f"There was no time for {', '.join(late)}: raise --seconds, or name fewer --engines.")
     if found.unmeasured:
-        notes.append(f"{found.unmeasured} combinations were not measured: raise --seconds, or name fewer --engines.")
+        notes.append(
+            f"{found.unmeasured} more rows would not have ended in time: raise --seconds, or name fewer --engines."
+        )
     if not found.interleaved:
         notes.append("The engines do not fit into memory together: each was measured by itself, one after the other.")
     return notes
