@@ -19,6 +19,7 @@ import pytest
 import yaml
 from aiohttp import web
 from rerank_api import names
+from rerank_api.demand import DEMAND_PATH, decode_line
 from rerank_gateway.cluster import watch
 from rerank_gateway.cluster.api import connect, getter
 from rerank_gateway.cluster.watch import ClusterSource
@@ -309,7 +310,12 @@ async def test_the_command_serves_and_ends_on_sigterm(server: ApiServer, tmp_pat
                 await asyncio.sleep(0.05)
             async with client.get(f"http://127.0.0.1:{port}/v1/models") as response:
                 assert (await response.json())["data"][0]["id"] == "search/products"
-        process.send_signal(signal.SIGTERM)
+            async with client.get(f"http://127.0.0.1:{admin_port}{DEMAND_PATH}") as stream:
+                first = decode_line(await stream.content.readline())
+                assert [(told.name, told.outstanding) for told in first.rerankers] == [("products", {"a": 0})]
+                process.send_signal(signal.SIGTERM)
+                rest = [decode_line(line) async for line in stream.content]
+                assert {line.gateway for line in rest} == {first.gateway}
         output, _ = await asyncio.wait_for(process.communicate(), 30)
     finally:
         if process.returncode is None:
