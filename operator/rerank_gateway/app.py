@@ -22,7 +22,7 @@ from rerank_gateway.body import HeldBytes
 from rerank_gateway.cache import Caches
 from rerank_gateway.cluster.watch import Source
 from rerank_gateway.demand import Demand, add_demand
-from rerank_gateway.errors import errors_as_json
+from rerank_gateway.errors import ApiError, errors_as_json
 from rerank_gateway.health import HEALTH_PATH, add_health, add_metrics, add_readiness
 from rerank_gateway.metrics import Metrics
 from rerank_gateway.routes import add_routes
@@ -34,6 +34,8 @@ from rerank_gateway.waiting import Queues
 log = logging.getLogger(__name__)
 
 BACKLOG = 1024
+# Before the end of a drain: time in which those who still wait get an answer.
+LAST_WORDS = 1.0
 # Longer than the idle time of common proxies in front, so that they close idle connections and not we.
 KEEPALIVE_SECONDS = 120.0
 
@@ -128,11 +130,19 @@ class Gateway:
             async with asyncio.timeout(self._options.shutdown_delay):
                 await hurry.wait()
         if self._api is not None:
+            # What nobody has begun to score by then is told so, rather than cut off: its client tries another gateway.
+            last_call = max(0.0, self._options.drain_timeout - LAST_WORDS)
+            asyncio.get_running_loop().call_later(last_call, self._refuse_waiting)
             await self._api.cleanup()
         if self._admin is not None:
             await self._admin.cleanup()
         if self._session is not None:
             await self._session.close()
+
+    def _refuse_waiting(self) -> None:
+        for _, queue in self._queues:
+            message = "the gateway is going down and no worker was free in time: send the request again"
+            queue.refuse_all(ApiError(503, "shutting_down", message, retry_after=1))
 
 
 async def _listen(app: web.Application, host: str, port: int, shutdown_timeout: float) -> web.AppRunner:

@@ -181,6 +181,12 @@ class Queue:
         self._counted = self._counted * DECAY + max(1, tokens)
         self._estimated = self._estimated * DECAY + max(1, ticket.estimate)
 
+    def refuse_all(self, error: ApiError) -> None:
+        """Ends every wait. Those that come later wait as ever."""
+        for ticket in list(self._waiting):
+            self._refuse(ticket, error)
+        self._changed()
+
     async def acquire(self, ticket: Ticket, *, retry: bool = False) -> Endpoint:
         """Waits for an endpoint that may take the request; each must be given back by ``release``.
 
@@ -256,8 +262,7 @@ class Queue:
         # Who comes back starts afresh; while it has something outstanding it is still the same.
         self.loads = {uid: load for uid, load in self.loads.items() if load.requests or uid in self._present}
         if route is None or route.policy.suspended:
-            for ticket in list(self._waiting):
-                self._refuse(ticket, _deleted() if route is None else _suspended(route))
+            self.refuse_all(_deleted() if route is None else _suspended(route))
         elif bool(self._present) != there_was_one or before is None or _bounds(before) != _bounds(route):
             for ticket in self._waiting:
                 self._set_deadline(ticket, self._deadline(ticket, route))
@@ -289,12 +294,13 @@ class Queue:
 
     def _occupy(self, pool: Pool, ticket: Ticket) -> Endpoint | None:
         """The endpoint of the pool that takes the request now; None when there is none."""
+        assert self.route is not None
         endpoint = least_outstanding(
             pool,
             self.loads,
             self._limits,
             ticket.avoid,
-            typical_capacity=self._last_capacity,
+            typical_capacity=self._last_capacity or self.route.policy.capacity,
             high=ticket.priority == "high",
         )
         if endpoint is not None:
@@ -401,7 +407,7 @@ class Queue:
 
     def _make_room(self, ticket: Ticket, route: Route) -> None:
         """Of a full queue: for a request whose client or class has less than its part. Raises ApiError 429 if not."""
-        capacity = self.capacity
+        capacity = self.capacity or route.policy.capacity
         speed = capacity * max(1, len(route.endpoints)) if capacity is not None else None
         error = ApiError(
             429,

@@ -64,6 +64,8 @@ class Policy:
     settled_revision: str | None = None
     """The revision that serves and is wanted; None while the two differ. While it sleeps, the next worker is of it."""
     cache: CachePolicy | None = None
+    capacity: float | None = None
+    """Tokens/s of one worker, as last measured before now; None: not known."""
     not_ready_reason: str = ""
     """Reason of the condition Ready while it is not True: one CamelCase word, safe to show to clients."""
     created: int = 0
@@ -197,6 +199,7 @@ def parse_policy(raw: bytes) -> Policy:
         traffic=tuple((share.revision, share.percent) for share in reranker.status.traffic),
         settled_revision=current if current == reranker.status.updated_revision else None,
         cache=_cache_policy(requests.cache),
+        capacity=reranker.status.scaling.capacity_tokens_per_second if reranker.status.scaling is not None else None,
         not_ready_reason=ready.reason if ready is not None and ready.status != "True" else "",
         created=_unix_time(body["metadata"].get("creationTimestamp")),
     )

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 from rerank_api import wire
 from rerank_gateway import forwarding
+from rerank_gateway.app import LAST_WORDS
 from rerank_gateway.routing import RELEASE_TOKENS, Limits
 
 from .conftest import Behaviour, House, Worker, scores, until, worker_error
@@ -464,6 +465,16 @@ async def test_going_down_ends_what_is_in_flight_and_turns_clients_away_gently(o
     go_on.set()
     assert (await in_flight)[0] == 200
     assert (await still_accepted)[0] == 200
+    await stopping
+
+
+async def test_who_still_waits_when_the_gateway_must_end_gets_an_answer(open_house) -> None:
+    house = await open_house(drain_timeout=LAST_WORDS)
+    waiting = house.rerank()
+    await house.until_waiting(1)
+    stopping = asyncio.create_task(house.gateway.stop(asyncio.Event()))
+    status, answer = await waiting
+    assert (status, answer["error"]["code"]) == (503, "shutting_down")
     await stopping
 
 

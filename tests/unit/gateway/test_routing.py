@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rerank_api import names
 from rerank_gateway.cluster.state import Endpoint, Policy, Route, build_table, parse_pod, parse_policy
-from rerank_gateway.routing import Limits, Load, Pool, least_outstanding, split
+from rerank_gateway.routing import RELEASE_TOKENS, Limits, Load, Pool, least_outstanding, split
 
 
 def _route(*revisions: str, traffic: tuple[tuple[str, int], ...] = ()) -> Route:
@@ -88,6 +88,31 @@ def test_least_outstanding(loads: dict[str, Load], avoid: tuple[str, ...], expec
     assert (chosen.uid if chosen else None) == expected
 
 
+@pytest.mark.parametrize(
+    ("capacity", "high", "expected"),
+    [
+        pytest.param(None, False, 65_536, id="unknown: the flag"),
+        pytest.param(100_000.0, False, 25_000, id="a quarter of a second"),
+        pytest.param(100_000.0, True, 50_000, id="high goes deeper"),
+        pytest.param(1_000.0, False, RELEASE_TOKENS, id="a CPU's two batches"),
+        pytest.param(1e6, False, 65_536, id="the flag is the most"),
+        pytest.param(1e6, True, 65_536, id="for high too"),
+    ],
+)
+def test_how_much_is_released(capacity: float | None, high: bool, expected: float) -> None:
+    assert Limits().tokens_at(capacity, high) == expected
+
+
+def test_a_faster_worker_gets_more_and_an_unknown_one_as_much_as_is_usual() -> None:
+    pool = Pool("a", _route("a", "a").endpoints)
+    loads = {"a-0": Load(1, 20_000, capacity=100_000.0), "a-1": Load(1, 10_000, capacity=10_000.0)}
+    chosen = least_outstanding(pool, loads, Limits())
+    assert chosen == pool.endpoints[0]
+    loads["a-0"] = Load(1, 20_000)
+    assert least_outstanding(pool, loads, Limits(), typical_capacity=10_000.0) is None
+    assert least_outstanding(pool, loads, Limits()) is not None
+
+
 def _pod(**changes: Any) -> bytes:
     pod = {
         "metadata": {
@@ -140,6 +165,7 @@ def test_policy_of_a_reranker() -> None:
         },
         "status": {
             "traffic": [{"revision": "abc", "percent": 100}],
+            "scaling": {"mode": "Auto", "desiredReplicas": 1, "capacityTokensPerSecond": 1234.5},
             "conditions": [
                 {
                     "type": "Ready",
@@ -162,6 +188,7 @@ def test_policy_of_a_reranker() -> None:
         queue_limit=3,
         suspended=True,
         traffic=(("abc", 100),),
+        capacity=1234.5,
         not_ready_reason="WaitingForWorkers",
         created=1767225600,
     )

@@ -249,6 +249,13 @@ async def test_an_endpoint_without_a_figure_is_taken_for_as_fast_as_the_last_one
     task.cancel()
 
 
+async def test_a_gateway_that_has_just_started_takes_the_capacity_from_the_status() -> None:
+    queue = _queue(ONE, requests=100, policy=Policy("ns", "rr", capacity=1.0))
+    await queue.acquire(Ticket(RELEASE_TOKENS, FAR))
+    task = await _queued(queue, Ticket(1, FAR))
+    task.cancel()
+
+
 async def test_a_change_of_the_split_moves_those_that_wait() -> None:
     def route(*traffic: tuple[str, int], endpoints: tuple[Endpoint, ...] = (ONE, OTHER)) -> Route:
         return Route(Policy("ns", "rr", traffic=traffic), endpoints)
