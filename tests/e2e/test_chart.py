@@ -14,10 +14,20 @@ from typing import Any
 import pytest
 import yaml
 from harness.cluster import Cluster, devcluster, local_cluster, wait_for
-from harness.release import CHART, SYSTEM_NAMESPACE, Release, address_value, code_of_checkout, image_values, reranker
+from harness.release import (
+    CHART,
+    SYSTEM_NAMESPACE,
+    Release,
+    address_value,
+    code_of_checkout,
+    image_values,
+    reranker,
+    warm_pool,
+)
 
 NAME = "chart-test"
 OPERATOR, GATEWAY = f"{NAME}-rerank-operator", f"{NAME}-rerank-gateway"
+DEMAND, KEY = f"{NAME}-rerank-demand", f"{NAME}-rerank-warm-pools"
 EVERY_KIND = (
     "deployments,replicasets,pods,services,serviceaccounts,roles,rolebindings,poddisruptionbudgets,leases,"
     "networkpolicies,ingresses,endpointslices,secrets"
@@ -128,6 +138,11 @@ def test_install_upgrade_rollback_uninstall(kube: Cluster, helm: Any, test_names
         assert available(found)
         assert found["status"]["readyReplicas"] == 2
     wait_for("the Lease", lambda: kube.items("leases", "-n", test_namespace), timeout=60)
+    key = kube.get("secret", KEY, "-n", test_namespace)["data"]["key"]
+    demand = kube.get("service", DEMAND, "-n", test_namespace)["spec"]
+    assert {(port["name"], port["targetPort"]) for port in demand["ports"]} == {("metrics", "metrics")}
+    selector = ",".join(f"{label}={value}" for label, value in demand["selector"].items())
+    assert len(kube.items("pods", "-n", test_namespace, "-l", selector)) == 2
 
     helm("upgrade", "--wait", "--timeout", "180s", "--set", "gateway.logLevel=debug", "--set", "operator.replicas=1")
     gateway = deployed(kube, test_namespace, GATEWAY)
@@ -136,9 +151,11 @@ def test_install_upgrade_rollback_uninstall(kube: Cluster, helm: Any, test_names
     assert deployed(kube, test_namespace, OPERATOR)["spec"]["replicas"] == 1
     budgets = kube.items("poddisruptionbudgets", "-n", test_namespace)
     assert [b["metadata"]["name"] for b in budgets] == [GATEWAY]
+    assert kube.get("secret", KEY, "-n", test_namespace)["data"]["key"] == key
 
     helm("rollback", "1", "--wait", "--timeout", "180s")
     assert "--log-level=info" in command_of(deployed(kube, test_namespace, GATEWAY))
+    assert kube.get("secret", KEY, "-n", test_namespace)["data"]["key"] == key, "a new key renews every warm pod"
     assert deployed(kube, test_namespace, OPERATOR)["status"]["readyReplicas"] == 2
 
     helm("uninstall", "--wait", "--timeout", "120s")
@@ -184,13 +201,22 @@ ALLOWED = [
     ("operator", "update", "rerankers.rerank.dev", False),
     ("operator", "delete", "rerankers.rerank.dev", False),
     ("operator", "patch", "deployments.apps", True),
+    ("operator", "watch", "warmpools.rerank.dev", True),
+    ("operator", "patch", "warmpools.rerank.dev/status", True),
+    ("operator", "patch", "warmpools.rerank.dev", False),
+    ("operator", "patch", "pods", True),
     ("operator", "create", "pods", False),
+    ("operator", "delete", "pods", False),
+    ("operator", "create", "pods/exec", False),
+    ("operator", "get", "services", False),
     ("operator", "get", "secrets", False),
     ("operator", "create", "roles.rbac.authorization.k8s.io", False),
     ("gateway", "watch", "pods", True),
     ("gateway", "watch", "rerankers.rerank.dev", True),
     ("gateway", "patch", "rerankers.rerank.dev/status", False),
+    ("gateway", "patch", "pods", False),
     ("gateway", "delete", "pods", False),
+    ("gateway", "list", "warmpools.rerank.dev", False),
     ("gateway", "get", "secrets", False),
     ("gateway", "update", "leases.coordination.k8s.io", False),
 ]
@@ -207,6 +233,9 @@ def test_accounts_may_do_what_they_need_and_no_more(kube: Cluster, release: Rele
         if (answer.stdout.strip() == "yes") is not allowed:
             wrong.append(f"{component} {verb} {resource}: {answer.stdout.strip()}")
     assert wrong == []
+    service = ("auth", "can-i", "get", "service/rerank-operator-demand", "-n", SYSTEM_NAMESPACE)
+    account = f"system:serviceaccount:{SYSTEM_NAMESPACE}:{names['operator']}"
+    assert kube.kubectl(*service, "--as", account, check=False).stdout.strip() == "yes"
 
 
 @pytest.fixture
@@ -228,8 +257,9 @@ def crds(cluster: Cluster) -> list[str]:
 def test_crds_outlive_the_release_unless_told_otherwise(fresh: Cluster):
     release = Release(fresh)
     release.install()
-    assert crds(fresh) == ["rerankers.rerank.dev"]
-    fresh.apply(reranker("kept", "default", "file:///nowhere", replicas=0, scaling={"maxReplicas": 0}))
+    assert crds(fresh) == ["rerankers.rerank.dev", "warmpools.rerank.dev"]
+    fresh.apply(reranker("kept", "default", "file:///nowhere", suspend=True))
+    fresh.apply(warm_pool("kept", "default", 0))
 
     # A person with the cluster's own roles may use the API.
     for role, verb, allowed in (("view", "list", True), ("view", "create", False), ("edit", "create", True)):
@@ -237,19 +267,20 @@ def test_crds_outlive_the_release_unless_told_otherwise(fresh: Cluster):
         fresh.kubectl("create", "rolebinding", binding, f"--clusterrole={role}", f"--user={user}", check=False)
         wait_for(
             f"{role} to {'be able' if allowed else 'be unable'} to {verb}",
-            lambda user=user, verb=verb, allowed=allowed: (
-                fresh.kubectl("auth", "can-i", verb, "rerankers", "--as", user, check=False).stdout.strip()
+            lambda user=user, verb=verb, allowed=allowed: all(
+                fresh.kubectl("auth", "can-i", verb, kind, "--as", user, check=False).stdout.strip()
                 == ("yes" if allowed else "no")
+                for kind in ("rerankers", "warmpools")
             ),
             timeout=30,
         )
 
     release.uninstall()
-    assert crds(fresh) == ["rerankers.rerank.dev"]
-    assert fresh.get("reranker", "kept")["metadata"]["name"] == "kept"
+    assert crds(fresh) == ["rerankers.rerank.dev", "warmpools.rerank.dev"]
+    assert {fresh.get(kind, "kept")["metadata"]["name"] for kind in ("reranker", "warmpool")} == {"kept"}
 
     release.install("crds.keep=false")
-    assert fresh.get("reranker", "kept")["metadata"]["name"] == "kept"
+    assert {fresh.get(kind, "kept")["metadata"]["name"] for kind in ("reranker", "warmpool")} == {"kept"}
     release.uninstall()
     wait_for("no CRD", lambda: not crds(fresh), timeout=60)
     assert fresh.items("secrets,leases,deployments,services", "-n", SYSTEM_NAMESPACE) == []

@@ -65,3 +65,13 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- $account := (index $root.Values $component).serviceAccount -}}
 {{- default (include "rerank.componentName" .) $account.name -}}
 {{- end -}}
+
+{{/* Name of the headless Service by which the operator finds the gateways. */}}
+{{- define "rerank.demandName" -}}
+{{- include "rerank.fullname" . }}-demand
+{{- end -}}
+
+{{/* Name of the Secret that the tokens of warm pods are derived from. */}}
+{{- define "rerank.warmPoolSecret" -}}
+{{- default (printf "%s-warm-pools" (include "rerank.fullname" .)) .Values.warmPools.existingSecret -}}
+{{- end -}}

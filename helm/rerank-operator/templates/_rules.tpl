@@ -1,14 +1,17 @@
-{{/* What the operator may do where it watches. No Secrets, no writing of Pods, no escalation. */}}
+{{/*
+What the operator may do where it watches. No Secrets, no escalation; of Pods it changes only labels and annotations, to lend
+warm pods and to say which one may go first.
+*/}}
 {{- define "rerank.rules.operator" -}}
 - apiGroups: [rerank.dev]
-  resources: [rerankers]
+  resources: [rerankers, warmpools]
   verbs: [get, list, watch]
 - apiGroups: [rerank.dev]
-  resources: [rerankers/status]
+  resources: [rerankers/status, warmpools/status]
   verbs: [patch]
 # Owner references that block deletion: asked for where OwnerReferencesPermissionEnforcement is on (OpenShift).
 - apiGroups: [rerank.dev]
-  resources: [rerankers/finalizers]
+  resources: [rerankers/finalizers, warmpools/finalizers]
   verbs: [update]
 - apiGroups: [apps]
   resources: [deployments, controllerrevisions]
@@ -18,7 +21,7 @@
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch]
+  verbs: [list, watch, patch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]

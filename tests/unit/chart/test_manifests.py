@@ -1,13 +1,14 @@
 """What the chart creates: labels, selectors, Pod Security, permissions, and each setting's effect."""
 
 import argparse
+import base64
 from typing import Any
 
 import pytest
 import yaml
 from harness.cluster import ROOT
-from harness.release import CHART
 from rerank_api import names
+from rerank_api.reranker import Requests
 from rerank_api.units import parse_duration, parse_quantity
 from rerank_gateway import __main__ as gateway_command
 from rerank_operator import __main__ as operator_command
@@ -50,6 +51,7 @@ FULL = {
             "tls": [{"secretName": "t"}],
         },
     },
+    "warmPools": {"existingSecret": "pool-key"},
     "networkPolicy": {"enabled": True, "gatewayFrom": [{"podSelector": {}}]},
     "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
 }
@@ -68,6 +70,7 @@ SETS = {
 CLUSTER_WIDE = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
 NAME = "rerank-operator"
 GATEWAY = "rerank-operator-gateway"
+DEMAND = "rerank-operator-demand"
 
 
 @pytest.fixture(params=list(SETS.values()), ids=list(SETS))
@@ -119,7 +122,7 @@ def test_selectors_find_their_pods_and_no_other(rendered: Any):
     }
     for (kind, name), selector in selectors.items():
         found = {pod for pod, labels in {**pods, "worker": worker}.items() if selector.items() <= labels.items()}
-        expected = "worker" if name.endswith("-workers") else name
+        expected = "worker" if name.endswith("-workers") else name.replace(DEMAND, GATEWAY)
         assert found == {expected}, (kind, name)
 
 
@@ -154,8 +157,9 @@ def test_permissions_are_no_more_than_needed(rendered: Any):
             elif name.endswith("-gateway"):
                 assert set(rule["verbs"]) <= {"list", "watch"}
             elif set(rule["verbs"]) - {"get", "list", "watch"}:
-                own = {"rerankers/status", "rerankers/finalizers"}
-                assert set(rule["resources"]) <= writable | own, (name, rule)
+                own = {f"{kind}/{part}" for kind in ("rerankers", "warmpools") for part in ("status", "finalizers")}
+                lent = rule["resources"] == ["pods"] and set(rule["verbs"]) == {"list", "watch", "patch"}
+                assert lent or set(rule["resources"]) <= writable | own, (name, rule)
 
 
 def test_every_role_is_bound_to_an_account_that_pods_use(rendered: Any):
@@ -171,14 +175,16 @@ def test_every_role_is_bound_to_an_account_that_pods_use(rendered: Any):
             assert subject["namespace"] == "rerank-system"
 
 
-def test_the_crd_is_the_source_and_is_kept(render: Any):
-    source = yaml.safe_load((CHART / "files" / "crds" / "rerankers.yaml").read_text())
+def test_the_crds_are_the_source_and_are_kept(render: Any):
+    paths = sorted((ROOT / "crds").glob("*.yaml"))
+    source = {crd["metadata"]["name"]: crd for crd in (yaml.safe_load(path.read_text()) for path in paths)}
+    assert set(source) == {"rerankers.rerank.dev", "warmpools.rerank.dev"}
     for keep in (True, False):
-        (crd,) = render({"crds": {"keep": keep}}).of("CustomResourceDefinition")
-        assert crd["spec"] == source["spec"]
-        assert crd["metadata"]["name"] == source["metadata"]["name"]
-        kept = crd["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == "keep"
-        assert kept is keep
+        found = render({"crds": {"keep": keep}}).of("CustomResourceDefinition")
+        assert {crd["metadata"]["name"]: crd["spec"] for crd in found} == {n: c["spec"] for n, c in source.items()}
+        for crd in found:
+            kept = crd["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == "keep"
+            assert kept is keep
     assert render({"crds": {"enabled": False}}).of("CustomResourceDefinition") == []
 
 
@@ -196,8 +202,9 @@ def test_the_crd_is_the_source_and_is_kept(render: Any):
 def test_names(render: Any, release: str, values: dict[str, Any], operator: str, gateway: str):
     found = render(values, release=release)
     assert {d["metadata"]["name"] for d in found.of("Deployment")} == {operator, gateway}
-    (service,) = found.of("Service")
-    assert service["metadata"]["name"] == gateway
+    services = {s["metadata"]["name"] for s in found.of("Service")}
+    assert services == {gateway, gateway.removesuffix("-gateway") + "-demand"}
+    assert all(len(name) <= 63 for name in services)
 
 
 def test_two_namespaces_share_no_cluster_wide_name(render: Any):
@@ -249,7 +256,7 @@ def test_user_roles_join_the_clusters_own(render: Any):
 def test_lease_of_the_role_is_that_of_the_command(render: Any):
     for release in ("rerank-operator", "prod"):
         found = render(release=release)
-        (role,) = found.of("Role")
+        (role,) = [role for role in found.of("Role") if role["metadata"]["name"].endswith("-leader")]
         (lease,) = [rule["resourceNames"] for rule in role["rules"] if "resourceNames" in rule]
         (operator,) = [d for d in found.of("Deployment") if d["metadata"]["name"].endswith("-operator")]
         assert f"--lease-name={lease[0]}" in container_of(operator)["command"]
@@ -281,8 +288,8 @@ def test_probes_and_service_name_ports_that_exist(rendered: Any):
         assert f"{port_flag}={ports['metrics']}" in command
         if "http" in ports:
             assert f"--port={ports['http']}" in command
-    (service,) = rendered.of("Service")
-    assert service["spec"]["ports"][0]["targetPort"] == "http"
+    assert rendered.one("Service", GATEWAY)["spec"]["ports"][0]["targetPort"] == "http"
+    assert rendered.one("Service", DEMAND)["spec"]["ports"][0]["targetPort"] == "metrics"
 
 
 def parse_command(command: list[str]) -> argparse.Namespace:
@@ -323,6 +330,48 @@ def test_a_port_forward_reaches_the_pods_unless_they_must_listen_on_their_own_ad
     assert (gateway.host, operator.metrics_host) == (("192.0.2.1",) * 2 if own else ("", ""))
 
 
+def test_the_operator_finds_every_gateway_where_it_looks(rendered: Any):
+    """A gateway that is not ready, as while it drains, still holds requests that count."""
+    operator = parse_command(container_of(rendered.one("Deployment", NAME))["command"])
+    service = rendered.one("Service", DEMAND)
+    assert operator.gateway_service == (service["metadata"]["namespace"], service["metadata"]["name"])
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    (port,) = service["spec"]["ports"]
+    assert port["name"] == port["targetPort"] == names.GATEWAY_ADMIN_PORT_NAME
+    gateway = rendered.one("Deployment", GATEWAY)
+    assert service["spec"]["selector"] == gateway["spec"]["selector"]["matchLabels"]
+    assert parse_command(container_of(gateway)["command"]).admin_port == port["port"]
+
+
+def test_gateways_may_be_looked_for_in_their_own_namespace_only(render: Any):
+    for values in ({}, FULL):
+        found = render(values)
+        (role,) = [role for role in found.of("Role") if role["metadata"]["name"] == DEMAND]
+        assert role["metadata"]["namespace"] == "rerank-system"
+        assert role["rules"] == [
+            {"apiGroups": [""], "resources": ["services"], "resourceNames": [DEMAND], "verbs": ["get"]},
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+        ]
+        services = [r for r in found.of("ClusterRole") + found.of("Role") if "services" in str(r["rules"])]
+        assert services == [role]
+
+
+def test_the_key_of_warm_pools_is_mounted_where_the_operator_reads_it(rendered: Any):
+    deployment = rendered.one("Deployment", NAME)
+    (volume,) = pod_of(deployment)["volumes"]
+    (mount,) = container_of(deployment)["volumeMounts"]
+    (item,) = volume["secret"]["items"]
+    assert mount["readOnly"] is True
+    made = {secret["metadata"]["name"]: secret for secret in rendered.of("Secret")}
+    if volume["secret"]["secretName"] == "pool-key":
+        assert made == {}
+    else:
+        (secret,) = made.values()
+        assert volume["secret"]["secretName"] == secret["metadata"]["name"] == f"{NAME}-warm-pools"
+        assert len(base64.b64decode(secret["data"][item["key"]])) == 64
+
+
 def test_disruption_budgets_only_for_two_or_more(render: Any):
     assert {b["metadata"]["name"] for b in render().of("PodDisruptionBudget")} == {NAME, GATEWAY}
     assert {b["metadata"]["name"] for b in render(FULL).of("PodDisruptionBudget")} == {NAME}
@@ -336,6 +385,8 @@ def test_a_gateway_outlives_the_longest_request(render: Any):
     assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
     command = container_of(deployment)["command"]
     assert f"--drain-timeout={parse_duration('10m'):.0f}" in command
+    held = Requests()
+    assert parse_duration(held.wake_timeout) + parse_duration(held.timeout) <= parse_duration("10m")
     for values in ({}, FULL):
         deployment = render(values).one("Deployment", GATEWAY)
         flags = dict(argument.split("=", maxsplit=1) for argument in container_of(deployment)["command"][1:])
@@ -389,7 +440,7 @@ def test_settings_reach_the_pods(render: Any):
 
 
 def test_service_and_ingress(render: Any):
-    (service,) = render(FULL).of("Service")
+    service = render(FULL).one("Service", GATEWAY)
     assert service["spec"]["type"] == "LoadBalancer"
     assert service["spec"]["ports"][0]["port"] == 8000
     assert service["metadata"]["annotations"] == {"g": "h"}
@@ -407,7 +458,10 @@ def test_network_policies(render: Any):
     found = render(FULL)
     gateway = found.one("NetworkPolicy", GATEWAY)["spec"]["ingress"]
     assert gateway[0] == {"ports": [{"port": "http"}], "from": [{"podSelector": {}}]}
-    assert gateway[1] == {"ports": [{"port": "metrics"}]}
+    assert gateway[1]["ports"] == gateway[2]["ports"] == [{"port": "metrics"}]
+    operator = found.one("Deployment", NAME)["spec"]["selector"]
+    assert gateway[1]["from"] == [{"podSelector": operator}], "the demand stream, whoever may read metrics"
+    assert "from" not in gateway[2]
     assert found.one("NetworkPolicy", NAME)["spec"]["ingress"] == [{"ports": [{"port": "metrics"}]}]
     assert render().of("NetworkPolicy") == []
 
@@ -422,6 +476,6 @@ def test_pod_monitors_read_the_ports_that_serve_metrics(render: Any):
         assert endpoint["port"] == (names.WORKER_PORT_NAME if name.endswith("-workers") else "metrics")
     workers = monitors["rerank-operator-workers"]["spec"]
     assert workers["namespaceSelector"] == {"matchNames": ["search", "shop"]}
-    assert workers["podTargetLabels"] == [names.LABEL_RERANKER, names.LABEL_REVISION]
+    assert workers["podTargetLabels"] == [names.LABEL_RERANKER, names.LABEL_REVISION, names.LABEL_WARM_POOL]
     everywhere = render({"podMonitor": {"enabled": True}}).one("PodMonitor", "rerank-operator-workers")
     assert everywhere["spec"]["namespaceSelector"] == {"any": True}

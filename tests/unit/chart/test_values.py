@@ -109,6 +109,13 @@ REFUSED = [
         "gateway.serviceAccount: annotations are for an account that the chart creates",
     ),
     ({"operator": {"extraArgs": ["--lease-name=x"]}}, "operator.extraArgs: --lease-name is set by the chart"),
+    (
+        {"operator": {"extraArgs": ["--gateway-service=a/b"]}},
+        "operator.extraArgs: --gateway-service is set by the chart",
+    ),
+    ({"operator": {"extraArgs": ["--warm-pool-key-file", "/k"]}}, "--warm-pool-key-file is set by the chart"),
+    ({"warmPools": {"existingSecret": "Key"}}, "/warmPools/existingSecret"),
+    ({"warmPools": {"key": "secret"}}, "/warmPools"),
     ({"gateway": {"extraArgs": ["--host", "::"]}}, "gateway.extraArgs: --host is set by the chart"),
     ({"gateway": {"extraEnv": [{"name": "POD_IP", "value": "x"}]}}, "gateway.extraEnv: POD_IP is set by the chart"),
     ({"gateway": {"ingress": {"enabled": True}}}, "gateway.ingress.hosts: name at least one host"),
