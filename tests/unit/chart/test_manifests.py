@@ -362,6 +362,8 @@ def test_the_key_of_warm_pools_is_mounted_where_the_operator_reads_it(rendered: 
     (volume,) = pod_of(deployment)["volumes"]
     (mount,) = container_of(deployment)["volumeMounts"]
     (item,) = volume["secret"]["items"]
+    flag = f"--warm-pool-key-file={mount['mountPath']}/{item['path']}"
+    assert flag in container_of(deployment)["command"]
     assert mount["readOnly"] is True
     made = {secret["metadata"]["name"]: secret for secret in rendered.of("Secret")}
     if volume["secret"]["secretName"] == "pool-key":
