@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-outstanding-tokens",
         type=_positive,
         default=defaults.limits.tokens,
-        help="estimated tokens sent to one worker at once; an idle worker always gets one request",
+        help="tokens sent to one worker at once at most, of a single request at most half of it; less by its capacity",
     )
     parser.add_argument(
         "--shutdown-delay",

@@ -32,6 +32,8 @@ class Load:
     requests: int = 0
     tokens: int = 0
     """Estimated; see waiting.Ticket."""
+    held: int = 0
+    """What of them counts against the limit; see Limits.held."""
     last_used: float = 0.0
     failures: int = 0
     """In a row."""
@@ -47,18 +49,26 @@ class Load:
 class Limits:
     """How much may be outstanding at one endpoint at most, whatever its capacity, and where that is not known.
 
-    Enough to keep the next batches filled while one is being scored; an idle endpoint always takes one request.
+    Enough to keep the next batches filled while one is being scored. ``tokens``: as Limits.held counts them.
     """
 
     requests: int = 64
     tokens: int = 65_536
 
-    def tokens_at(self, capacity: float | None, high: bool) -> float:
-        """Tokens outstanding from which on an endpoint of ``capacity`` tokens/s gets no more."""
+    def tokens_at(self, capacity: float | None, high: bool = False) -> int:
+        """Tokens held from which on an endpoint of ``capacity`` tokens/s gets no more."""
         if capacity is None:
             return self.tokens
         released = max(capacity * RELEASE_SECONDS, RELEASE_TOKENS)
-        return min(released * HIGH_RELEASE if high else released, self.tokens)
+        return int(min(released * HIGH_RELEASE if high else released, self.tokens))
+
+    def held(self, tokens: int, capacity: float | None) -> int:
+        """What a request of ``tokens`` counts for at an endpoint of that capacity: half of what it may hold at most.
+
+        So there is one ready while another is being scored, however large they are; and one that takes many seconds
+        leaves room for small ones, which the worker scores between its batches (rerank_worker.batching, WHOLE).
+        """
+        return min(tokens, max(1, self.tokens_at(capacity) // 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +150,7 @@ def least_outstanding(
         if load.requests and (
             load.on_trial
             or load.requests >= limits.requests
-            or load.tokens >= limits.tokens_at(load.capacity or typical_capacity, high)
+            or load.held >= limits.tokens_at(load.capacity or typical_capacity, high)
         ):
             continue
         rank = (endpoint.uid in avoid, load.tokens, load.requests, load.last_used)

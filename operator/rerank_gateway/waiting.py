@@ -42,6 +42,7 @@ class Ticket:
         "entered",
         "estimate",
         "granted",
+        "held",
         "lane",
         "latest",
         "priority",
@@ -60,6 +61,8 @@ class Ticket:
         self.estimate = estimate
         self.tokens = estimate
         """The estimate, corrected by what workers counted for the same Reranker."""
+        self.held = 0
+        """What of the tokens counts at the endpoint that has it; see routing.Limits.held."""
         self.latest = latest
         self.draw = random.random() if draw is None else draw  # noqa: S311 (spreads load, guards no secret)
         """Fixed for the request's life, so that waiting or retrying does not shift the traffic split."""
@@ -223,6 +226,7 @@ class Queue:
         load = self.loads[endpoint.uid]
         load.requests -= 1
         load.tokens -= ticket.tokens
+        load.held -= ticket.held
         self._last_capacity = load.capacity or self._last_capacity
         self.last_ended = self._wall()
         if not load.requests and endpoint.uid not in self._present:
@@ -295,18 +299,21 @@ class Queue:
     def _occupy(self, pool: Pool, ticket: Ticket) -> Endpoint | None:
         """The endpoint of the pool that takes the request now; None when there is none."""
         assert self.route is not None
+        typical = self._last_capacity or self.route.policy.capacity
         endpoint = least_outstanding(
             pool,
             self.loads,
             self._limits,
             ticket.avoid,
-            typical_capacity=self._last_capacity or self.route.policy.capacity,
+            typical_capacity=typical,
             high=ticket.priority == "high",
         )
         if endpoint is not None:
             load = self.loads.setdefault(endpoint.uid, Load())
             load.requests += 1
             load.tokens += ticket.tokens
+            ticket.held = self._limits.held(ticket.tokens, load.capacity or typical)
+            load.held += ticket.held
             load.last_used = self._clock()
         return endpoint
 

@@ -284,13 +284,13 @@ async def test_no_more_than_a_workers_capacity_is_released(open_house) -> None:
     house.serve(slow, max_pair_tokens=None)
     text = "word " * RELEASE_TOKENS
     assert (await house.post({"query": "first", "documents": ["a"]}))[0] == 200
-    requests = [asyncio.create_task(house.post({"query": "q", "documents": [text]})) for _ in range(3)]
+    requests = [asyncio.create_task(house.post({"query": "q", "documents": [text]})) for _ in range(4)]
     await house.until_waiting(2)
     house.serve(slow, await house.worker())
     await until(lambda: len(house.workers[1].seen) == 2, "the new worker has the others")
     go_on.set()
-    assert [status for status, _ in await asyncio.gather(*requests)] == [200] * 3
-    assert len(slow.seen) == 2
+    assert [status for status, _ in await asyncio.gather(*requests)] == [200] * 4
+    assert len(slow.seen) == 3
 
 
 async def test_a_worker_that_gives_up_at_the_deadline_is_believed(house: House) -> None:

@@ -75,8 +75,8 @@ LIMITS = Limits(requests=4, tokens=100)
         pytest.param({"a-0": Load(2, 10), "a-1": Load(1, 10)}, (), "a-1", id="then fewest requests"),
         pytest.param({"a-0": Load(last_used=2), "a-1": Load(last_used=1)}, (), "a-1", id="then longest unused"),
         pytest.param({"a-0": Load(4, 4), "a-1": Load(1, 50)}, (), "a-1", id="request limit"),
-        pytest.param({"a-0": Load(1, 100), "a-1": Load(3, 99)}, (), "a-1", id="token limit"),
-        pytest.param({"a-0": Load(1, 100), "a-1": Load(4, 99)}, (), None, id="all full"),
+        pytest.param({"a-0": Load(2, 20, 100), "a-1": Load(3, 99, 99)}, (), "a-1", id="token limit"),
+        pytest.param({"a-0": Load(2, 20, 100), "a-1": Load(4, 99)}, (), None, id="all full"),
         pytest.param({"a-1": Load(3, 99)}, ("a-0",), "a-1", id="where it failed comes last"),
         pytest.param({"a-1": Load(4, 99)}, ("a-0",), "a-0", id="but is better than none"),
         pytest.param({"a-0": Load(1, 1, on_trial=True), "a-1": Load(3, 9)}, (), "a-1", id="one request on trial"),
@@ -103,12 +103,20 @@ def test_how_much_is_released(capacity: float | None, high: bool, expected: floa
     assert Limits().tokens_at(capacity, high) == expected
 
 
+@pytest.mark.parametrize(
+    ("tokens", "capacity", "expected"),
+    [(7, None, 7), (10**6, None, 32_768), (10**6, 100_000.0, 12_500), (10**6, 1.0, RELEASE_TOKENS // 2)],
+)
+def test_a_large_request_leaves_room_for_another(tokens: int, capacity: float | None, expected: int) -> None:
+    assert Limits().held(tokens, capacity) == expected
+
+
 def test_a_faster_worker_gets_more_and_an_unknown_one_as_much_as_is_usual() -> None:
     pool = Pool("a", _route("a", "a").endpoints)
-    loads = {"a-0": Load(1, 20_000, capacity=100_000.0), "a-1": Load(1, 10_000, capacity=10_000.0)}
+    loads = {"a-0": Load(2, 20_000, 20_000, capacity=100_000.0), "a-1": Load(2, 5_000, 5_000, capacity=10_000.0)}
     chosen = least_outstanding(pool, loads, Limits())
     assert chosen == pool.endpoints[0]
-    loads["a-0"] = Load(1, 20_000)
+    loads["a-0"] = Load(2, 20_000, 20_000)
     assert least_outstanding(pool, loads, Limits(), typical_capacity=10_000.0) is None
     assert least_outstanding(pool, loads, Limits()) is not None
 

@@ -222,36 +222,44 @@ async def test_a_full_queue_makes_room_for_another_client_and_for_high_priority(
         task.cancel()
 
 
+async def _taken(queue: Queue, *tokens: int) -> list[Ticket]:
+    """Requests of so many tokens, each at the endpoint."""
+    tickets = [Ticket(size, FAR) for size in tokens]
+    for ticket in tickets:
+        await queue.acquire(ticket)
+    return tickets
+
+
 async def test_high_goes_first_and_finds_room_where_others_do_not() -> None:
-    queue = _queue(ONE, requests=100)
-    first = Ticket(RELEASE_TOKENS, FAR)
-    await queue.acquire(first)
-    queue.loads["one"].capacity = 1.0
-    normal = await _queued(queue, Ticket(RELEASE_TOKENS, FAR))
-    assert await queue.acquire(Ticket(RELEASE_TOKENS, FAR, priority="high")) == ONE
+    queue = _queue(ONE, requests=100, policy=Policy("ns", "rr", capacity=1.0))
+    running = await _taken(queue, RELEASE_TOKENS, RELEASE_TOKENS)
+    normal = await _queued(queue, Ticket(1, FAR))
+    for _ in range(2):
+        assert await queue.acquire(Ticket(RELEASE_TOKENS, FAR, priority="high")) == ONE
     high = await _queued(queue, Ticket(1, FAR, priority="high"))
-    queue.release(first, ONE)
+    queue.release(running[0], ONE)
     assert await high == ONE
     assert not normal.done()
     normal.cancel()
 
 
+async def test_a_request_of_many_seconds_leaves_room_for_small_ones() -> None:
+    """The worker scores them between its batches; waiting here they would be late for nothing."""
+    queue = _queue(ONE, requests=100, policy=Policy("ns", "rr", capacity=1.0))
+    small = RELEASE_TOKENS // 8
+    await _taken(queue, 10**6, small, small, small, small)
+    waiting = await _queued(queue, Ticket(small, FAR))
+    waiting.cancel()
+
+
 async def test_an_endpoint_without_a_figure_is_taken_for_as_fast_as_the_last_one() -> None:
     queue = _queue(ONE, requests=100)
-    ticket = Ticket(RELEASE_TOKENS, FAR)
-    await queue.acquire(ticket)
+    (ticket,) = await _taken(queue, 1)
     queue.loads["one"].capacity = 1.0
     queue.release(ticket, ONE)
     queue.update(Route(Policy("ns", "rr"), (OTHER,)))
     assert queue.capacity == 1.0
-    assert await queue.acquire(ticket) == OTHER
-    task = await _queued(queue, Ticket(1, FAR))
-    task.cancel()
-
-
-async def test_a_gateway_that_has_just_started_takes_the_capacity_from_the_status() -> None:
-    queue = _queue(ONE, requests=100, policy=Policy("ns", "rr", capacity=1.0))
-    await queue.acquire(Ticket(RELEASE_TOKENS, FAR))
+    await _taken(queue, RELEASE_TOKENS, RELEASE_TOKENS)
     task = await _queued(queue, Ticket(1, FAR))
     task.cancel()
 
@@ -399,7 +407,7 @@ def test_nothing_is_lost_or_counted_twice(events: list[tuple[str, Priority, floa
         for ticket, endpoint in holders:
             queue.release(ticket, endpoint)
         assert (queue.waiting, queue.queued_tokens, queue.in_flight) == (0, 0, 0)
-        assert sum(load.tokens for load in queue.loads.values()) == 0
+        assert all(load.tokens == load.held == 0 for load in queue.loads.values())
         assert not any(queue._lanes.values())
 
     asyncio.run(play())
