@@ -54,6 +54,8 @@ UNLOAD_SECONDS = 60.0
 FIRST_RETRY_SECONDS = 2.0
 LONGEST_RETRY_SECONDS = 300.0
 FAILURES_KEPT_SECONDS = 3600.0
+PODS_FAULT = ("unreachable", "unauthorized", "not_found")
+"""Answers, or none, that say nothing about the model: another pod is claimed, and nobody waits for a retry."""
 STATUS_SECONDS = 1.0
 """How long the status may wait while loans are on their way: its write would come before theirs."""
 LENT_COST = "100"
@@ -453,10 +455,11 @@ class Pools:
     async def _failed(self, key: Key, job: Job, error: AdminError) -> None:
         pod = job.pod
         log.warning("pod %s: %s", pod.name, error, extra={"namespace": key[0], "pool": key[1]})
-        if not isinstance(job, Load):
+        if isinstance(job, Load):
+            metrics.WARM_LOADS.labels("loan" if job.loan is not None else "preload", error.code).inc()
+        if not isinstance(job, Load) or error.code in PODS_FAULT:
             self._note_failure(place(pod.uid, ""), pod.uid, str(error))
             return
-        metrics.WARM_LOADS.labels("loan" if job.loan is not None else "preload", error.code).inc()
         where = job.key if job.loan is not None else place(pod.uid, job.key)
         # Once another pod is tried at once: it may be this one's fault, and requests wait.
         self._note_failure(where, pod.uid, str(error), at_once=1 if job.loan is not None else 0)

@@ -11,7 +11,7 @@ import msgspec
 from rerank_operator.scaling.pool import FreePod, assign
 from rerank_operator.scaling.pool import Wish as PodWish
 from rerank_operator.warm.members import Member
-from rerank_operator.warm.models import Failures, Workers, known
+from rerank_operator.warm.models import Failures, Workers, known, place, resting
 from rerank_operator.warm.observe import PoolState, WarmPod
 
 
@@ -100,6 +100,9 @@ def _reason_to_end(pod: WarmPod, member: Member | None, workers: Workers, failur
     failure = failures.get(member.served.key)
     if failure is not None and pod.uid in failure.pods and failure.at >= loan.since:
         return "the model could not be loaded"
+    silence = failures.get(place(pod.uid, ""))
+    if loan.serving is None and silence is not None and silence.at >= loan.since:
+        return "its worker does not answer"
     worker = known(pod, workers)
     if loan.serving is not None and worker is not None and loan.serving not in worker.ready:
         return "its worker has lost the model"
@@ -125,7 +128,7 @@ def _claims(
     busy: Collection[str],
     now: float,
 ) -> tuple[list[Claim], dict[str, Waiting]]:
-    left = {pod.name: pod for pod in state.free}
+    left = {pod.name: pod for pod in state.free if not resting(pod, failures, now)}
     waiting: dict[str, Waiting] = {}
     wishes: list[tuple[Member, int]] = []
     for member in sorted(members, key=lambda m: (m.wish.since if m.wish else 0.0, m.name)):
@@ -137,7 +140,7 @@ def _claims(
         else:
             wishes.append((member, missing))
     claims: list[Claim] = []
-    for place, (member, missing) in enumerate(wishes):
+    for turn, (member, missing) in enumerate(wishes):
         served = member.served
         assert served is not None
         failure = failures.get(served.key)
@@ -146,7 +149,7 @@ def _claims(
         idle = [pod for pod in fresh if pod.uid not in busy]
         got = 0
         for choice in (idle, [pod for pod in fresh if pod.uid in busy]):
-            later = [_pod_wish(other, number) for other, number in wishes[place + 1 :]]
+            later = [_pod_wish(other, number) for other, number in wishes[turn + 1 :]]
             first = [_pod_wish(member, missing - got), *later]
             free = [FreePod(pod.name, pod.models) for pod in choice if pod.name in left]
             for given in assign(free, first):

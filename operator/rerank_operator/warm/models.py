@@ -59,6 +59,12 @@ def place(uid: str, key: str) -> str:
     return f"{uid}/{key}"
 
 
+def resting(pod: WarmPod, failures: Failures, now: float) -> bool:
+    """Its worker has just not answered, or not taken our word: that is no model's fault."""
+    rest = failures.get(place(pod.uid, ""))
+    return rest is not None and now < rest.until
+
+
 class Look(msgspec.Struct, frozen=True):
     """Ask a worker which models it has."""
 
@@ -127,12 +133,11 @@ def jobs(
     for pod in state.pods:
         if not pod.usable or pod.uid in running:
             continue
-        worker, rest = known(pod, workers), failures.get(place(pod.uid, ""))
-        resting = rest is not None and now < rest.until
-        if worker is None and not resting:
+        worker, rests = known(pod, workers), resting(pod, failures, now)
+        if worker is None and not rests:
             asked.append(Look(pod))
             continue
-        if resting and (pod.loan is None or pod.loan.serving is not None):
+        if rests and (pod.loan is None or pod.loan.serving is not None):
             continue
         worker = worker or Worker(pod.restarts, now)
         if pod.loan is not None:

@@ -245,3 +245,15 @@ def test_nobody_starves(size: int, changes: list[tuple[str, int]]):
         assert all(have[one] <= wished[one] for one in NAMES)
         short = [one for one in NAMES if have[one] < wished[one]]
         assert not short or None not in lent_to.values()
+
+
+def test_a_worker_that_does_not_answer_is_nobodys_and_no_models_fault():
+    silent = {"uid-1/": failed("uid-1", at=NOW - 1, until=NOW + 2)}
+    claimed = state(pod(1, loan=lent("a", NOW - 5)), pod(2))
+    loans = decide(claimed, member("a", 1), failures=silent)
+    assert releases(loans) == {"pod-1": "its worker does not answer"}
+    assert claims(loans) == [("a", "pod-2")]
+    assert claims(decide(state(pod(1)), member("a", 1), failures=silent)) == []
+    assert decide(state(pod(1, loan=lent("a", NOW - 5, serving=True))), member("a", 1), failures=silent) == Loans()
+    over = {"uid-1/": failed("uid-1", at=NOW - 9, until=NOW - 7)}
+    assert claims(decide(state(pod(1)), member("a", 1), failures=over)) == [("a", "pod-1")]
