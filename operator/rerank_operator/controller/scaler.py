@@ -57,6 +57,8 @@ class _Known:
     mode: ScalingState | None = None
     """Under which the decision was made."""
     decision: Decision | None = None
+    change: Decision | None = None
+    """The decision that changed the numbers, until they are told: those after it only find them as they should be."""
     verdict: Verdict | None = None
     looked: float = 0.0
     capacity: float | None = None
@@ -182,6 +184,8 @@ class Scaler:
         known = self._known.get(key)
         if known is not None and verdict.refresh:
             known.written, known.written_at = verdict, self._steady()
+            if known.change is not None and _numbers_of(known.change) == _numbers_of(verdict.decision):
+                known.change = None
 
     # --- a look ---
 
@@ -204,15 +208,19 @@ class Scaler:
         before, mode = known.verdict, scaling_mode(reranker)
         held = held_replicas(observed, reranker, mode)
         if mode == "Suspended":
-            known.decision, known.memory = None, Memory()
+            known.decision, known.change, known.memory = None, None, Memory()
         elif known.policy is not None:
             wanted = self._wanted(known, observed, mode, held)
             fleet = self._fleet(known, observed, wanted, serving, claiming, len(warm.free))
             if mode != "Auto":  # what is not carried out does not start either
                 fleet = replace(fleet, starting=min(fleet.starting, _coming(observed)))
-            known.decision = decide(known.policy, told.demand, fleet, known.memory, now)
-            known.memory = known.decision.memory
-        decision = known.decision if known.policy is not None else None
+            made = decide(known.policy, told.demand, fleet, known.memory, now)
+            if _numbers_of(made) != (_numbers_of(known.decision) or (wanted, serving + claiming)):
+                known.change = made
+            known.decision, known.memory = made, made.memory
+        decision = known.decision
+        if decision is not None and known.change is not None:
+            decision = replace(decision, reason=known.change.reason, message=known.change.message)
         known.mode, known.looked = mode, steady
         verdict = Verdict(
             mode=mode,
@@ -366,6 +374,10 @@ def _brief(decision: Decision | None) -> tuple[Any, ...]:
 
 def _coming(observed: Observed) -> int:
     return sum(pod.counts and not pod.ready for pod in observed.pods)
+
+
+def _numbers_of(decision: Decision | None) -> tuple[int, int] | None:
+    return None if decision is None else (decision.replicas, decision.loaners)
 
 
 def _loaners_in_force(mode: ScalingState, decision: Decision | None, have: int) -> int:

@@ -32,7 +32,7 @@ Reason = Literal[
     "Stabilizing",  # as many: fewer would do, but not for long enough
     "DemandFell",  # fewer
     "WaitingForIdle",  # as many: the last one, until the idle timeout
-    "Idle",  # none: the idle timeout has passed
+    "Idle",  # none: the idle timeout has passed, and nobody has asked since
     "Steady",  # as many: it is what is needed
 ]
 
@@ -95,13 +95,15 @@ class _View:
     coverable: int
     """Replicas that warm pods stand in for, or could."""
     idle: float
-    """Seconds since the last request ended; 0 while there are any."""
+    """Seconds since the last request ended, or since the first worker could serve; 0 while there are requests."""
 
 
 def _gather(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, now: float) -> _View:
     before, memory = memory, with_rates(memory, demand, now)
     rate = arrival_rate(before, memory)
-    busy = demand.queued > 0 or demand.in_flight > 0
+    # Idle is who could serve: what starts is not stopped before it has been of use to anyone.
+    starts = fleet.wanted > 0 and fleet.ready + fleet.loaners == 0
+    busy = demand.queued > 0 or demand.in_flight > 0 or starts
     ended = [time for time in (memory.active, demand.last_ended) if time is not None]
     active = now if busy or not ended else min(now, max(ended))
     if now - active >= policy.idle_timeout:
@@ -204,6 +206,8 @@ def _stabilizing(view: _View) -> Answer | None:
 
 
 def _steady(view: _View) -> Answer | None:
+    if view.fleet.wanted == 0 and not view.need:
+        return _stay(view, "Idle", f"no request for {view.idle:.0f} s")
     return _stay(view, "Steady", "it is what is needed")
 
 

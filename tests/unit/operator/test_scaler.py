@@ -153,6 +153,21 @@ def test_to_zero_when_idle_and_awake_with_the_next_request():
     assert world.condition("Ready") == ("True", "Serving")
 
 
+def test_the_reason_of_a_change_is_told_though_others_were_looked_for_since():
+    """Regression: the reconcile's own look found everything as it should be, and the Event said Steady."""
+    world = awake()
+    for _ in range(200):
+        world.request(10_000)
+    world.totals.line(GATEWAY, DemandLine("p", world.now, False, [world.gateway]), world.now)
+    world.scaler._look_by_itself(KEY)
+    assert world.due[-1] == KEY
+    plan = world.step(0.1)
+    assert [event.reason for event in plan.events if event.action == "Scale"] == ["DemandRose"]
+    assert world.condition("Scaling") == ("True", "DemandRose")
+    world.pass_time(10)
+    assert world.condition("Scaling") != ("True", "DemandRose")
+
+
 def test_never_to_zero_while_a_gateway_is_silent():
     world = awake(scaling={"idleTimeout": "10s"})
     world.hearing = False

@@ -328,6 +328,13 @@ def test_the_last_replica_goes_when_the_last_request_has_ended_for_the_idle_time
     assert (decision.replicas, decision.reason, world.now - ended) == (0, "Idle", 100.0)
 
 
+def test_what_starts_is_not_stopped_before_it_could_serve():
+    """Regression: with an idle timeout shorter than a start, a new Reranker never came up without a request."""
+    world = World(Policy(idle_timeout=20.0), own=[NOON + 60.0])
+    assert {decision.replicas for decision in world.run(0, 78)} == {1}
+    assert world.run(0, 2)[-1].replicas == 0
+
+
 def test_down_in_steps_of_half_and_never_from_two_to_none():
     world = World(Policy(idle_timeout=60.0, max_replicas=12))
     world.run(9.0, 400)
