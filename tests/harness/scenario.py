@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from rerank_api import names
 
 from harness import paced
-from harness.cluster import STATE, VENV_BIN, Cluster, wait_for
-from harness.load import Replay, Report
+from harness.cluster import STATE, VENV_BIN, Cluster, CommandError, wait_for
+from harness.load import Call, Replay, Report
 from harness.paced import Profile
 from harness.release import Release, is_ready, reranker
-from harness.traces import Trace
+from harness.traces import MEAN_TOKENS, Trace
 from harness.watching import Change, Watch
 
 MODEL_URI = f"file://{STATE / 'models' / 'demo-reranker'}"
@@ -151,8 +151,8 @@ def summary(trace: Trace, report: Report, moments: Sequence[Moment], began: floa
             "own_pod_seconds": round(integral(during, lambda fleet: fleet.pods, zero_at), 1),
             "loaner_seconds": round(integral(during, lambda fleet: fleet.claimed, zero_at), 1),
             "zero_after_last_answer_s": round(zero_at - last, 1),
-            "history": [[round(m.at - began, 2), *m.fleet] for m in during],
-            "history_columns": ["seconds", *Fleet._fields],
+            "history": [" ".join(("seconds", *Fleet._fields))]
+            + [" ".join(map(str, (round(m.at - began, 2), *m.fleet))) for m in during],
         },
     }
 
@@ -172,7 +172,10 @@ def play(
     cluster: Cluster, release: Release, namespace: str, name: str, trace: Trace, timeout: float = 180
 ) -> dict[str, Any]:
     """Wait until the Reranker has no worker, play ``trace``, and wait until it has none again, ``timeout`` seconds at
-    most each time. Raises CommandError at the deadline."""
+    most each time. Raises CommandError at the deadline.
+
+    One request goes before all of it: a Reranker that was ever used knows what a worker of its can do.
+    """
     with workers_watched(cluster, namespace) as changes:
 
         def at_zero(since: float) -> float | None:
@@ -180,8 +183,11 @@ def play(
             seen = history(name, changes())
             return max(since, seen[-1].at) if seen and seen[-1].fleet == Fleet() else None
 
-        wait_for(f"{namespace}/{name} to have no workers", lambda: at_zero(0.0), timeout, poll=0.5)
         gateways = wait_for("a ready gateway", release.gateway_urls, timeout=60)
+        with Replay(lambda: gateways, f"{namespace}/{name}", [Call(0.0, MEAN_TOKENS)], timeout) as first:
+            if (outcome := first.wait().outcomes[0]).error is not None:
+                raise CommandError(f"the first request of {namespace}/{name}: {outcome.status} {outcome.error}")
+        wait_for(f"{namespace}/{name} to have no workers", lambda: at_zero(0.0), timeout, poll=0.5)
         with Replay(lambda: gateways, f"{namespace}/{name}", trace.calls) as load:
             began = load.began - time.monotonic() + time.time()
             report = load.wait()
