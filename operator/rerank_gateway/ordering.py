@@ -149,14 +149,9 @@ class Order(Generic[Item]):
                 chosen = found[0]
         return chosen
 
-    def first_high(self) -> Item | None:
-        """The request of high priority that goes next."""
-        if self._retries:
-            item, priority = next(iter(self._retries.items()))
-            if priority == "high":
-                return item
-        found = self._classes["high"].first()
-        return None if found is None else found[0]
+    @property
+    def high_waits(self) -> bool:
+        return self._classes["high"].size > 0
 
     def take(self, item: Item) -> None:
         """It goes to a worker; that is charged to its client and its class."""

@@ -20,7 +20,7 @@ faster (rerank_worker.engine.capacity). The way between the two, a millisecond o
 RELEASE_TOKENS = 4_096
 """At least so much, whatever the capacity: two batches of a CPU, which take hundreds of milliseconds each."""
 
-HIGH_RELEASE = 2.0
+URGENT_RELEASE = 2.0
 """Requests of high priority find so many times the room: the worker scores them before all others that it holds, so
 they need not wait here for one of those to end."""
 
@@ -55,12 +55,12 @@ class Limits:
     requests: int = 64
     tokens: int = 65_536
 
-    def tokens_at(self, capacity: float | None, high: bool = False) -> int:
+    def tokens_at(self, capacity: float | None, urgent: bool = False) -> int:
         """Tokens held from which on an endpoint of ``capacity`` tokens/s gets no more."""
         if capacity is None:
             return self.tokens
         released = max(capacity * RELEASE_SECONDS, RELEASE_TOKENS)
-        return int(min(released * HIGH_RELEASE if high else released, self.tokens))
+        return int(min(released * URGENT_RELEASE if urgent else released, self.tokens))
 
     def held(self, tokens: int, capacity: float | None) -> int:
         """What a request of ``tokens`` counts for at an endpoint of that capacity: half of what it may hold at most.
@@ -135,13 +135,13 @@ def least_outstanding(
     avoid: Collection[str] = (),
     *,
     typical_capacity: float | None = None,
-    high: bool = False,
+    urgent: bool = False,
 ) -> Endpoint | None:
     """The endpoint with the least outstanding work that may take more; None when all are full.
 
     Endpoints in ``avoid`` (this request already failed there) come last; ties go to the one unused for longest.
-    ``typical_capacity``: taken for that of an endpoint that has not told its own; ``high``: for a request of high
-    priority.
+    ``typical_capacity``: taken for that of an endpoint that has not told its own; ``urgent``: more room counts, see
+    URGENT_RELEASE.
     """
     best: Endpoint | None = None
     best_rank: tuple[bool, int, int, float] | None = None
@@ -150,7 +150,7 @@ def least_outstanding(
         if load.requests and (
             load.on_trial
             or load.requests >= limits.requests
-            or load.held >= limits.tokens_at(load.capacity or typical_capacity, high)
+            or load.held >= limits.tokens_at(load.capacity or typical_capacity, urgent)
         ):
             continue
         rank = (endpoint.uid in avoid, load.tokens, load.requests, load.last_used)

@@ -294,9 +294,9 @@ class Queue:
         pool = pools.pick(ticket.draw)
         if pool is None or self._lanes.get(_lane(pools, pool)):
             return None
-        return self._occupy(pool, ticket)
+        return self._occupy(pool, ticket, ticket.priority == "high")
 
-    def _occupy(self, pool: Pool, ticket: Ticket) -> Endpoint | None:
+    def _occupy(self, pool: Pool, ticket: Ticket, urgent: bool) -> Endpoint | None:
         """The endpoint of the pool that takes the request now; None when there is none."""
         assert self.route is not None
         typical = self._last_capacity or self.route.policy.capacity
@@ -306,7 +306,7 @@ class Queue:
             self._limits,
             ticket.avoid,
             typical_capacity=typical,
-            high=ticket.priority == "high",
+            urgent=urgent,
         )
         if endpoint is not None:
             load = self.loads.setdefault(endpoint.uid, Load())
@@ -335,20 +335,21 @@ class Queue:
     def _serve(self, pool: Pool, lane: Order[Ticket]) -> bool:
         served = False
         now = self._clock()
-        # High ones may go when others may not: they find more room at a worker.
-        for first in (lane.first, lane.first_high):
-            while (ticket := first()) is not None:
-                assert ticket.granted is not None
-                if ticket.granted.done():  # its client went away; its task has not run yet
-                    self._leave(ticket)
-                elif ticket.deadline <= now:
-                    self._refuse(ticket, self._too_late(ticket))
-                elif (endpoint := self._occupy(pool, ticket)) is not None:
-                    self._leave(ticket, served=True)
-                    ticket.granted.set_result(endpoint)
-                    served = True
-                else:
-                    break
+        while (ticket := lane.first()) is not None:
+            assert ticket.granted is not None
+            # A request whose turn comes before those of high priority finds as much room as they: they would else use
+            # up all of it, and it would never go.
+            urgent = ticket.priority == "high" or lane.high_waits
+            if ticket.granted.done():  # its client went away; its task has not run yet
+                self._leave(ticket)
+            elif ticket.deadline <= now:
+                self._refuse(ticket, self._too_late(ticket))
+            elif (endpoint := self._occupy(pool, ticket, urgent)) is not None:
+                self._leave(ticket, served=True)
+                ticket.granted.set_result(endpoint)
+                served = True
+            else:
+                break
         return served
 
     def _sort(self, pools: Pools) -> None:
@@ -367,7 +368,10 @@ class Queue:
     def _lane_of(self, ticket: Ticket) -> Order[Ticket]:
         pool = self._sorted.pick(ticket.draw)
         key = _lane(self._sorted, pool) if pool is not None else None
-        return self._lanes.setdefault(key, Order())
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Order()
+        return lane
 
     def _put(self, ticket: Ticket, lane: Order[Ticket], retry: bool) -> None:
         ticket.lane = lane

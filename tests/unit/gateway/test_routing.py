@@ -89,18 +89,18 @@ def test_least_outstanding(loads: dict[str, Load], avoid: tuple[str, ...], expec
 
 
 @pytest.mark.parametrize(
-    ("capacity", "high", "expected"),
+    ("capacity", "urgent", "expected"),
     [
         pytest.param(None, False, 65_536, id="unknown: the flag"),
         pytest.param(100_000.0, False, 25_000, id="a quarter of a second"),
-        pytest.param(100_000.0, True, 50_000, id="high goes deeper"),
+        pytest.param(100_000.0, True, 50_000, id="urgent ones go deeper"),
         pytest.param(1_000.0, False, RELEASE_TOKENS, id="a CPU's two batches"),
         pytest.param(1e6, False, 65_536, id="the flag is the most"),
-        pytest.param(1e6, True, 65_536, id="for high too"),
+        pytest.param(1e6, True, 65_536, id="for urgent ones too"),
     ],
 )
-def test_how_much_is_released(capacity: float | None, high: bool, expected: float) -> None:
-    assert Limits().tokens_at(capacity, high) == expected
+def test_how_much_is_released(capacity: float | None, urgent: bool, expected: float) -> None:
+    assert Limits().tokens_at(capacity, urgent) == expected
 
 
 @pytest.mark.parametrize(

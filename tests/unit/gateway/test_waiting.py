@@ -5,7 +5,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rerank_api.wire import Priority
 from rerank_gateway.cluster.state import Endpoint, Policy, Route
@@ -233,7 +233,7 @@ async def _taken(queue: Queue, *tokens: int) -> list[Ticket]:
 async def test_high_goes_first_and_finds_room_where_others_do_not() -> None:
     queue = _queue(ONE, requests=100, policy=Policy("ns", "rr", capacity=1.0))
     running = await _taken(queue, RELEASE_TOKENS, RELEASE_TOKENS)
-    normal = await _queued(queue, Ticket(1, FAR))
+    normal = await _queued(queue, Ticket(RELEASE_TOKENS, FAR))
     for _ in range(2):
         assert await queue.acquire(Ticket(RELEASE_TOKENS, FAR, priority="high")) == ONE
     high = await _queued(queue, Ticket(1, FAR, priority="high"))
@@ -241,6 +241,29 @@ async def test_high_goes_first_and_finds_room_where_others_do_not() -> None:
     assert await high == ONE
     assert not normal.done()
     normal.cancel()
+
+
+@pytest.mark.parametrize("priority", ["normal", "low"])
+async def test_high_ones_do_not_use_up_all_room_for_ever(priority: Priority) -> None:
+    """They find room where others do not; were there always more of them, the others' turn would never come."""
+    queue = _queue(ONE, requests=100, policy=Policy("ns", "rr", capacity=1.0))
+    running = await _taken(queue, *[RELEASE_TOKENS // 2] * 2)
+    waits = await _queued(queue, Ticket(RELEASE_TOKENS // 2, FAR, priority=priority))
+    high: dict[asyncio.Task[Endpoint], Ticket] = {}
+    served = 0
+    while not waits.done():
+        while queue.waiting < 4:
+            ticket = Ticket(RELEASE_TOKENS // 2, FAR, priority="high")
+            high[asyncio.create_task(queue.acquire(ticket))] = ticket
+            await asyncio.sleep(0)
+            running += [high.pop(task) for task in list(high) if task.done()]
+        queue.release(running.pop(0), ONE)
+        await asyncio.sleep(0)
+        running += [high.pop(task) for task in list(high) if task.done()]
+        served += 1
+        assert served < 20
+    for task in high:
+        task.cancel()
 
 
 async def test_a_request_of_many_seconds_leaves_room_for_small_ones() -> None:
@@ -348,6 +371,7 @@ _EVENTS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(_EVENTS, max_size=60))
 def test_nothing_is_lost_or_counted_twice(events: list[tuple[str, Priority, float, str]]) -> None:
     """Whatever happens in whatever order: no more is outstanding than allowed, and nobody waits for a free endpoint."""
