@@ -207,7 +207,7 @@ def patch_status(kube: Cluster, namespace: str, status: dict[str, Any]) -> list[
         ({"conditions": [{"type": "Ready"}]}, "status.conditions[0].message"),
         ({"conditions": [CONDITION, CONDITION]}, "status.conditions[1]"),
         ({"rejectedRevision": {"revision": "b2c4"}}, "status.rejectedRevision.reason"),
-        ({"scaling": {"mode": "Auto"}}, "status.scaling.desiredReplicas"),
+        ({"scaling": {**SCALING, "desiredReplicas": None}}, "status.scaling.desiredReplicas"),
         ({"scaling": {**SCALING, "mode": "Asleep"}}, "status.scaling.mode"),
         ({"scaling": {**SCALING, "loaners": -1}}, "status.scaling.loaners"),
         ({"scaling": {**SCALING, "lastRequestTime": "now"}}, "status.scaling.lastRequestTime"),

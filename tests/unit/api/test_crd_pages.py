@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 import yaml
 from rerank_api import names
+from rerank_operator.scaling.policy import policy_from_manifest
 
 ROOT = Path(__file__).resolve().parents[3]
 BAD = sorted((ROOT / "tests" / "e2e" / "manifests" / "bad").glob("*.yaml"))
@@ -53,6 +54,14 @@ def test_good_manifest_is_one_described_object(path: Path) -> None:
     manifest = yaml.safe_load(path.read_text())
     assert manifest["apiVersion"] == names.API_VERSION
     assert manifest["kind"] in KINDS
+
+
+@pytest.mark.parametrize("path", GOOD + EXAMPLES, ids=lambda path: path.stem)
+def test_the_operator_understands_the_policy_of_a_good_manifest(path: Path) -> None:
+    """Schedules above all: the schema checks their form only, and with a library of another language."""
+    manifest = yaml.safe_load(path.read_text())
+    if manifest["kind"] == names.KIND:
+        policy_from_manifest(manifest)
 
 
 def test_there_are_enough_of_both() -> None:
