@@ -1,0 +1,68 @@
+"""A request wakes a Reranker that has no worker: from a warm pool, through a gateway, with the genuine model."""
+
+import json
+import time
+import urllib.request
+from typing import Any
+
+from harness.cluster import Cluster, wait_for
+from harness.release import Release, reranker
+from rerank_api import names
+
+NAME, POOL = "sleepy", "shared"
+START_SECONDS = 240
+"""Workers import their libraries, on a machine that may be busy."""
+
+
+def warm_pool(namespace: str) -> dict[str, Any]:
+    worker = {"name": "worker", "env": [{"name": "OMP_NUM_THREADS", "value": "1"}]}
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.WARM_POOL_KIND,
+        "metadata": {"name": POOL, "namespace": namespace},
+        "spec": {"size": 1, "device": "cpu", "podTemplate": {"spec": {"containers": [worker]}}},
+    }
+
+
+def pods(kube: Cluster, namespace: str, label: str) -> list[dict[str, Any]]:
+    return kube.items("pods", "-n", namespace, "-l", f"{label}={NAME}")
+
+
+def asleep(kube: Cluster, namespace: str) -> bool:
+    return not pods(kube, namespace, names.LABEL_RERANKER) and not pods(kube, namespace, names.LABEL_LOANED_TO)
+
+
+def preloaded(kube: Cluster, namespace: str) -> bool:
+    status = kube.get("warmpool", POOL, "-n", namespace).get("status", {})
+    return status.get("free") == 1 and [model["reranker"] for model in status["models"]] == [NAME]
+
+
+def rerank(url: str, namespace: str) -> float:
+    """Seconds until the scores were there."""
+    body = {"model": f"{namespace}/{NAME}", "query": "a red shoe", "documents": ["red shoes", "a blue bag"]}
+    request = urllib.request.Request(
+        f"{url}/v1/rerank", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    began = time.monotonic()
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        assert len(json.load(answer)["results"]) == 2
+    return time.monotonic() - began
+
+
+def test_wakes_come_from_the_pool_and_the_pod_goes_back(
+    kube: Cluster, release: Release, test_namespace: str, model_uri: str
+):
+    scaling = {"minReplicas": 0, "maxReplicas": 2, "idleTimeout": "5s", "warmPool": POOL}
+    kube.apply(warm_pool(test_namespace), reranker(NAME, test_namespace, model_uri, scaling=scaling))
+    seconds = []
+    with release.reach_gateways() as urls:
+        for _ in range(3):
+            wait_for("a free pod with the model", lambda: preloaded(kube, test_namespace), timeout=START_SECONDS)
+            wait_for("no worker", lambda: asleep(kube, test_namespace), timeout=START_SECONDS)
+            seconds.append(round(rerank(urls[0], test_namespace), 3))
+            (lent,) = pods(kube, test_namespace, names.LABEL_LOANED_TO)
+            assert names.ANNOTATION_LOAN_SERVING in lent["metadata"]["annotations"]
+            assert lent["metadata"]["labels"][names.LABEL_WARM_POOL] == POOL
+    print(json.dumps({"wakes_seconds": seconds}))
+    notes = [event["note"] for event in kube.items("events.events.k8s.io", "-n", test_namespace)]
+    assert [note for note in notes if "claimed after" in note]
