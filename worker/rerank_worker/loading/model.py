@@ -86,7 +86,7 @@ def load(config: WorkerConfig, threads: int, quick: bool = False) -> Loaded:
         lock = config.model.sha256
         known = verify.check_lock(folder, {name: lock[name] for name in lock if not name.endswith(".safetensors")})
     with ThreadPoolExecutor(max_workers=1) as pool:
-        # The weights are numbers: they are checked beside everything else, and nothing serves before that has ended.
+        # The weights run nothing: they are checked beside everything else, and nothing serves before that has ended.
         verified = pool.submit(_verify, folder, config, known)
         try:
             loaded = _load(config, folder, threads, quick, parts)
@@ -136,6 +136,7 @@ def check_ranges(config: WorkerConfig) -> None:
 def _verify(folder: Path, config: WorkerConfig, known: Mapping[str, str]) -> dict[str, str]:
     digests = verify.checksums(folder, known)
     verify.check_lock(folder, config.model.sha256, digests)
+    weights.check_numbers(folder)
     return digests
 
 
