@@ -1,6 +1,7 @@
 """Fixtures of the end-to-end tests: one cluster and one release a session, one namespace a module.
 
-By default the cluster is the local one (``e2e``), left running for the next session. With KUBECONFIG,
+By default the cluster is the local one that RERANK_E2E_CLUSTER names (e2e), left running for the next session; two at
+once need two. With KUBECONFIG,
 RERANK_E2E_OPERATOR_IMAGE and RERANK_E2E_WORKER_IMAGE set, the same tests run on that cluster, with the models that
 RERANK_E2E_MODEL_URI and RERANK_E2E_OTHER_MODEL_URI name; tests that kill processes by pid are skipped there.
 """
@@ -33,7 +34,7 @@ def kube() -> Cluster:
     """The cluster under test, without the chart."""
     if OPERATOR_IMAGE:
         return Cluster(kubeconfig=Path(os.environ["KUBECONFIG"]))
-    return local_cluster("e2e", nodes=2)
+    return local_cluster(os.environ.get("RERANK_E2E_CLUSTER", "e2e"), nodes=2)
 
 
 @pytest.fixture(scope="session")
