@@ -29,6 +29,7 @@ from rerank_operator.controller.store import Store
 from rerank_operator.manifests.pod_template import STARTUP_SECONDS, WorkerImage
 from rerank_operator.warm.admin import Admin, AdminError, ModelFact
 from rerank_operator.warm.loans import Claim, Loans, Release, Serve, Waiting
+from rerank_operator.warm.members import Reader
 from rerank_operator.warm.models import Failure, Job, Load, Look, Unload, Worker, place
 from rerank_operator.warm.observe import WarmPod, Wish, warm_pod
 from rerank_operator.warm.plan import Observed, make_plan, observe
@@ -95,6 +96,7 @@ class Pools:
         self._workers: dict[str, Worker] = {}
         self._failures: dict[str, Failure] = {}
         self._running: dict[str, Job] = {}
+        self._reader = Reader()
         self._tasks: set[asyncio.Task[None]] = set()
         self._load_slots = asyncio.Semaphore(LOADS)
         self._other_slots = asyncio.Semaphore(OTHER_CALLS)
@@ -177,9 +179,9 @@ class Pools:
     async def reconcile(self, key: Key) -> str:
         """One look at the pool, and all that follows from it. Returns how it ended."""
         for _ in range(ROUNDS):
-            observed = observe(
-                self._store, key, tuple(self._wishes.wishes(*key)), self._workers, self._failures, self._running
-            )
+            wishes = tuple(self._wishes.wishes(*key))
+            known = (self._workers, self._failures, self._running)
+            observed = observe(self._store, key, wishes, *known, self._reader)
             if observed is None:
                 self._forget(key)
                 return "ok"
@@ -215,6 +217,7 @@ class Pools:
     def _forget(self, key: Key) -> None:
         self._waiting.pop(key, None)
         self._status_since.pop(key, None)
+        self._reader.forget(key)
         if key in self._counted:
             self._counted.discard(key)
             for name in ("free", "loaned", "not ready"):

@@ -8,8 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from rerank_operator.scaling.pool import FreePod, assign
-from rerank_operator.scaling.pool import Wish as PodWish
+from rerank_operator.scaling.pool import FreePod, pick
 from rerank_operator.warm.members import Member
 from rerank_operator.warm.models import Failures, Workers, known, place, resting
 from rerank_operator.warm.observe import PoolState, WarmPod
@@ -140,29 +139,24 @@ def _claims(
         else:
             wishes.append((member, missing))
     claims: list[Claim] = []
-    for turn, (member, missing) in enumerate(wishes):
+    later = {member.served.key for member, _ in wishes if member.served is not None}
+    for member, missing in wishes:
         served = member.served
         assert served is not None
+        later.discard(served.key)
         failure = failures.get(served.key)
-        tried = failure.pods if failure is not None else frozenset()
-        fresh = [pod for pod in left.values() if pod.uid not in tried] or list(left.values())
-        idle = [pod for pod in fresh if pod.uid not in busy]
+        tried = failure.pods if failure is not None else frozenset[str]()
         got = 0
-        for choice in (idle, [pod for pod in fresh if pod.uid in busy]):
-            later = [_pod_wish(other, number) for other, number in wishes[turn + 1 :]]
-            first = [_pod_wish(member, missing - got), *later]
-            free = [FreePod(pod.name, pod.models) for pod in choice if pod.name in left]
-            for given in assign(free, first):
-                if given.reranker == member.name:
-                    claims.append(Claim(left.pop(given.pod), member.name, served.revision))
-                    got += 1
+        while left and got < missing:
+            # Who has failed with it, and who has something else in hand, only where there is no other.
+            worth = {pod.name: (pod.uid in tried, pod.uid in busy) for pod in left.values()}
+            best = min(worth.values())
+            choice = [FreePod(pod.name, pod.models) for pod in left.values() if worth[pod.name] == best]
+            claims.append(Claim(left.pop(pick(choice, served.key, later).name), member.name, served.revision))
+            got += 1
         if got < missing:
             waiting[member.name] = Waiting("Exhausted", missing - got, _exhausted(state, missing - got))
     return claims, waiting
-
-
-def _pod_wish(member: Member, pods: int) -> PodWish:
-    return PodWish(member.name, member.served.key if member.served is not None else "", pods)
 
 
 def _cannot_lend(member: Member, failures: Failures, missing: int, now: float) -> Waiting | None:

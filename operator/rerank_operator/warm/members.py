@@ -46,30 +46,64 @@ class Member(msgspec.Struct, frozen=True):
         return self.metadata.name
 
 
-def members(store: Store, pool: Key, spec: WarmPoolSpec, wishes: Sequence[Wish]) -> tuple[Member, ...]:
-    """By name; Rerankers that are being deleted are none any more."""
-    by_key = {wish.key: wish for wish in wishes}
-    found = [_member(store, body, spec, by_key) for body in store.members(RERANKERS, pool)]
-    return tuple(member for member in found if member.metadata.deletion_timestamp is None)
+class Reader:
+    """Reads each version of a Reranker once: there may be hundreds in a pool, and all are looked at for each wake."""
+
+    def __init__(self) -> None:
+        self._read: dict[Key, dict[str, tuple[tuple[Any, ...], Member]]] = {}
+
+    def members(self, store: Store, pool: Key, spec: WarmPoolSpec, wishes: Sequence[Wish]) -> tuple[Member, ...]:
+        """By name; Rerankers that are being deleted are none any more."""
+        by_key = {wish.key: wish for wish in wishes}
+        before = self._read.get(pool, {})
+        now: dict[str, tuple[tuple[Any, ...], Member]] = {}
+        found = []
+        for body in store.members(RERANKERS, pool):
+            metadata = body["metadata"]
+            if "deletionTimestamp" in metadata:
+                continue
+            name = metadata["name"]
+            kept = _kept_revision(store, body)
+            version = kept["metadata"]["resourceVersion"] if kept is not None else ""
+            read = (metadata["uid"], metadata["resourceVersion"], version, spec)
+            old = before.get(name)
+            member = old[1] if old is not None and old[0] == read else _member(body, kept, spec)
+            now[name] = (read, member)
+            wish = by_key.get((pool[0], name))
+            found.append(msgspec.structs.replace(member, wish=wish) if wish is not None else member)
+        self._read[pool] = now
+        return tuple(found)
+
+    def forget(self, pool: Key) -> None:
+        self._read.pop(pool, None)
 
 
-def _member(store: Store, body: dict[str, Any], spec: WarmPoolSpec, wishes: dict[Key, Wish]) -> Member:
+def _kept_revision(store: Store, body: dict[str, Any]) -> dict[str, Any] | None:
+    """The ControllerRevision of the revision that serves."""
+    metadata, status = body["metadata"], body.get("status") or {}
+    current = status.get("currentRevision")
+    for kept in store.children(CONTROLLER_REVISIONS, (metadata["namespace"], metadata["name"])):
+        if current and kept["metadata"].get("labels", {}).get(names.LABEL_REVISION) == current:
+            return kept
+    return None
+
+
+def _member(body: dict[str, Any], kept: dict[str, Any] | None, spec: WarmPoolSpec) -> Member:
     metadata = msgspec.convert(body["metadata"], Metadata)
-    key = (metadata.namespace, metadata.name)
     try:
         reranker = parse_reranker(body)
     except msgspec.ValidationError as error:
-        return Member(metadata, None, f"cannot be read: {error}", wishes.get(key))
-    served, problem = _served(store, reranker, spec)
+        return Member(metadata, None, f"cannot be read: {error}")
+    served, problem = _served(reranker, kept, spec)
     scaling = reranker.status.scaling
     last = _time(scaling.last_request_time) if scaling is not None else 0.0
-    return Member(metadata, served, problem, wishes.get(key), last)
+    return Member(metadata, served, problem, last_request=last)
 
 
-def _served(store: Store, reranker: Reranker, spec: WarmPoolSpec) -> tuple[Served | None, str | None]:
+def _served(reranker: Reranker, kept: dict[str, Any] | None, spec: WarmPoolSpec) -> tuple[Served | None, str | None]:
     if reranker.spec.suspend:
         return None, None
-    revision = _revision(store, reranker)
+    revision = _revision(reranker, kept)
     if revision is None:
         return None, "the revision that serves cannot be read"
     if problem := lacking(spec, revision):
@@ -89,19 +123,15 @@ def _served(store: Store, reranker: Reranker, spec: WarmPoolSpec) -> tuple[Serve
     return Served(digest, names.model_key(namespace, name, digest), revision.model, config), None
 
 
-def _revision(store: Store, reranker: Reranker) -> RevisionSpec | None:
+def _revision(reranker: Reranker, kept: dict[str, Any] | None) -> RevisionSpec | None:
     """The one that serves, as it was kept; else the one that the spec asks for."""
-    current, target = reranker.status.current_revision, revision_of(reranker.spec)
-    if current is None or current == revision_hash(target):
+    target = revision_of(reranker.spec)
+    if kept is None or reranker.status.current_revision == revision_hash(target):
         return target
-    key = (reranker.metadata.namespace, reranker.metadata.name)
-    for body in store.children(CONTROLLER_REVISIONS, key):
-        if body["metadata"].get("labels", {}).get(names.LABEL_REVISION) == current:
-            try:
-                return revision_from_data(body.get("data"))
-            except msgspec.ValidationError:
-                return None
-    return target
+    try:
+        return revision_from_data(kept.get("data"))
+    except msgspec.ValidationError:
+        return None
 
 
 def lacking(spec: WarmPoolSpec, revision: RevisionSpec) -> str | None:

@@ -21,7 +21,7 @@ from rerank_operator.manifests.pod_template import BadSpec, WorkerImage
 from rerank_operator.manifests.warm_pool import deployment_name, warm_pool_deployment
 from rerank_operator.warm import status as pool_status
 from rerank_operator.warm.loans import Loans, decide_loans
-from rerank_operator.warm.members import Member, members
+from rerank_operator.warm.members import Member, Reader
 from rerank_operator.warm.models import Failures, Job, Workers, jobs, kept, place, unused_preloads
 from rerank_operator.warm.observe import PoolState, Wish, pool_state
 
@@ -61,6 +61,7 @@ def observe(
     workers: Workers,
     failures: Failures,
     running: Mapping[str, Job],
+    reader: Reader,
 ) -> Observed | None:
     """None: there is no such pool (garbage collection takes care of its pods)."""
     body = store.get(WARM_POOLS, *key)
@@ -82,7 +83,7 @@ def observe(
         status=body.get("status") or {},
         deployment=deployment_state(deployment) if deployment is not None and own else None,
         state=pool_state(store, *key, models),
-        members=members(store, key, spec, wishes) if spec is not None else (),
+        members=reader.members(store, key, spec, wishes) if spec is not None else (),
         workers=workers,
         failures=failures,
         running=running,

@@ -8,13 +8,13 @@ from rerank_api.revision import revision_of, revision_to_data
 from rerank_operator.controller.kinds import CONTROLLER_REVISIONS, RERANKERS
 from rerank_operator.controller.store import Store
 from rerank_operator.manifests.common import labels
-from rerank_operator.warm.members import Member, lacking, members
+from rerank_operator.warm.members import Member, Reader, lacking
 from rerank_operator.warm.observe import Wish
 from unit.operator.warm.pool import KEY, NAMESPACE, hash_of, key_of, reranker, spec
 
 
 def only(store: Store, **of: Any) -> Member:
-    (found,) = members(store, KEY, spec(**of), ())
+    (found,) = Reader().members(store, KEY, spec(**of), ())
     return found
 
 
@@ -30,7 +30,7 @@ def test_the_rerankers_that_name_the_pool():
     going["metadata"]["deletionTimestamp"] = "2027-01-15T07:00:00Z"
     store = stored(reranker("b"), reranker("a"), reranker("other", scaling={"warmPool": "another"}), going)
     wish = Wish((NAMESPACE, "a"), 2, 5.0)
-    found = members(store, KEY, spec(), [wish, Wish(("elsewhere", "b"), 1, 1.0)])
+    found = Reader().members(store, KEY, spec(), [wish, Wish(("elsewhere", "b"), 1, 1.0)])
     assert [(one.name, one.wish) for one in found] == [("a", wish), ("b", None)]
 
 
@@ -126,3 +126,18 @@ def test_a_volume_and_a_gpu_that_a_pool_for_cpus_has_not():
     cuda = revision_of(parse_reranker(reranker("a", runtime={"device": "cuda"})).spec)
     assert "spec.device is cpu" in (lacking(spec(device="cpu"), cuda) or "")
     assert lacking(spec(), cuda) is None
+
+
+def test_a_version_is_read_once_and_every_new_one_again():
+    reader, store = Reader(), stored(reranker("a"))
+    (first,) = reader.members(store, KEY, spec(), ())
+    (again,) = reader.members(store, KEY, spec(), ())
+    assert again is first
+    (with_wish,) = reader.members(store, KEY, spec(), [Wish((NAMESPACE, "a"), 1, 2.0)])
+    assert (with_wish.wish, with_wish.served) == (Wish((NAMESPACE, "a"), 1, 2.0), first.served)
+    (other,) = reader.members(store, KEY, spec(precision="bfloat16"), ())
+    assert other.served is not None
+    assert other.served.config.precision == "bfloat16"
+    store.seen(RERANKERS, False, reranker("a", 2, suspend=True))
+    (suspended,) = reader.members(store, KEY, spec(), ())
+    assert suspended.served is None

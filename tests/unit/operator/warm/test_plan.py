@@ -12,6 +12,7 @@ from rerank_operator.controller.plan import Apply
 from rerank_operator.controller.store import Store
 from rerank_operator.manifests.pod_template import BadSpec
 from rerank_operator.manifests.warm_pool import warm_pool_deployment
+from rerank_operator.warm.members import Reader
 from rerank_operator.warm.models import Failure, place
 from rerank_operator.warm.observe import Loan, Wish, pool_state
 from rerank_operator.warm.plan import Plan, make_plan, observe
@@ -45,7 +46,7 @@ def stored(pool: dict[str, Any], *pods: dict[str, Any], rerankers: tuple[dict[st
 
 
 def plan(store: Store, *wishes: Wish, problem: Problem | None = None, **known: Any) -> Plan:
-    observed = observe(store, KEY, wishes, known.get("workers", {}), known.get("failures", {}), {})
+    observed = observe(store, KEY, wishes, known.get("workers", {}), known.get("failures", {}), {}, Reader())
     assert observed is not None
     return make_plan(observed, "token", WORKER, NOW, problem)
 
@@ -286,7 +287,7 @@ def test_a_pool_that_is_being_deleted_is_left_to_garbage_collection():
     pool = warm_pool()
     pool["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:00Z"
     assert plan(stored(pool, pod_body(1), rerankers=(reranker("a"),)), wish("a", 1)) == Plan()
-    assert observe(Store(), KEY, (), {}, {}, {}) is None
+    assert observe(Store(), KEY, (), {}, {}, {}, Reader()) is None
 
 
 # --- tokens ---
