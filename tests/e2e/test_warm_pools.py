@@ -228,6 +228,10 @@ def score(pod: dict[str, Any]) -> list[float]:
         return json.load(answer)["scores"]
 
 
+NO_ROOM = {"resources": {"requests": {"cpu": "1000"}}}
+"""Its own workers find no node, so that they take no time from the warm ones."""
+
+
 def wish_for_one(name: str, uri: str, **spec: Any) -> dict[str, Any]:
     scaling = {"minReplicas": 1, "maxReplicas": 2, "warmPool": POOL}
     return reranker(name, SPACE, uri, scaling=scaling, **spec)
@@ -288,7 +292,7 @@ def models(pod: dict[str, Any]) -> list[str]:
 
 
 def test_a_model_that_cannot_be_loaded_is_told_and_its_pod_given_back(kube: Cluster, warm: dict[str, Any]):
-    kube.apply(wish_for_one("broken", "file:///nowhere/at/all"))
+    kube.apply(wish_for_one("broken", "file:///nowhere/at/all", runtime=NO_ROOM))
     wait_for("the Event", lambda: events(kube, "WarmPodLoadFailed"), timeout=STEP_SECONDS)
     assert "/nowhere/at/all" in events(kube, "WarmPodLoadFailed")[0]
 
@@ -299,6 +303,25 @@ def test_a_model_that_cannot_be_loaded_is_told_and_its_pod_given_back(kube: Clus
     wait_for("the condition", told, timeout=STEP_SECONDS)
     kube.kubectl("delete", "reranker", "broken", "-n", SPACE)
     wait_no_loan(kube, "broken")
+
+
+def test_exhaustion_is_told_in_both_objects(kube: Cluster, warm: dict[str, Any], model_uri: str):
+    greedy = wish_for_one("greedy", model_uri, runtime=NO_ROOM)
+    greedy["spec"]["scaling"] |= {"minReplicas": 3, "maxReplicas": 3}
+    kube.apply(greedy)
+    wait_for("both pods", lambda: len(loans(kube, "greedy")) == 2, timeout=STEP_SECONDS)
+
+    def told() -> tuple[str, str] | None:
+        of_pool = condition(kube.get("warmpool", POOL, "-n", SPACE), "Degraded")
+        of_reranker = condition(kube.get("reranker", "greedy", "-n", SPACE), "Scaling").get("message", "")
+        found = of_pool.get("reason") == "Exhausted" and "Too few warm pods" in of_reranker
+        return (of_pool["message"], of_reranker) if found else None
+
+    for message in wait_for("both conditions", told, timeout=STEP_SECONDS):
+        assert "1 more are wished for than there are: of 2 pods 2 are lent and none is free" in message
+    assert events(kube, "WarmPoolExhausted")
+    kube.kubectl("delete", "reranker", "greedy", "-n", SPACE)
+    wait_no_loan(kube, "greedy")
 
 
 def test_what_the_pods_do_not_offer_is_told_and_nothing_is_claimed(kube: Cluster, warm: dict[str, Any], model_uri: str):
@@ -323,7 +346,7 @@ def test_a_new_leader_goes_on_with_a_loan_that_the_old_one_has_begun(
     standby = Operator(kube, tmp_path / "standby.log", f"--warm-pool-key-file={key}")
     try:
         wait_for("a standby", lambda: standby.get("/readyz")[0] == 200, timeout=60)
-        kube.apply(wish_for_one("handed", model_uri))
+        kube.apply(wish_for_one("handed", model_uri, runtime=NO_ROOM))
         wait_for("a claim", lambda: loans(kube, "handed"), timeout=STEP_SECONDS, poll=0.02)
         operator.signal(signal.SIGSTOP)
         wait_for("the standby to lead", standby.leads, timeout=STEP_SECONDS)

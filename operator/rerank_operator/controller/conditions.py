@@ -217,14 +217,20 @@ def _scaling_held(facts: Facts) -> Answer | None:
 
 def _scaling_unknown(facts: Facts) -> Answer | None:
     decision = facts.verdict.decision if facts.verdict else None
-    if decision is None:
+    if facts.verdict is None or decision is None:
         return "Unknown", "NotDecided", "the demand has not been looked at yet"
-    return ("Unknown", decision.reason, decision.message) if decision.reason == "DemandUnknown" else None
+    if decision.reason != "DemandUnknown":
+        return None
+    return "Unknown", decision.reason, decision.message + _short(facts.verdict)
 
 
 def _scaling(facts: Facts) -> Answer | None:
     decision = facts.verdict.decision if facts.verdict else None
     return ("True", decision.reason, scaling_message(facts.verdict)) if facts.verdict and decision else None
+
+
+def _short(verdict: Verdict) -> str:
+    return f". Too few warm pods: {verdict.short}" if verdict.short is not None else ""
 
 
 def scaling_message(verdict: Verdict) -> str:
@@ -235,7 +241,7 @@ def scaling_message(verdict: Verdict) -> str:
     if decision is None:
         return holder or "the demand has not been looked at yet"
     warm = f" and {decision.loaners} warm pods" if decision.loaners else ""
-    numbers = f"{decision.replicas} workers{warm}: {decision.message}"
+    numbers = f"{decision.replicas} workers{warm}: {decision.message}{_short(verdict)}"
     return f"{holder}. Demand would have {numbers}" if holder else numbers
 
 

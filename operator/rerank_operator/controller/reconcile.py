@@ -94,6 +94,7 @@ class Controller:
             self._enqueue,
             self._applier.tell,
         )
+        self.scaler.short = self.pools.waiting
         self._resync_now = asyncio.Event()
         self._lead_after_list = False
         self.synced = False

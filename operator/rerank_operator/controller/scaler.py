@@ -96,6 +96,8 @@ class Scaler:
         self._active = active
         self._changed = changed
         self._pool_changed = pool_changed
+        self.short: Callable[[Key], str | None] = lambda _: None
+        """Why a Reranker gets fewer warm pods than it should have; who lends them sets it."""
         self._steady = steady
         self._known: dict[Key, _Known] = {}
         self._due: WorkQueue[Key] = WorkQueue(steady, random.random)
@@ -229,6 +231,7 @@ class Scaler:
             decision=decision,
             invalid=known.invalid,
             serving=serving,
+            short=self.short(key),
             queued=told.demand.queued if told.sent is not None or told.demand.complete else None,
             capacity=known.capacity,
             start_seconds=known.start_seconds,
@@ -393,7 +396,7 @@ def _same_numbers(one: Verdict, other: Verdict) -> bool:
 def _numbers(verdict: Verdict) -> tuple[Any, ...]:
     return (
         verdict.mode, verdict.replicas, verdict.loaners, verdict.desired, verdict.desired_loaners, verdict.serving,
-        verdict.invalid, verdict.decision is None,
+        verdict.invalid, verdict.decision is None, verdict.short,
     )  # fmt: skip
 
 

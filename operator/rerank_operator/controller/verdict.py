@@ -34,6 +34,8 @@ class Verdict(msgspec.Struct, frozen=True):
     wake_seconds: float | None = None
     last_request: float | None = None
     """Unix seconds."""
+    short: str | None = None
+    """Why it gets fewer warm pods than it should have."""
     outstanding: Mapping[str, int] = {}
     """Tokens at each worker, by its Pod's uid; who is not in it is unknown, and not idle."""
     refresh: bool = True
