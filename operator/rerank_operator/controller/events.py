@@ -40,7 +40,7 @@ def transitions(
         events.append(Event("Normal", "RolloutComplete", "Rollout", f"revision {current} serves all requests"))
     before = {condition.get("type"): condition for condition in old.get("conditions", ())}
     for condition in conditions:
-        events.extend(_of_condition(before.get(condition.type, {}), condition))
+        events.extend(of_condition(before.get(condition.type, {}), condition))
     return tuple(events)
 
 
@@ -68,7 +68,7 @@ def scaled(was: dict[str, Any], verdict: Verdict | None) -> tuple[Event, ...]:
     return (Event("Normal", decision.reason, "Scale", f"{would}{', '.join(changes)}: {decision.message}"),)
 
 
-def _of_condition(was: dict[str, Any], now: Condition) -> list[Event]:
+def of_condition(was: dict[str, Any], now: Condition) -> list[Event]:
     changed = (was.get("status"), was.get("reason")) != (now.status, now.reason)
     if not changed:
         return []

@@ -27,6 +27,7 @@ from rerank_operator.controller.leader import steady_clock
 from rerank_operator.controller.queue import WorkQueue
 from rerank_operator.controller.store import Store
 from rerank_operator.manifests.pod_template import STARTUP_SECONDS, WorkerImage
+from rerank_operator.warm import status as pool_status
 from rerank_operator.warm.admin import Admin, AdminError, ModelFact
 from rerank_operator.warm.loans import Claim, Loans, Release, Serve, Waiting
 from rerank_operator.warm.members import Reader
@@ -201,6 +202,8 @@ class Pools:
             plan = make_plan(observed, token, self._worker, time.time(), problem)
         if plan.status is not None and not self._hold_back_status(key, observed):
             await self._applier.write_status(plan.status)
+            for event in pool_status.told(observed.status, plan.status):
+                await self._applier.tell(event, observed.metadata)
         if plan.requeue_after is not None:
             self.queue.add(key, plan.requeue_after)
         return "ok" if problem is None else "refused"

@@ -14,6 +14,7 @@ from rerank_api.warm_pool import LoanedModel, WarmPoolStatus
 
 from rerank_operator.controller.conditions import DEGRADED, LONGEST_MESSAGE, READY, Problem, format_time
 from rerank_operator.controller.diagnose import Diagnosis
+from rerank_operator.controller.events import Event, of_condition
 from rerank_operator.manifests.warm_pool import pod_selector
 from rerank_operator.warm.loans import Waiting
 from rerank_operator.warm.members import Member
@@ -84,6 +85,18 @@ def manifest(metadata: Metadata, wanted: WarmPoolStatus, old: dict[str, Any]) ->
         "metadata": {"name": metadata.name, "namespace": metadata.namespace, "uid": metadata.uid},
         "status": content,
     }
+
+
+def told(old: dict[str, Any], written: dict[str, Any]) -> tuple[Event, ...]:
+    """The Events that a change of the status is worth: what needs a person, and that it no longer does."""
+    before = {condition.get("type"): condition for condition in old.get("conditions", ())}
+    now = msgspec.convert(written["status"]["conditions"], list[Condition])
+    return tuple(
+        event
+        for condition in now
+        if condition.type == DEGRADED
+        for event in of_condition(before.get(DEGRADED, {}), condition)
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from rerank_operator.warm.members import Reader
 from rerank_operator.warm.models import Failure, place
 from rerank_operator.warm.observe import Loan, Wish, pool_state
 from rerank_operator.warm.plan import Plan, make_plan, observe
+from rerank_operator.warm.status import told
 from rerank_operator.warm.tokens import new_key, pool_token, read_key
 from unit.operator.build import WORKER
 from unit.operator.warm.pool import (
@@ -230,6 +231,19 @@ def test_exhaustion_is_told():
     status, reason, message = condition(made, "Degraded")
     assert (status, reason) == ("True", "Exhausted")
     assert message == "a: 1 more are wished for than there are: of 1 pods 0 are lent and none is free"
+
+
+def test_what_needs_a_person_makes_an_event_and_so_does_its_end():
+    greedy = plan(stored(warm_pool(1), pod_body(1), rerankers=(reranker("a"),)), wish("a", 2)).status
+    content = plan(stored(warm_pool(1), pod_body(1), rerankers=(reranker("a"),)), wish("a", 1)).status
+    assert greedy is not None
+    assert content is not None
+    assert told({}, content) == ()
+    (event,) = told(content["status"], greedy)
+    assert (event.type, event.reason) == ("Warning", "Exhausted")
+    (event,) = told(greedy["status"], content)
+    assert (event.type, event.reason) == ("Normal", "Recovered")
+    assert told(greedy["status"], greedy) == ()
 
 
 def test_resources_that_are_not_offered_are_told_and_nothing_is_claimed():
