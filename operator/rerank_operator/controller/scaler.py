@@ -241,7 +241,7 @@ class Scaler:
             refresh=False,
         )
         verdict = msgspec.structs.replace(verdict, refresh=_worth_writing(known, verdict, steady))
-        self._follow(known, key, before, verdict, told, observed, now)
+        self._follow(known, key, before, verdict, told, observed, now, serving + claiming)
         known.verdict = verdict
         self._due.add(key, decision.again if decision is not None else STATUS_SECONDS)
         return verdict
@@ -325,16 +325,17 @@ class Scaler:
         told: Told,
         observed: Observed,
         now: float,
+        have: int,
     ) -> None:
-        """Everything that follows from what has changed since the last look."""
+        """Everything that follows from what has changed since the last look. ``have``: warm pods lent to it."""
         was, decision = before.decision if before is not None else None, verdict.decision
         if decision is not None and _brief(was) != _brief(decision):
             metrics.DECISIONS.labels(decision.reason).inc()
         if before is not None and (before.replicas, before.loaners) != (verdict.replicas, verdict.loaners):
             if told.sent != known.sent:
                 known.cause = told.sent
-            if verdict.loaners > before.loaners:
-                known.wish_since = now
+            if verdict.loaners > before.loaners and have >= before.loaners:
+                known.wish_since = now  # who waits already keeps its place, whatever it wishes for beside
         elif before is None:
             known.wish_since = now
         pool = self._pool_of(key)

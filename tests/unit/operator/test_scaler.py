@@ -376,13 +376,21 @@ def test_wishes_come_in_the_order_in_which_they_arose():
     assert world.scaler.wishes(NAMESPACE, "other") == []
     assert world.scaler.wishes("elsewhere", "shared") == []
     world.pools.clear()
-    for _ in range(200):
+    for _ in range(4):
         world.request(10_000)
     world.step()
     wish = world.scaler.wishes(NAMESPACE, "shared")[0]
     assert wish.loaners > 0
     assert wish.since == world.now
     assert world.pools == [(NAMESPACE, "shared")]
+    # Who waits and then wishes for more keeps its place, or bursts that grow would never be served.
+    first, loaners = wish.since, wish.loaners
+    for _ in range(200):
+        world.request(10_000)
+    world.step()
+    wish = world.scaler.wishes(NAMESPACE, "shared")[0]
+    assert wish.loaners > loaners
+    assert wish.since == first < world.now
     world.remove(RERANKERS, NAME)
     world.scaler._look_by_itself(KEY)
     assert world.scaler.wishes(NAMESPACE, "shared") == []
