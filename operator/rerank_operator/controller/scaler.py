@@ -358,7 +358,9 @@ class Scaler:
         if known.waking is not None and (own or verdict.serving):
             way = "cold" if own else "warm"
             metrics.WAKE_SECONDS.labels(way).observe(max(0.0, now - known.waking))
-        known.waking = None
+            known.waking = None
+        elif not told.demand.queued + told.demand.in_flight:
+            known.waking = None  # who waited has given up; else the gateway has only seen the worker before us
 
 
 def stored_memory(text: Any) -> Memory:

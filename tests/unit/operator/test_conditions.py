@@ -7,6 +7,7 @@ from rerank_api.reranker import Metadata, RejectedRevision
 from rerank_operator.controller.conditions import Facts, Problem, judge
 from rerank_operator.controller.diagnose import Diagnosis
 from rerank_operator.controller.events import Allowance, Event, manifest, transitions
+from rerank_operator.controller.verdict import Verdict
 
 NOW = 1_800_000_000.0
 LOAD = Diagnosis("ModelLoadFailed", "no such folder")
@@ -54,6 +55,16 @@ def test_conditions(facts: dict[str, Any], ready: str, progressing: str, degrade
     assert [f"{c.status} {c.reason}" for c in judged][:3] == [ready, progressing, degraded]
     assert [c.type for c in judged] == ["Ready", "Progressing", "Degraded", "Scaling"]
     assert all(c.message and c.observed_generation == 3 for c in judged)
+
+
+def test_a_reranker_that_warm_pods_serve_is_ready():
+    lent = Verdict("Auto", replicas=0, loaners=2, serving=2)
+    judged = {c.type: c for c in judge(Facts(**STARTING | {"desired": 0}, verdict=lent), [], 1, NOW)}
+    assert (judged["Ready"].status, judged["Ready"].message) == (
+        "True",
+        "0 of 0 workers are ready, and 2 warm pods serve",
+    )
+    assert judged["Progressing"].status == "False"
 
 
 def test_the_worker_s_words_are_the_message():

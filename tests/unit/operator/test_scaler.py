@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 from rerank_api import names
 from rerank_api.demand import DemandLine, RerankerDemand
 from rerank_operator.controller.plan import Mark, Plan, Scale, make_plan
@@ -166,6 +167,29 @@ def test_the_reason_of_a_change_is_told_though_others_were_looked_for_since():
     assert world.condition("Scaling") == ("True", "DemandRose")
     world.pass_time(10)
     assert world.condition("Scaling") != ("True", "DemandRose")
+
+
+def sample(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"rerank_operator_{name}", labels) or 0.0
+
+
+def test_a_wake_is_timed_from_the_request_that_waited_to_the_first_worker():
+    world = awake(scaling={"idleTimeout": "10s"})
+    world.pass_time(12)
+    before = [sample("wake_seconds_count", way="cold"), sample("wake_seconds_sum", way="cold")]
+    decided = sample("wake_phase_seconds_count", phase="decide")
+    world.request()
+    world.tell(waking_since=world.now)
+    world.step()
+    world.step(30.0)
+    assert sample("wake_phase_seconds_count", phase="decide") == decided + 1
+    world.tell(waking_since=None)  # the gateway sees the worker before the operator's watch does
+    world.step()
+    while world.run_one_pod():
+        pass
+    world.step()
+    assert sample("wake_seconds_count", way="cold") == before[0] + 1
+    assert sample("wake_seconds_sum", way="cold") - before[1] == pytest.approx(33.0)
 
 
 def test_never_to_zero_while_a_gateway_is_silent():
