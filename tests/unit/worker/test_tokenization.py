@@ -1,6 +1,7 @@
 """Pairs of token ids: equal to the tokenizers library's own pairs, the query never cut, any text accepted."""
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 from hypothesis import given, settings
@@ -130,3 +131,30 @@ def test_a_template_in_another_order_is_refused(tokenizer: Tokenizer) -> None:
     )
     with pytest.raises(UnsupportedTokenizer, match="query before the document"):
         read_template(tokenizer, cut_left=False)
+
+
+def test_the_first_threads_take_what_was_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first requests for a model waited for a copy of its tokenizer for each thread."""
+    made = 0
+    clone = PairTokenizer._clone
+
+    def counted(self: PairTokenizer) -> Tokenizer:
+        nonlocal made
+        made += 1
+        return clone(self)
+
+    monkeypatch.setattr(PairTokenizer, "_clone", counted)
+    tokenizer = PairTokenizer(make_tokenizer(), MAX)
+    tokenizer.prepare(2)
+    assert made == 2
+    together = Barrier(3)
+
+    def use() -> list[int]:
+        together.wait(30)
+        return tokenizer.query("a b") + tokenizer.query("c")
+
+    for expected in (3, 6):
+        with ThreadPoolExecutor(3) as pool:
+            answers = [pool.submit(use) for _ in range(3)]
+            assert [answer.result() for answer in answers] == [OURS.query("a b c")] * 3
+        assert made == expected

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 QUICK_SECONDS = 0.25
 """How long measuring takes at most where somebody waits for the model."""
 
+TOKENIZERS = 4
+"""Threads at most whose tokenizer is made while the model loads; a first request of 50 documents uses as many."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -146,7 +149,11 @@ def _load(config: WorkerConfig, folder: Path, threads: int, quick: bool, parts: 
         libraries.import_libraries(threads, [architecture])
     before = memory.taken()
     checkpoint, tokenizer = _checkpoint(config, folder, model_config, architecture, threads, parts)
-    engine, policy, facts = _build(config, checkpoint, tokenizer, quick, parts)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        # Beside the building, most of which is not Python's.
+        prepared = pool.submit(tokenizer.prepare, min(threads, TOKENIZERS))
+        engine, policy, facts = _build(config, checkpoint, tokenizer, quick, parts)
+        prepared.result()
     return Loaded(
         engine=engine,
         tokenizer=tokenizer,
