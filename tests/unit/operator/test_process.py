@@ -37,6 +37,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]):
         "--namespace",
         "--lease-name",
         "--lease-namespace",
+        "--gateway-service",
         "--metrics-port",
         "--log-format",
     ):
@@ -48,6 +49,15 @@ def test_namespaces_repeat_and_lease_times_are_checked(monkeypatch: pytest.Monke
     monkeypatch.setattr("sys.argv", ["rerank-operator", "--worker-image=w", "--lease-duration=5"])
     with pytest.raises(SystemExit, match=r"duration \(5 s\) must exceed the renew deadline \(10 s\)"):
         program.main()
+
+
+@pytest.mark.parametrize("wrong", ["gateway", "a/b/c", "/gateway", "a/"])
+def test_the_service_of_the_gateways_is_a_namespace_and_a_name(wrong: str, capsys: pytest.CaptureFixture[str]):
+    found = program.parse_arguments(["--worker-image=w", "--gateway-service=rerank-system/demand"])
+    assert found.gateway_service == ("rerank-system", "demand")
+    with pytest.raises(SystemExit):
+        program.parse_arguments(["--worker-image=w", f"--gateway-service={wrong}"])
+    assert "must be a namespace and a name, such as" in capsys.readouterr().err
 
 
 async def test_by_default_it_listens_on_all_addresses():
