@@ -9,6 +9,7 @@ are incomplete until then.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from rerank_operator.controller import metrics
 from rerank_operator.controller.api import ApiError, KubeApi, Unreachable
 from rerank_operator.controller.kinds import Key, Kind
 from rerank_operator.controller.leader import steady_clock
+from rerank_operator.controller.observe import parse_time
 from rerank_operator.demand.totals import SILENT_SECONDS, Totals
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ SHORTEST_LOOK_SECONDS = 0.25
 FIRST_RETRY_SECONDS = 0.1
 LONGEST_RETRY_SECONDS = 2.0
 """A gateway that is there again should not be missed for longer than one that is silent."""
+OVERDUE_SECONDS = 60.0
+"""A Pod that should have ended so long ago, and cannot be heard, is on a node that is lost: nobody reaches it."""
 LONGEST_LINE = 16 * 2**20
 """Bytes: some 30,000 Rerankers."""
 
@@ -88,7 +92,7 @@ class Gateways:
                 log.warning("the gateways cannot be found: %s", error)
             return
         self._trouble = ""
-        self._addresses = addresses(service, listed["items"])
+        self._addresses = addresses(service, listed["items"], time.time())
         self._totals.found(self._addresses, steady_clock())
         metrics_of_streams(self._totals)
         for address in self._addresses - self._listeners.keys():
@@ -146,7 +150,7 @@ class Gateways:
                     return  # its lines come late: a new stream begins with how it is now
 
 
-def addresses(service: dict[str, Any], pods: list[dict[str, Any]]) -> set[str]:
+def addresses(service: dict[str, Any], pods: list[dict[str, Any]], now: float) -> set[str]:
     """``host:port`` of each running Pod's admin port, which ``service`` names (by number, or as the Pod does)."""
     target = next(
         (port.get("targetPort", port["port"]) for port in service["spec"].get("ports", ()) if _is_admin(port)), None
@@ -156,7 +160,9 @@ def addresses(service: dict[str, Any], pods: list[dict[str, Any]]) -> set[str]:
         host, phase = pod.get("status", {}).get("podIP"), pod.get("status", {}).get("phase")
         own = {port.get("name"): port["containerPort"] for part in pod["spec"]["containers"] for port in _ports(part)}
         port = own.get(target) if isinstance(target, str) else target
-        if host and port and phase not in ("Succeeded", "Failed"):
+        ends_by = pod["metadata"].get("deletionTimestamp")
+        lost = ends_by is not None and now > parse_time(ends_by) + OVERDUE_SECONDS
+        if host and port and phase not in ("Succeeded", "Failed") and not lost:
             found.add(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     return found
 

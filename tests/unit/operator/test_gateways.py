@@ -88,10 +88,14 @@ class World:
         return self.totals.told(KEY, steady_clock()).demand.arrived_requests
 
 
-def pod(host: str | None, port: int = 9090, phase: str = "Running") -> dict[str, Any]:
+NOW = 1_800_000_000.0
+"""2027-01-15T08:00:00Z."""
+
+
+def pod(host: str | None, port: int = 9090, phase: str = "Running", ends_by: str | None = None) -> dict[str, Any]:
     ports = [{"name": "http", "containerPort": 8080}, {"name": "admin", "containerPort": port}]
     return {
-        "metadata": {"name": f"gateway-{host}"},
+        "metadata": {"name": f"gateway-{host}", **({"deletionTimestamp": ends_by} if ends_by else {})},
         "spec": {"containers": [{"name": "proxy"}, {"name": "gateway", "ports": ports}]},
         "status": {"phase": phase, **({"podIP": host} if host else {})},
     }
@@ -200,7 +204,9 @@ async def test_lines_that_come_late_do_not_keep_a_stream_alive(world: World):
         (7070, [pod("10.0.0.1")], {"10.0.0.1:7070"}),
         ("admin", [pod("10.0.0.1", phase="Pending"), pod("10.0.0.2", phase="Failed"), pod(None)], {"10.0.0.1:9090"}),
         ("other", [pod("10.0.0.1")], set()),
+        ("admin", [pod("10.0.0.1", ends_by="2027-01-15T07:59:30Z")], {"10.0.0.1:9090"}),  # it is being stopped
+        ("admin", [pod("10.0.0.1", ends_by="2027-01-15T07:58:30Z")], set()),  # its node is lost
     ],
 )
 def test_which_pods_are_gateways(target: str | int, pods: list[dict[str, Any]], expected: set[str]):
-    assert addresses(service(target), pods) == expected
+    assert addresses(service(target), pods, NOW) == expected
