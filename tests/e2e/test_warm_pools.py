@@ -160,6 +160,9 @@ async def test_two_controllers_never_lend_the_last_pod_twice(kube: Cluster):
             for pools, store, _ in both:
                 store.learned(PODS, json.loads(json.dumps(released)))
                 pools.clear()
+        for pools, _, _ in both:
+            pools.queue.close()
+            await pools.run()
     finally:
         await api.close()
     print(json.dumps({"rounds": ROUNDS, "won": won}))

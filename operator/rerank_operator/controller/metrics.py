@@ -70,5 +70,5 @@ WARM_LOADS = Counter(
     ["purpose", "result"],
 )
 WARM_PODS = Gauge(
-    "rerank_operator_warm_pods", "Pods of a WarmPool: free, loaned or not ready.", ["namespace", "pool", "state"]
+    "rerank_operator_warm_pods", "Pods of a WarmPool: free, loaned or not_ready.", ["namespace", "pool", "state"]
 )

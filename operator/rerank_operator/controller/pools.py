@@ -26,12 +26,12 @@ from rerank_operator.controller.kinds import PODS, RERANKERS, WARM_POOLS, Key, p
 from rerank_operator.controller.leader import steady_clock
 from rerank_operator.controller.queue import WorkQueue
 from rerank_operator.controller.store import Store
-from rerank_operator.manifests.pod_template import STARTUP_SECONDS, WorkerImage
+from rerank_operator.manifests.pod_template import WorkerImage
 from rerank_operator.warm import status as pool_status
-from rerank_operator.warm.admin import Admin, AdminError, ModelFact
+from rerank_operator.warm.calls import Calls
 from rerank_operator.warm.loans import Claim, Loans, Release, Serve, Waiting
 from rerank_operator.warm.members import Reader
-from rerank_operator.warm.models import Failure, Job, Load, Look, Unload, Worker, place
+from rerank_operator.warm.models import Load
 from rerank_operator.warm.observe import WarmPod, Wish, warm_pod
 from rerank_operator.warm.plan import Observed, make_plan, observe
 from rerank_operator.warm.tokens import pool_token
@@ -45,19 +45,6 @@ PATCHES = 16
 """Patches of pods on their way at a time, of one pool."""
 ROUNDS = 4
 """Looks in a row while what was done, or lost to another, changes what is to be done."""
-LOADS = 64
-"""Loads for loans at a time, over all pools."""
-OTHER_CALLS = 16
-"""All other calls to workers at a time: they never hold up a load that requests wait for."""
-LOAD_SECONDS = 60.0
-"""How long one call waits for a load; then it asks again, while the load goes on."""
-UNLOAD_SECONDS = 60.0
-"""More than a worker gives the requests of a model that is unloaded."""
-FIRST_RETRY_SECONDS = 2.0
-LONGEST_RETRY_SECONDS = 300.0
-FAILURES_KEPT_SECONDS = 3600.0
-PODS_FAULT = ("unreachable", "unauthorized", "not_found")
-"""Answers, or none, that say nothing about the model: another pod is claimed, and nobody waits for a retry."""
 STATUS_SECONDS = 1.0
 """How long the status may wait while loans are on their way: its write would come before theirs."""
 LENT_COST = "100"
@@ -92,21 +79,14 @@ class Pools:
         self._reranker_changed = reranker_changed
         self._tell = tell
         self._applier = Applier(api, store, instance, WARM_POOLS)
-        self._admin = Admin()
         self.queue: WorkQueue[Key] = WorkQueue(steady_clock, random.random)
-        self._workers: dict[str, Worker] = {}
-        self._failures: dict[str, Failure] = {}
-        self._running: dict[str, Job] = {}
+        self._calls = Calls(lambda: api.fence() > 0, self._due, self._still_wanted, self._tell_failed_load)
         self._reader = Reader()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._load_slots = asyncio.Semaphore(LOADS)
-        self._other_slots = asyncio.Semaphore(OTHER_CALLS)
         self._waiting: dict[Key, dict[str, Waiting]] = {}
         self._counted: set[Key] = set()
         """Pools that have gauges."""
         self._claimed: dict[str, tuple[float, float]] = {}
         """Since when the pod's Reranker had wished for it, and when it was claimed, by the Pod's uid."""
-        self._loaded_at: dict[str, float] = {}
         self._status_since: dict[Key, float] = {}
         """Since when a status has been held back."""
 
@@ -118,26 +98,23 @@ class Pools:
                     group.create_task(self._work())
         finally:
             self.clear()
-            await self._admin.close()
+            await self._calls.close()
 
     def clear(self) -> None:
         """Leadership is lost: forget all, and stop asking workers. Loads that have begun go on in the workers."""
         self.queue.clear()
-        for task in self._tasks:
-            task.cancel()
+        self._calls.clear()
         for key in list(self._counted):
             self._forget(key)
-        for kept in (self._workers, self._failures, self._waiting, self._claimed, self._loaded_at, self._status_since):
+        for kept in (self._waiting, self._claimed, self._status_since):
             kept.clear()
 
     def forget_gone(self) -> None:
         """Pods and pools that are no more."""
         pods = {body["metadata"]["uid"] for key in self._store.pools() for body in self._store.members(PODS, key)}
-        for kept in (self._workers, self._claimed, self._loaded_at):
-            for uid in kept.keys() - pods:
-                del kept[uid]
-        old = time.time() - FAILURES_KEPT_SECONDS
-        self._failures = {key: failure for key, failure in self._failures.items() if failure.until > old}
+        self._calls.keep(pods)
+        for uid in self._claimed.keys() - pods:
+            del self._claimed[uid]
         bodies = [self._store.get(WARM_POOLS, *key) or {} for key in self._store.pools()]
         self._applier.allowance.keep({body.get("metadata", {}).get("uid", "") for body in bodies})
 
@@ -181,7 +158,7 @@ class Pools:
         """One look at the pool, and all that follows from it. Returns how it ended."""
         for _ in range(ROUNDS):
             wishes = tuple(self._wishes.wishes(*key))
-            known = (self._workers, self._failures, self._running)
+            known = (self._calls.workers, self._calls.failures, self._calls.running)
             observed = observe(self._store, key, wishes, *known, self._reader)
             if observed is None:
                 self._forget(key)
@@ -194,7 +171,7 @@ class Pools:
             self.queue.add(key, 0.05)  # others write as fast as we do: they get their turn first
             return "ok"
         for job in plan.jobs:
-            self._start(key, token, job)
+            self._calls.start(key, token, job)
         self._tell_waiting(key, observed, plan.loans)
         self._count(key, observed)
         problem = await self._applier.carry_out(plan.actions, observed.metadata)
@@ -212,7 +189,7 @@ class Pools:
         state = observed.state
         loaned = sum(pod.loan is not None for pod in state.pods)
         counts = {"free": len(state.free), "loaned": loaned}
-        counts["not ready"] = len(state.pods) - sum(counts.values())
+        counts["not_ready"] = len(state.pods) - sum(counts.values())
         for name, count in counts.items():
             metrics.WARM_PODS.labels(*key, name).set(count)
         self._counted.add(key)
@@ -223,7 +200,7 @@ class Pools:
         self._reader.forget(key)
         if key in self._counted:
             self._counted.discard(key)
-            for name in ("free", "loaned", "not ready"):
+            for name in ("free", "loaned", "not_ready"):
                 metrics.WARM_PODS.remove(*key, name)
 
     def _hold_back_status(self, key: Key, observed: Observed) -> bool:
@@ -245,7 +222,7 @@ class Pools:
         for name, waiting in loans.waiting.items():
             if name not in before and waiting.reason != "LoadFailed":  # that was told when it failed
                 event = Event("Warning", f"WarmPool{waiting.reason}", "Claim", f"WarmPool {key[1]}: {waiting.message}")
-                self._spawn(self._say(event, by_name[name].metadata))
+                self._calls.beside(self._say(event, by_name[name].metadata))
 
     async def _say(self, event: Event, regarding: Metadata) -> None:
         try:
@@ -299,7 +276,7 @@ class Pools:
         if pod is None or pod.loan is None:
             return True
         now = time.time()
-        loaded = self._loaded_at.get(pod.uid, now)
+        loaded = self._calls.loaded_at(pod.uid) or now
         wished, claimed = self._claimed.get(pod.uid, (pod.loan.since, pod.loan.since))
         load, mark = max(0.0, loaded - claimed), max(0.0, now - loaded)
         if serve.pod.loan is not None and serve.pod.loan.serving is None:  # else it has only changed its revision
@@ -313,7 +290,7 @@ class Pools:
         self._reranker_changed(key)
         member = next((member for member in observed.members if member.name == serve.reranker), None)
         if member is not None:
-            self._spawn(self._say(Event("Normal", "WarmPodServing", "Claim", note), member.metadata))
+            self._calls.beside(self._say(Event("Normal", "WarmPodServing", "Claim", note), member.metadata))
         return True
 
     async def _release(self, observed: Observed, release: Release) -> bool:
@@ -322,7 +299,6 @@ class Pools:
         await self._patch(observed, release.pod, dict.fromkeys(gone), dict.fromkeys(marks), "release")
         loan, namespace = release.pod.loan, observed.metadata.namespace
         self._claimed.pop(release.pod.uid, None)
-        self._loaded_at.pop(release.pod.uid, None)
         if loan is not None:
             subject = {"namespace": namespace, "reranker": loan.reranker}
             log.info("pod %s is given back: %s", release.pod.name, release.why, extra=subject)
@@ -367,78 +343,11 @@ class Pools:
             metadata = {"namespace": namespace, "name": pod.name, "resourceVersion": pod.resource_version}
             self._store.seen(PODS, True, {"metadata": metadata})
 
-    # --- calls to workers ---
+    # --- what calls to workers ask and tell ---
 
-    def _start(self, key: Key, token: str, job: Job) -> None:
-        if job.pod.uid not in self._running:
-            self._running[job.pod.uid] = job
-            self._spawn(self._run(key, token, job))
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _run(self, key: Key, token: str, job: Job) -> None:
-        urgent = isinstance(job, Load) and job.loan is not None
-        try:
-            async with self._load_slots if urgent else self._other_slots:
-                if self._api.fence() > 0:  # what a former leader asks for may be in the way of the present one
-                    await self._ask(key, token, job)
-        except AdminError as error:
-            await self._failed(key, job, error)
-        except Exception:  # a defect in one call must not end without a trace
-            log.exception("a call to pod %s failed", job.pod.name, extra={"namespace": key[0], "pool": key[1]})
-            self._note_failure(place(job.pod.uid, ""), job.pod.uid, "the operator failed on it: its log says why")
-        finally:
-            self._running.pop(job.pod.uid, None)
-            if self._api.fence() > 0:
-                self.queue.add(key)
-
-    async def _ask(self, key: Key, token: str, job: Job) -> None:
-        pod = job.pod
-        known = self._workers.get(pod.uid)
-        if known is None or known.restarts != pod.restarts:
-            known = Worker(pod.restarts, 0.0)
-        match job:
-            case Look():
-                models = await self._admin.models(pod.address)
-                self._failures.pop(place(pod.uid, ""), None)
-                self._workers[pod.uid] = msgspec.structs.replace(known, asked=time.time(), models=models)
-            case Unload():
-                await self._unload(token, pod, job.key)
-            case Load():
-                fact = await self._load(key, token, job)
-                if fact is None:
-                    return
-                known = self._workers.get(pod.uid, known)
-                others = tuple(model for model in known.models if model.key != job.key)
-                loaded = (job.key, job.loan) if job.loan is not None else known.loaded
-                self._workers[pod.uid] = Worker(pod.restarts, known.asked, (*others, fact), loaded)
-                self._failures.pop(job.key if job.loan is not None else place(pod.uid, job.key), None)
-                if job.loan is not None:
-                    self._loaded_at[pod.uid] = time.time()
-                metrics.WARM_LOADS.labels("loan" if job.loan is not None else "preload", "ok").inc()
-
-    async def _load(self, key: Key, token: str, job: Load) -> ModelFact | None:
-        """None: it is not wanted any more."""
-        pod, giving_way = job.pod, list(job.evictable)
-        worker = self._workers.get(pod.uid)
-        others = {model.key for model in worker.models} - {job.key} if worker is not None else set()
-        while len(others) >= job.most and giving_way:
-            others.discard(giving_way[0])
-            await self._unload(token, pod, giving_way.pop(0))
-        give_up = steady_clock() + STARTUP_SECONDS
-        while True:
-            try:
-                return await self._admin.load(pod.address, token, job.key, job.config, LOAD_SECONDS)
-            except AdminError as error:
-                if error.code == "no_room" and giving_way:
-                    await self._unload(token, pod, giving_way.pop(0))
-                elif error.code != "deadline" or steady_clock() >= give_up:
-                    raise
-            if not self._still_wanted(key, job):
-                return None
+    def _due(self, key: Key) -> None:
+        if self._api.fence() > 0:
+            self.queue.add(key)
 
     def _still_wanted(self, key: Key, job: Load) -> bool:
         body = self._store.get(PODS, key[0], job.pod.name)
@@ -447,38 +356,9 @@ class Pools:
         loan = warm_pod(body, {}).loan
         return loan is None if job.loan is None else loan is not None and loan.since == job.loan
 
-    async def _unload(self, token: str, pod: WarmPod, key: str) -> None:
-        try:
-            await self._admin.unload(pod.address, token, key, UNLOAD_SECONDS)
-        except AdminError as error:
-            if error.code != "not_found":
-                raise
-        known = self._workers.get(pod.uid)
-        if known is not None:
-            left = tuple(model for model in known.models if model.key != key)
-            self._workers[pod.uid] = msgspec.structs.replace(known, models=left)
-
-    async def _failed(self, key: Key, job: Job, error: AdminError) -> None:
-        pod = job.pod
-        log.warning("pod %s: %s", pod.name, error, extra={"namespace": key[0], "pool": key[1]})
-        if isinstance(job, Load):
-            metrics.WARM_LOADS.labels("loan" if job.loan is not None else "preload", error.code).inc()
-        if not isinstance(job, Load) or error.code in PODS_FAULT:
-            self._note_failure(place(pod.uid, ""), pod.uid, str(error))
-            return
-        where = job.key if job.loan is not None else place(pod.uid, job.key)
-        # Once another pod is tried at once: it may be this one's fault, and requests wait.
-        self._note_failure(where, pod.uid, str(error), at_once=1 if job.loan is not None else 0)
+    async def _tell_failed_load(self, key: Key, job: Load, why: str) -> None:
         body = self._store.get(RERANKERS, key[0], job.config.reranker)
-        if job.loan is not None and body is not None:
-            note = f"pod {pod.name} of WarmPool {key[1]} could not load the model: {error}"
+        if body is not None:
+            note = f"pod {job.pod.name} of WarmPool {key[1]} could not load the model: {why}"
             regarding = msgspec.convert(body["metadata"], Metadata)
             await self._say(Event("Warning", "WarmPodLoadFailed", "Claim", note), regarding)
-
-    def _note_failure(self, where: str, uid: str, message: str, at_once: int = 0) -> None:
-        """``at_once``: failures after which it is tried again without a delay."""
-        before, now = self._failures.get(where), time.time()
-        count, tried = (before.count + 1, before.pods) if before is not None else (1, frozenset[str]())
-        delay = 0.0 if count <= at_once else FIRST_RETRY_SECONDS * 2.0 ** min(count - 1, 16)
-        until = now + min(delay, LONGEST_RETRY_SECONDS)
-        self._failures[where] = Failure(count, now, until, message, tried | {uid})
