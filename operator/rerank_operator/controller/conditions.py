@@ -194,7 +194,9 @@ _HOLDERS: dict[ScalingState, str] = {
 
 
 def _scaling_suspended(facts: Facts) -> Answer | None:
-    return ("False", "Suspended", "spec.suspend is true: there are no workers") if facts.suspended else None
+    if facts.verdict is None or facts.verdict.mode != "Suspended":
+        return None
+    return "False", "Suspended", scaling_message(facts.verdict)
 
 
 def _scaling_not_understood(facts: Facts) -> Answer | None:
@@ -206,7 +208,7 @@ def _scaling_not_understood(facts: Facts) -> Answer | None:
 def _scaling_invalid(facts: Facts) -> Answer | None:
     if facts.verdict is None or facts.verdict.invalid is None:
         return None
-    return "False", "InvalidPolicy", f"{facts.verdict.invalid}. Until then replicas stay as they are"
+    return "False", "InvalidPolicy", scaling_message(facts.verdict)
 
 
 def _scaling_held(facts: Facts) -> Answer | None:
@@ -237,7 +239,9 @@ def scaling_message(verdict: Verdict) -> str:
     """Why there are as many workers as there are; where demand does not decide, also what it would."""
     decision, holder = verdict.decision, _HOLDERS.get(verdict.mode)
     if verdict.mode == "Suspended":
-        return "suspended"
+        return "spec.suspend is true: there are no workers"
+    if verdict.invalid is not None:
+        return f"{verdict.invalid}. Until then replicas stay as they are"
     if decision is None:
         return holder or "the demand has not been looked at yet"
     warm = f" and {decision.loaners} warm pods" if decision.loaners else ""
