@@ -59,7 +59,8 @@ def test_conditions(facts: dict[str, Any], ready: str, progressing: str, degrade
 
 def test_a_reranker_that_warm_pods_serve_is_ready():
     lent = Verdict("Auto", replicas=0, loaners=2, serving=2)
-    judged = {c.type: c for c in judge(Facts(**STARTING | {"desired": 0}, verdict=lent), [], 1, NOW)}
+    facts = Facts(desired=0, ready=0, target="a", current="a", verdict=lent)
+    judged = {c.type: c for c in judge(facts, [], 1, NOW)}
     assert (judged["Ready"].status, judged["Ready"].message) == (
         "True",
         "0 of 0 workers are ready, and 2 warm pods serve",
