@@ -415,6 +415,8 @@ async def test_a_lost_engine_of_one_model_needs_a_new_process(serve: Serve, flee
     status, text = await admin.worker.get("/healthz")
     assert status == 503
     assert "model a" in text
+    status, body = await admin.put("a", fleet.config("a"))
+    assert (status, body["code"]) == (503, "unavailable"), "nobody is told that it serves"
 
 
 async def test_without_a_token_file_the_calls_are_off(serve: Serve, fleet: Fleet) -> None:

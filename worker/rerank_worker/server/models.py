@@ -228,11 +228,17 @@ class Models:
             log.error("loading a model failed", exc_info=error)
 
     def _serving(self, key: str, config: WorkerConfig) -> Model | None:
-        """The model with ``key``, where it is ready with that very ``config`` and nothing is to take its place."""
+        """The model with ``key``, where it is ready with that very ``config`` and nothing is to take its place.
+
+        Raises Refusal (unavailable) where its engine has died or stalled.
+        """
         if self._arriving is not None and self._arriving.key == key:
             return None
         found = self._models.get(key)
-        return found if found is not None and found.state == "ready" and found.config == config else None
+        if found is None or found.state != "ready" or found.config != config:
+            return None
+        found.ready()
+        return found
 
     async def _load(self, key: str, config: WorkerConfig) -> Model:
         if (present := self._serving(key, config)) is not None:
