@@ -126,7 +126,8 @@ def jobs(
     """What to ask of workers now: one thing at most of each that has nothing in hand (``running``, by uid)."""
     by_name = {member.name: member for member in members}
     wanted = kept(members, spec)
-    filling = sum(isinstance(job, Load) and job.loan is None for job in running.values())
+    in_hand = [running[pod.uid] for pod in state.pods if pod.uid in running]  # other pools have theirs
+    filling = sum(isinstance(job, Load) and job.loan is None for job in in_hand)
     # Who claims a pod that is loading something else must wait for that: never all of them at a time.
     most_filling = max(1, len(state.free) // 2)
     asked: list[Job] = []

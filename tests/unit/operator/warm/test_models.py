@@ -144,6 +144,12 @@ def test_free_pods_are_filled_half_of_them_at_a_time_and_lent_ones_are_not():
     assert [job.pod.name for job in rest] == ["pod-2"]
 
 
+def test_what_another_pool_loads_does_not_count():
+    (elsewhere,) = asked(pod(9), members=[member("a")], workers={"uid-9": holding()}, of=spec())
+    (job,) = asked(pod(1), members=[member("a")], workers={"uid-1": holding()}, of=spec(), running={"uid-9": elsewhere})
+    assert job.pod.name == "pod-1"
+
+
 def test_the_only_free_pod_is_filled_too():
     (job,) = asked(pod(1), members=[member("a")], workers={"uid-1": holding()}, of=spec())
     assert isinstance(job, Load)
