@@ -30,7 +30,7 @@ HOLDING_GPUS = {"resources": {"limits": {"nvidia.com/gpu": 1}}}
 def reasons(world: World) -> list[str]:
     """Of the events that the next plan tells."""
     plan = world.step()
-    told = [action.event for action in plan.actions if not isinstance(action, Delete) and action.event]
+    told = [action.event for action in plan.actions if isinstance(action, Apply | Scale) and action.event]
     return [event.reason for event in [*told, *plan.events]]
 
 
