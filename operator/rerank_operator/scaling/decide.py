@@ -237,7 +237,9 @@ def _loaners(view: _View) -> int:
         return 0
     fleet, most = view.fleet, view.policy.max_replicas
     have = fleet.loaners + fleet.claiming
-    want = max(view.floor, view.memory.level) - fleet.ready
+    # What was needed a moment ago is over with the idle time, or it would ask for a pod when the last replica goes.
+    level = view.memory.level if view.idle < view.policy.idle_timeout else view.need
+    want = max(view.floor, level) - fleet.ready
     if have > 0 and fleet.ready == 0 and view.idle < view.policy.idle_timeout:
         want = max(want, 1)
     if want < have and (not view.demand.complete or (view.demand.queued and fleet.starting)):

@@ -230,7 +230,7 @@ def test_a_restart_changes_nothing(policy: Policy, demand: Demand, fleet: Fleet,
 @given(load=st.floats(0.05, 7.5))
 def test_constant_demand_settles(pool: int, load: float):
     world = World(Policy(max_replicas=12, warm_pool="shared" if pool else None), pool)
-    world.run(load, 400)
+    world.run(load, 700)  # twelve time constants of the slow rate: no threshold lies in what it still has to go
     assert changes(world.run(load, 200)) == 0
     assert world.queued == 0
 
@@ -258,6 +258,16 @@ def test_the_first_request_wakes_a_warm_pod_and_starts_nothing():
     world.run(0, 3)
     assert world.queued == 0
     assert {(each.replicas, each.loaners) for each in world.run(0, 200)} == {(0, 1)}
+
+
+def test_the_last_own_replica_goes_without_a_warm_pod_in_its_place():
+    """Seen on a cluster: what had just been needed asked for a loaner at the moment in which idle time was over."""
+    world = World(Policy(warm_pool="shared", idle_timeout=15.0), 2)
+    world.run(0.1, 200)
+    assert world.ready() == 1
+    quiet = world.run(0, 60)
+    assert quiet[-1].replicas == 0
+    assert {each.loaners for each in quiet} == {0}
 
 
 def test_straight_up_to_the_computed_demand():
