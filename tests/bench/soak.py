@@ -43,7 +43,12 @@ WARM_SHARE = 0.2
 """Of the run: allocators and caches fill up, so growth counts from then on."""
 
 GROWTH_SHARE, GROWTH_MIB = 0.02, 24.0
-"""What the line through the memory may rise over the rest of the run: the larger of the two."""
+"""What the line through the memory may rise over the rest of the run, and what the memory of the idle worker may be more
+after it than before: the larger of the two."""
+
+FLOOR_SECONDS = 300.0
+"""The least memory in so long is what does not come back: above it lie the documents at work, and what they have left
+until it is given back (rerank_worker.memory.keep_tidy), which differ with the moment."""
 
 JUDGED_MINUTES = 15.0
 """In less, caches that fill up cannot be told from a leak."""
@@ -340,21 +345,25 @@ def latency(seconds: Sequence[tuple[float, float]]) -> dict[str, float]:
 
 
 def memory(samples: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The least-squares line through the memory after warm-up."""
+    """The least-squares line through the least memory of each FLOOR_SECONDS after warm-up."""
     last = samples[-1]["seconds"] if samples else 0.0
     rest = [one for one in samples if one["seconds"] >= WARM_SHARE * last]
-    if len(rest) < 3:
+    floors: dict[int, dict[str, float]] = {}
+    for one in rest:
+        part = int((one["seconds"] - rest[0]["seconds"]) / FLOOR_SECONDS)
+        floors[part] = min(floors.get(part, one), one, key=lambda sample: sample["rss_mib"])
+    if len(floors) < 3:
         return {}
-    times = [one["seconds"] / 3600 for one in rest]
-    sizes = [one["rss_mib"] for one in rest]
+    times = [one["seconds"] / 3600 for one in floors.values()]
+    sizes = [one["rss_mib"] for one in floors.values()]
     middle, level = sum(times) / len(times), sum(sizes) / len(sizes)
     slope = sum((at - middle) * (size - level) for at, size in zip(times, sizes, strict=True)) / sum(
         (at - middle) ** 2 for at in times
     )
     return {
-        "median_mib": median(sizes),
+        "median_mib": median(one["rss_mib"] for one in rest),
         "min_mib": min(sizes),
-        "max_mib": max(sizes),
+        "max_mib": max(one["rss_mib"] for one in rest),
         "slope_mib_per_hour": slope,
         "rise_mib": slope * (times[-1] - times[0]),
         "allowed_rise_mib": max(GROWTH_SHARE * median(sizes), GROWTH_MIB),
@@ -365,7 +374,10 @@ def verdicts(result: dict[str, Any]) -> dict[str, bool]:
     """What holds; memory only where the run was long enough to judge it."""
     before, after, found = result["idle_before"], result["idle_after"], result["memory"]
     judged = (
-        {"memory flat": bool(found) and found["rise_mib"] <= found["allowed_rise_mib"]}
+        {
+            "memory flat": bool(found) and found["rise_mib"] <= found["allowed_rise_mib"],
+            "idle memory as before": bool(found) and after["rss_mib"] <= before["rss_mib"] + found["allowed_rise_mib"],
+        }
         if result["minutes"] >= JUDGED_MINUTES
         else {}
     )

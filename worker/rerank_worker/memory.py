@@ -14,12 +14,12 @@ from typing import Any
 SHARE = 0.8
 """Of the memory there is, for models: the rest is for batches, requests and the libraries."""
 
-TIDY_SECONDS = 30.0
+TIDY_SECONDS = 15.0
 """Between two looks at what malloc has kept."""
 
 TIDY_BYTES = 64 * 2**20
 """So much more than after the last time is worth giving back. What batches take comes to tens of MB and must be zeroed
-again by the system afterwards: some 10 ms of work in every 30 s at worst."""
+again by the system afterwards: some 10 ms of work in every 15 s at worst."""
 
 
 def cuda() -> Any | None:
