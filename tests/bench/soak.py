@@ -43,8 +43,8 @@ WARM_SHARE = 0.2
 """Of the run: allocators and caches fill up, so growth counts from then on."""
 
 GROWTH_SHARE, GROWTH_MIB = 0.02, 24.0
-"""What the line through the memory may rise over the rest of the run, and what the memory of the idle worker may be more
-after it than before: the larger of the two."""
+"""What the line through the memory may rise over the rest of the run, and what the idle worker may have more after it
+than before: the larger of the two."""
 
 FLOOR_SECONDS = 300.0
 """The least memory in so long is what does not come back: above it lie the documents at work, and what they have left
