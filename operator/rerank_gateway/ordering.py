@@ -29,6 +29,11 @@ Item = TypeVar("Item")
 YIELD = 8
 """Tokens of others for which a class that let them pass is owed one."""
 
+LARGEST_STEP = 65_536
+"""Tokens of one request, at most, that others are compensated for at once: it pays for all of them itself, but moves
+virtual time and what lower classes are owed by no more. Else those would have the worker to themselves for many seconds
+after one very large request, and for nothing after one that was taken for large and then refused."""
+
 REMEMBERED = 1024
 """Clients without a waiting request whose next stamp is known, in each class. Who is forgotten starts afresh."""
 
@@ -84,7 +89,7 @@ class _Class(Generic[Item]):
         tokens = flow.items.pop(item)
         self.size -= 1
         if served:
-            self._now = max(self._now + tokens / len(self._flows), flow.stamp)
+            self._now = max(self._now + min(tokens, LARGEST_STEP) / len(self._flows), flow.stamp)
             flow.stamp += tokens
             self.owed = max(0.0, self.owed - tokens)
             if flow.items:
@@ -163,7 +168,7 @@ class Order(Generic[Item]):
         self._classes[priority].remove(item, flow, served=True)
         for lower in PRIORITIES[PRIORITIES.index(priority) + 1 :]:
             if self._classes[lower].size:
-                self._classes[lower].owed += tokens / YIELD
+                self._classes[lower].owed += min(tokens, LARGEST_STEP) / YIELD
 
     def remove(self, item: Item) -> bool:
         """It waits here no longer, and nobody is charged for it. True: it was a retry."""

@@ -4,7 +4,6 @@ Never mixes two revisions in one answer: if the worker that took the rest is of 
 it is asked for all of them. What is known altogether waits for nobody and is no demand.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -80,9 +79,8 @@ class Scoring:
     def plan(self, route: Route, query: RerankQuery, draw: float, lease: Lease, record: Record) -> Plan:
         """Asks the cache; what it said is noted in ``record``."""
         pairs = self._caches.pairs(route, query)
-        longest = route.policy.max_pair_tokens
         if pairs is None:
-            return Plan(draw, _work(query, longest))
+            return Plan(draw, _work(query, route))
         queue = self._queues.get(route.key)
         revision = expected_revision(route, queue.loads if queue is not None else {}, draw, self._clock())
         known = self._caches.find(route, pairs, revision) if revision is not None else [None] * len(pairs.digests)
@@ -95,9 +93,9 @@ class Scoring:
         record.cache = "partial" if record.cached else "miss"
         rest = None
         if record.cached:
-            rest = _work(replace(query, documents=[query.documents[index] for index in missing]), longest)
+            rest = _work(replace(query, documents=[query.documents[index] for index in missing]), route)
             lease.grow(len(rest.payload))
-        return Plan(draw, _work(query, longest), rest, cached)
+        return Plan(draw, _work(query, route), rest, cached)
 
     async def score(self, route: Route, plan: Plan, ticket: Ticket, record: Record) -> wire.ScoreResponse:
         """``ticket``: for ``plan.estimate`` tokens. Raises ApiError as Forwarder.score does."""
@@ -151,20 +149,20 @@ class Scoring:
         return scored
 
 
-def _work(query: RerankQuery, longest: int | None) -> Work:
+def _work(query: RerankQuery, route: Route) -> Work:
     request = wire.ScoreRequest(query.query, query.documents, query.raw_scores, query.max_tokens_per_document)
-    return Work(msgspec.json.encode(request), len(query.documents), estimate_tokens(query, longest))
+    estimate = estimate_tokens(query, route.policy.max_pair_tokens, chunked=route.policy.chunked)
+    return Work(msgspec.json.encode(request), len(query.documents), estimate)
 
 
-def estimate_tokens(query: RerankQuery, longest: int | None) -> int:
-    """Tokens of all pairs; ``longest``: what one is cut to, None where nothing is cut."""
-    head = len(query.query) // _CHARACTERS_PER_TOKEN + _TOKENS_PER_PAIR
-    most = math.inf if longest is None else longest - head
-    if query.max_tokens_per_document is not None:
-        most = min(most, query.max_tokens_per_document)
-    if most == math.inf:
-        documents = sum(map(len, query.documents)) // _CHARACTERS_PER_TOKEN
-    else:
-        cut = max(0, int(most)) * _CHARACTERS_PER_TOKEN
-        documents = sum(min(len(document), cut) for document in query.documents) // _CHARACTERS_PER_TOKEN
-    return documents + head * len(query.documents)
+def estimate_tokens(query: RerankQuery, longest: int, *, chunked: bool) -> int:
+    """Tokens of all pairs; ``longest``: what one may have, and is cut to unless long documents are ``chunked``.
+
+    Never more than ``longest`` for a query with a document that is not chunked: a query that fills that alone is
+    refused by the worker, and its length times the documents would turn demand and turns upside down.
+    """
+    head = min(len(query.query) // _CHARACTERS_PER_TOKEN + _TOKENS_PER_PAIR, longest)
+    bounds = [query.max_tokens_per_document, None if chunked else longest - head]
+    cut = min((bound * _CHARACTERS_PER_TOKEN for bound in bounds if bound is not None), default=None)
+    characters = sum(len(document) if cut is None else min(len(document), cut) for document in query.documents)
+    return characters // _CHARACTERS_PER_TOKEN + head * len(query.documents)

@@ -51,8 +51,10 @@ class Policy:
     name: str
     max_documents: int = 1000
     max_body_bytes: int = 8 * 2**20
-    max_pair_tokens: int | None = _MAX_LENGTH
-    """What query and document are cut to; None: nothing is cut, for long documents are scored in chunks."""
+    max_pair_tokens: int = _MAX_LENGTH
+    """The most that query and document may have together."""
+    chunked: bool = False
+    """Long documents are scored in chunks of so many tokens, and not cut."""
     timeout: float = 10.0
     """Seconds, once there is a worker."""
     wake_timeout: float = 300.0
@@ -191,7 +193,8 @@ def parse_policy(raw: bytes) -> Policy:
         name=reranker.metadata.name,
         max_documents=requests.max_documents,
         max_body_bytes=units.parse_quantity(requests.max_body_bytes),
-        max_pair_tokens=None if requests.long_documents == "chunk" else reranker.spec.model.max_length or _MAX_LENGTH,
+        max_pair_tokens=reranker.spec.model.max_length or _MAX_LENGTH,
+        chunked=requests.long_documents == "chunk",
         timeout=units.parse_duration(requests.timeout),
         wake_timeout=units.parse_duration(requests.wake_timeout),
         queue_limit=requests.queue_limit,

@@ -2,6 +2,8 @@
 
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 from rerank_api import wire
 from rerank_api.names import model_key
 from rerank_gateway.protocol.common import RerankQuery
@@ -94,18 +96,31 @@ async def test_impossible_answers_are_not_believed(house: House, body: bytes) ->
 
 
 @pytest.mark.parametrize(
-    ("query", "longest", "tokens"),
+    ("query", "chunked", "tokens"),
     [
-        pytest.param(RerankQuery("q" * 8, ["d" * 40] * 3), None, 3 * (2 + 3 + 10), id="by characters"),
-        pytest.param(RerankQuery("q" * 8, ["d" * 40, ""]), None, 2 * (2 + 3) + 10, id="an empty document"),
-        pytest.param(RerankQuery("q" * 8, ["d" * 40_000, "d" * 40]), 512, 512 + 15, id="cut to what the model takes"),
-        pytest.param(RerankQuery("q" * 8, ["d" * 40_000]), None, 10_005, id="in chunks: nothing is cut"),
-        pytest.param(RerankQuery("q" * 8, ["d" * 400], max_tokens_per_document=20), 512, 25, id="cut as asked for"),
-        pytest.param(RerankQuery("q" * 8000, ["d" * 400]), 512, 2003, id="the query alone is too long"),
+        pytest.param(RerankQuery("q" * 8, ["d" * 40] * 3), False, 3 * (2 + 3 + 10), id="by characters"),
+        pytest.param(RerankQuery("q" * 8, ["d" * 40, ""]), False, 2 * (2 + 3) + 10, id="an empty document"),
+        pytest.param(RerankQuery("q" * 8, ["d" * 40_000, "d" * 40]), False, 512 + 15, id="cut to what the model takes"),
+        pytest.param(RerankQuery("q" * 8, ["d" * 40_000]), True, 10_005, id="in chunks: nothing is cut"),
+        pytest.param(RerankQuery("q" * 8, ["d" * 400], max_tokens_per_document=20), False, 25, id="cut as asked for"),
+        pytest.param(RerankQuery("q" * 8, ["d" * 400], max_tokens_per_document=20), True, 25, id="cut before chunks"),
+        pytest.param(RerankQuery("q" * 8000, ["d" * 400]), False, 512, id="the query alone is too long"),
+        pytest.param(RerankQuery("q" * 8000, ["d" * 400]), True, 512 + 100, id="too long for a chunk"),
     ],
 )
-def test_estimates(query: RerankQuery, longest: int | None, tokens: int) -> None:
-    assert estimate_tokens(query, longest) == tokens
+def test_estimates(query: RerankQuery, chunked: bool, tokens: int) -> None:
+    assert estimate_tokens(query, 512, chunked=chunked) == tokens
+
+
+@given(
+    st.integers(0, 10_000), st.lists(st.integers(0, 10_000), min_size=1, max_size=9), st.none() | st.integers(1, 999)
+)
+def test_no_query_makes_a_pair_count_for_more_than_a_worker_scores(
+    length: int, documents: list[int], most: int | None
+) -> None:
+    """The worker refuses what does not fit, so its count never corrects what such a request was taken for."""
+    query = RerankQuery("q" * length, ["d" * document for document in documents], max_tokens_per_document=most)
+    assert estimate_tokens(query, 64, chunked=False) <= 64 * len(documents)
 
 
 async def test_estimates_follow_what_workers_count(house: House) -> None:

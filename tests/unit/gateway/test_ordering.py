@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rerank_api.wire import Priority
-from rerank_gateway.ordering import PRIORITIES, REMEMBERED, YIELD, Order
+from rerank_gateway.ordering import LARGEST_STEP, PRIORITIES, REMEMBERED, YIELD, Order
 
 Item = tuple[str, Priority, int]
 """Client, priority, number."""
@@ -153,6 +153,46 @@ def test_a_flood_of_a_low_class_costs_a_high_one_little() -> None:
                 break
     assert max(waited) <= 1
     assert sum(waited) <= 100 / YIELD + 1
+
+
+def test_one_huge_request_does_not_turn_the_classes_upside_down() -> None:
+    order: Order[Item] = Order()
+    _add(order, ("waits", "low", 0), 100)
+    order.add(("huge", "normal", 0), "huge", "normal", 10**9)
+    order.take(("huge", "normal", 0))
+    for number in range(1000):
+        _add(order, ("a", "high", number), 100)
+        _add(order, ("b", "low", number), 100)
+    got = Counter(item[1] for item in [_next(order) for _ in range(500)] if item is not None)
+    assert got["low"] <= (LARGEST_STEP + 500 * 100) / YIELD / 100 + 1
+
+
+def test_one_huge_request_does_not_keep_a_newcomer_from_its_turn() -> None:
+    """Virtual time would else be far beyond those who waited before, and the newcomer behind all that they send."""
+    order: Order[Item] = Order()
+    numbers = count()
+    for _ in range(50):
+        _add(order, ("before", "normal", next(numbers)), 1000)
+    order.add(("huge", "normal", 0), "huge", "normal", 10**9)
+    while _next(order) != ("huge", "normal", 0):
+        pass
+    _add(order, ("new", "normal", 0), 1000)
+    passed = 0
+    while _next(order) != ("new", "normal", 0):
+        _add(order, ("before", "normal", next(numbers)), 1000)
+        passed += 1
+        assert passed <= LARGEST_STEP / 1000 + 2
+
+
+def test_whoever_sends_a_huge_request_pays_for_all_of_it() -> None:
+    order: Order[Item] = Order()
+    for number in range(2):
+        _add(order, ("huge", "normal", number), 10 * LARGEST_STEP)
+    for number in range(200):
+        _add(order, ("small", "normal", number), LARGEST_STEP // 10)
+    served = [_next(order) for _ in range(100)]
+    assert served.count(("huge", "normal", 0)) == 1
+    assert ("huge", "normal", 1) not in served
 
 
 def test_clients_without_end_cannot_hold_up_one_that_came_before() -> None:

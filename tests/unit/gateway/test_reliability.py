@@ -281,7 +281,7 @@ async def test_no_more_than_a_workers_capacity_is_released(open_house) -> None:
         return answer
 
     slow = await house.worker(behave=wait)
-    house.serve(slow, max_pair_tokens=None)
+    house.serve(slow, chunked=True)
     text = "word " * RELEASE_TOKENS
     assert (await house.post({"query": "first", "documents": ["a"]}))[0] == 200
     requests = [asyncio.create_task(house.post({"query": "q", "documents": [text]})) for _ in range(4)]

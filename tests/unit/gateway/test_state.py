@@ -70,16 +70,17 @@ def test_wake_timeout() -> None:
 
 
 @pytest.mark.parametrize(
-    ("requests", "max_length", "longest"),
+    ("requests", "max_length", "longest", "chunked"),
     [
-        ({}, None, 512),
-        ({}, 8192, 8192),
-        ({"longDocuments": "reject"}, 256, 256),
-        ({"longDocuments": "chunk"}, 256, None),
+        ({}, None, 512, False),
+        ({}, 8192, 8192, False),
+        ({"longDocuments": "reject"}, 256, 256, False),
+        ({"longDocuments": "chunk"}, 256, 256, True),
     ],
 )
-def test_what_pairs_are_cut_to(requests: dict[str, Any], max_length: int | None, longest: int | None) -> None:
-    assert parse_policy(_reranker(requests, max_length=max_length)).max_pair_tokens == longest
+def test_what_pairs_are_cut_to(requests: dict[str, Any], max_length: int | None, longest: int, chunked: bool) -> None:
+    policy = parse_policy(_reranker(requests, max_length=max_length))
+    assert (policy.max_pair_tokens, policy.chunked) == (longest, chunked)
 
 
 @pytest.mark.parametrize(
