@@ -126,7 +126,7 @@ def devcluster(*args: str, check: bool = True, timeout: float = 180) -> subproce
     binary = BIN / "devcluster"
     if not binary.exists():
         raise CommandError("the local cluster is not built: run `make setup`")
-    return run(binary, *args, check=check, timeout=timeout)
+    return run(binary, *args, "--state", STATE / "clusters", check=check, timeout=timeout)
 
 
 def local_cluster(name: str, nodes: int | None = None) -> Cluster:

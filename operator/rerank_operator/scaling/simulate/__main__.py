@@ -1,8 +1,15 @@
 """``python -m rerank_operator.scaling.simulate``: see ``--help``."""
 
+import os
 import sys
 
 from rerank_operator.scaling.simulate.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output (head) has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit flushes into it once more
+        code = 0
+    sys.exit(code)

@@ -63,6 +63,10 @@ def _settings(options: argparse.Namespace, case: Case) -> dict[str, Any]:
         "warm_start_seconds": case.plant.warm_start,
         "warm_pods": case.plant.warm_pods if options.controller == "ours" else 0,
         "batch_requests": case.plant.batch,
+        "slo": [
+            {"quantile": manifest.policy.latency_quantile, "seconds": manifest.policy.latency_threshold}
+            for manifest in case.manifests
+        ],
     }
 
 

@@ -15,15 +15,13 @@ from typing import Any
 from rerank_operator.scaling.demand import Demand, Fleet
 from rerank_operator.scaling.pool import FreePod, Wish, assign
 from rerank_operator.scaling.simulate.controller import Controller, Order, Seen
-from rerank_operator.scaling.simulate.inputs import Arrival, Manifest
+from rerank_operator.scaling.simulate.inputs import CALENDAR, Arrival, Manifest
 from rerank_operator.scaling.simulate.queueing import Replica, Waiting
 
 TAIL = 600.0
 """Longer than any controller's default delay to zero, so that scaling down late is paid for."""
 LONGEST_TAIL = 7_200.0
 """What is held so long after the last arrival is given up, and told as unfinished."""
-CALENDAR = 1e8
-"""Seconds from which a trace is taken to hold Unix times: it then begins with its first request, and not at 0."""
 SHORTEST_PAUSE = 0.001
 
 # In this order at one moment: what ends makes room, and a decision sees all that has come.

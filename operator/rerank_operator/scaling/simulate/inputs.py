@@ -20,6 +20,9 @@ COLUMNS = ("seconds", "tokens", "priority")
 MOST_SECONDS = 1e11
 MOST_TOKENS = 10**15
 
+CALENDAR = 1e8
+"""Seconds from which a trace is taken to hold Unix times: it then begins with its first request, and not at 0."""
+
 Arrival = tuple[float, int, int]
 """Seconds, tokens, and the place of its priority in ``PRIORITIES``."""
 
@@ -69,6 +72,11 @@ def read_trace(path: Path) -> list[Arrival]:
             f"{path}: is no CSV file in UTF-8 ({error}): write a header and a line for each request"
         ) from None
     arrivals.sort(key=lambda arrival: arrival[0])
+    if arrivals and arrivals[0][0] < CALENDAR <= arrivals[-1][0]:
+        raise BadInput(
+            f"{path}: seconds go from {arrivals[0][0]:g} to {arrivals[-1][0]:g}: from {CALENDAR:g} on they are Unix "
+            "times, below they count from the trace's begin: use one of the two in all lines"
+        )
     return arrivals
 
 

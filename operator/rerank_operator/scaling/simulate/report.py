@@ -86,6 +86,8 @@ def table(found: dict[str, Any]) -> str:
         f"pool: {found['settings']['warm_pods']} warm pods, idle for {found['warm_idle_seconds']:.0f} s; "
         f"replicas and the pool's idle time together: {found['total']['cost_replica_seconds']:.0f} s",
     ]
+    objectives = dict.fromkeys(f"{slo['quantile']:.4g} within {slo['seconds']:g} s" for slo in found["settings"]["slo"])
+    lines.append(f"over SLO: share of requests that took longer than the objective ({'; '.join(objectives)})")
     if found["total"]["unfinished"]:
         lines.append(f"{found['total']['unfinished']} requests were still held two hours after the last arrival")
     return "\n".join(lines)

@@ -98,6 +98,14 @@ def test_a_bad_trace_is_refused_with_its_place(tmp_path: Path, text: str, said: 
     assert str(refused.value).startswith(f"{path}, {said}")
 
 
+def test_seconds_since_the_begin_and_unix_times_in_one_trace_are_refused(tmp_path: Path):
+    """Simulated second by second, the fifty years between them never ended."""
+    path = tmp_path / "trace.csv"
+    path.write_text("seconds,tokens,priority\n1,100,\n1700000000,100,\n")
+    with pytest.raises(BadInput, match=r"from 1 to 1\.7e\+09.*use one of the two"):
+        read_trace(path)
+
+
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path):
     path = tmp_path / "trace.csv"
     path.write_bytes(b"seconds,tokens,priority\n\xff\xfe\x00")
@@ -215,6 +223,12 @@ def test_the_module_runs(trace: Path, reranker: Path):
     ended = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert json.loads(ended.stdout)["controller"] == "ours"
+
+
+def test_a_reader_that_has_had_enough_is_no_error(trace: Path, reranker: Path):
+    command = f"{sys.executable} -m rerank_operator.scaling.simulate --trace {trace} --reranker {reranker} --json"
+    ended = subprocess.run(["sh", "-c", f"{command} | true"], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_the_best_target_is_the_cheapest_that_meets_the_objective_or_else_misses_least():
