@@ -17,7 +17,15 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from rerank_operator.scaling.demand import Demand, Fleet
-from rerank_operator.scaling.memory import Memory, least_needed, most_needed, with_burst, with_need, with_rates
+from rerank_operator.scaling.memory import (
+    Memory,
+    at_latest,
+    least_needed,
+    most_needed,
+    with_burst,
+    with_need,
+    with_rates,
+)
 from rerank_operator.scaling.need import arrival_rate, needed, own_needed
 from rerank_operator.scaling.policy import Policy
 from rerank_operator.scaling.schedules import floor
@@ -46,6 +54,9 @@ SHORTEST_KEEP = 60.0
 STEP_SECONDS = 10.0
 """Between two steps down, each of which takes half at most: 8 replicas become 1 in half a minute, and after each step
 two time constants of the fast rate have told whether the rest is enough."""
+LONGEST_START_SECONDS = 1800.0
+"""A replica that has not come in so long, the startup probe's limit, does not start: unless requests wait for it, idle
+time counts from then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +79,8 @@ def decide(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, now: fl
     replicas, reason, why = next(answer for check in _CHECKS if (answer := check(view)) is not None)
     loaners = _loaners(view)
     memory = replace(view.memory, stepped=now) if replicas < fleet.wanted else view.memory
+    woken = now if fleet.wanted == 0 or memory.woken is None else memory.woken
+    memory = replace(memory, woken=woken if replicas else None)
     asleep = not (replicas or loaners or fleet.wanted or fleet.loaners or demand.queued or demand.in_flight)
     return Decision(replicas, loaners, reason, _message(view, why), memory, 30.0 if asleep else 1.0)
 
@@ -99,13 +112,10 @@ class _View:
 
 
 def _gather(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, now: float) -> _View:
-    before, memory = memory, with_rates(memory, demand, now)
+    before = at_latest(memory, now)
+    memory = with_rates(before, demand, now)
     rate = arrival_rate(before, memory)
-    # Idle is who could serve: what starts is not stopped before it has been of use to anyone.
-    starts = fleet.wanted > 0 and fleet.ready + fleet.loaners == 0
-    busy = demand.queued > 0 or demand.in_flight > 0 or starts
-    ended = [time for time in (memory.active, demand.last_ended) if time is not None]
-    active = now if busy or not ended else min(now, max(ended))
+    active = _active(demand, fleet, before, now)
     if now - active >= policy.idle_timeout:
         rate = 0.0  # what the rates remember is over
     pooled = policy.warm_pool is not None
@@ -131,6 +141,18 @@ def _gather(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, now: f
         coverable=fleet.loaners + fleet.claiming + fleet.warm_free if pooled else 0,
         idle=now - active,
     )
+
+
+def _active(demand: Demand, fleet: Fleet, before: Memory, now: float) -> float:
+    """When there was last a request, or a replica that idle time does not count for yet."""
+    # Idle is who could serve: what starts is not stopped before it has been of use to anyone. What cannot start is.
+    since = now if before.woken is None else before.woken
+    starts = fleet.wanted > 0 and fleet.ready + fleet.loaners == 0 and now - since < LONGEST_START_SECONDS
+    ended = demand.last_ended
+    if ended is not None and ended > now:  # of a clock that was ahead: only what arrives tells then
+        ended = now if before.seen is not None and demand.arrived_requests > before.arrived_requests else None
+    known = [time for time in (before.active, ended) if time is not None]
+    return now if demand.queued or demand.in_flight or starts or not known else max(known)
 
 
 # --- the own replicas: the first check with an answer decides ---
@@ -185,15 +207,21 @@ def _demand_fell(view: _View) -> Answer | None:
     wanted, target = view.fleet.wanted, max(view.floor, view.recent, 1)
     if wanted <= target:
         return None
-    if view.now - view.memory.stepped < STEP_SECONDS:
+    if _just_stepped(view):
         return _stay(view, "Stabilizing", "a step down was just taken")
     step = max(target, math.ceil(wanted / 2))
     return step, "DemandFell", f"{target} would have done for long enough; one step takes half at most"
 
 
+def _just_stepped(view: _View) -> bool:
+    return view.now - view.memory.stepped < STEP_SECONDS
+
+
 def _idle(view: _View) -> Answer | None:
     if view.fleet.wanted != 1 or view.floor > 0:
         return None
+    if view.idle >= view.policy.idle_timeout and (view.fleet.ready > 1 or _just_stepped(view)):
+        return _stay(view, "Stabilizing", "the step down to one was just taken")
     if view.idle >= view.policy.idle_timeout:
         return 0, "Idle", f"no request for {view.idle:.0f} s"
     return _stay(view, "WaitingForIdle", "the last one waits for the idle timeout") if not view.need else None

@@ -63,6 +63,25 @@ class Memory:
     """When a request was last in the system; at first, when this Reranker was first looked at."""
     stepped: float = 0.0
     """When a step down was last taken."""
+    woken: float | None = None
+    """Since when there should be own replicas, one at least; None: there should be none."""
+
+
+def at_latest(memory: Memory, now: float) -> Memory:
+    """The memory without times that are yet to come: they are of a clock that was ahead, and would hold for as long."""
+
+    def known(time: float | None) -> float | None:
+        return None if time is None else min(time, now)
+
+    return replace(
+        memory,
+        seen=known(memory.seen),
+        buckets=tuple(replace(bucket, start=min(bucket.start, now)) for bucket in memory.buckets),
+        level_seen=min(memory.level_seen, now),
+        active=known(memory.active),
+        stepped=min(memory.stepped, now),
+        woken=known(memory.woken),
+    )
 
 
 def with_rates(memory: Memory, demand: Demand, now: float) -> Memory:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from rerank_operator.scaling.decide import Decision, decide
+from rerank_operator.scaling.decide import LONGEST_START_SECONDS, STEP_SECONDS, Decision, decide
 from rerank_operator.scaling.demand import Demand, Fleet
 from rerank_operator.scaling.memory import Bucket, Memory
 from rerank_operator.scaling.policy import Policy
@@ -455,3 +455,60 @@ def test_own_replicas_that_serve_and_warm_pods_are_not_more_than_the_maximum(
 ):
     decision = decide(policy, demand, fleet, memory, NOON)
     assert fleet.ready + decision.loaners <= max(policy.max_replicas, fleet.ready)
+
+
+def test_a_replica_that_never_comes_goes_when_nobody_asks():
+    """Regression: what starts counted as busy for ever, so a worker in a crash loop held its place for weeks."""
+    world = World(Policy(idle_timeout=300.0))
+    world.run(0, 10)
+    assert world.second(0.5).replicas == 1
+    world.own, world.queued = [math.inf], 0.0  # it crashes, and who asked has given up
+    gone = [decision.replicas for decision in world.run(0, 3600)].index(0)
+    assert LONGEST_START_SECONDS <= gone <= LONGEST_START_SECONDS + 310
+
+
+def test_a_slow_start_is_waited_for_and_for_longer_while_requests_wait():
+    world = World(Policy(idle_timeout=60.0), own=[NOON + LONGEST_START_SECONDS - 10])
+    assert {decision.replicas for decision in world.run(0, int(LONGEST_START_SECONDS))} == {1}
+    waiting = World(Policy(idle_timeout=60.0), own=[math.inf], queued=500.0)
+    assert {decision.replicas for decision in waiting.run(0, 4000)} == {1}
+
+
+@pytest.mark.parametrize("ahead", [0.5, 86_400.0])
+def test_a_clock_that_was_ahead_does_not_stop_what_shrinks(ahead: float):
+    """Regression: times in the future stood in the stored memory, and nothing shrank until they had come."""
+    world = World(Policy(idle_timeout=300.0))
+    world.run(3.0, 400)
+    assert world.ready() >= 3
+    world.now -= ahead  # the clock was ahead, and is put right
+    world.own = [ready - ahead for ready in world.own]
+    world.memory = msgspec.json.decode(msgspec.json.encode(world.memory), type=Memory)
+    assert world.run(0, 1200)[-1].replicas == 0
+
+
+def test_a_last_request_of_a_clock_that_was_ahead_is_no_request():
+    world = World(Policy(idle_timeout=100.0), own=[0.0], last_ended=NOON + 86_400)
+    assert world.run(0, 200)[-1].replicas == 0
+    asked = World(Policy(idle_timeout=100.0), own=[0.0])
+    for _ in range(300):  # they come and go between two looks, and the time of their end does not move on
+        asked.last_ended = NOON + 86_400
+        asked.arrived += 500
+        assert asked.second(0).replicas == 1
+
+
+def test_from_two_to_one_and_on_to_none_takes_time_and_the_second_one_is_gone():
+    """Regression: 2 to 1 and 1 to 0 were decided within a second, and the Deployment was told 0 while two served."""
+    policy, demand = Policy(), Demand(0, 0, 0, 0, 5, 5, NOON - 9000)
+    memory = Memory(active=NOON - 9000, buckets=(Bucket(NOON - 9000, 0, 0),))
+    wanted, went = 2, {}
+    for second in range(60):
+        ready = 2 if second < 30 else 1
+        fleet = Fleet(wanted, ready, 0, 0, 0, CAPACITY, 60.0, 2.0, 0)
+        decision = decide(policy, demand, fleet, memory, NOON + second)
+        memory, wanted = decision.memory, decision.replicas
+        went.setdefault(wanted, second)
+    assert went == {1: 0, 0: 30}
+    quick = Memory(active=NOON - 9000, buckets=(Bucket(NOON - 9000, 0, 0),), stepped=NOON)
+    fleet = Fleet(1, 1, 0, 0, 0, CAPACITY, 60.0, 2.0, 0)
+    assert decide(policy, demand, fleet, quick, NOON + 1).replicas == 1
+    assert decide(policy, demand, fleet, quick, NOON + STEP_SECONDS).replicas == 0
