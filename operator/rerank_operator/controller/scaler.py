@@ -207,13 +207,15 @@ class Scaler:
         known.capacity = told.capacity or known.capacity
         self._measure_starts(known, observed, warm, key[1], now)
 
-        before, mode = known.verdict, scaling_mode(reranker)
+        before, mode, short = known.verdict, scaling_mode(reranker), self.short(key)
         held = held_replicas(observed, reranker, mode)
         if mode == "Suspended":
             known.decision, known.change, known.memory = None, None, Memory()
         elif known.policy is not None:
             wanted = self._wanted(known, observed, mode, held)
-            fleet = self._fleet(known, observed, wanted, serving, claiming, len(warm.free))
+            # Free pods that are not lent to this one, for whatever reason, stand in for nothing.
+            free = len(warm.free) if short is None else 0
+            fleet = self._fleet(known, observed, wanted, serving, claiming, free)
             if mode != "Auto":  # what is not carried out does not start either
                 fleet = replace(fleet, starting=min(fleet.starting, _coming(observed)))
             made = decide(known.policy, told.demand, fleet, known.memory, now)
@@ -231,7 +233,7 @@ class Scaler:
             decision=decision,
             invalid=known.invalid,
             serving=serving,
-            short=self.short(key),
+            short=short,
             queued=told.demand.queued if told.sent is not None or told.demand.complete else None,
             capacity=known.capacity,
             start_seconds=known.start_seconds,
@@ -399,7 +401,15 @@ def _same_numbers(one: Verdict, other: Verdict) -> bool:
 def _numbers(verdict: Verdict) -> tuple[Any, ...]:
     return (
         verdict.mode, verdict.replicas, verdict.loaners, verdict.desired, verdict.desired_loaners, verdict.serving,
-        verdict.invalid, verdict.decision is None, verdict.short,
+        verdict.invalid, verdict.decision is None, verdict.short is None,
+    )  # fmt: skip
+
+
+def _figures(verdict: Verdict) -> tuple[Any, ...]:
+    """Why there are too few warm pods is told with figures that every loan in the pool changes: it is one of them."""
+    return (
+        verdict.queued, verdict.capacity, verdict.start_seconds, verdict.wake_seconds, verdict.last_request,
+        verdict.short,
     )  # fmt: skip
 
 
@@ -415,22 +425,18 @@ def _worth_writing(known: _Known, verdict: Verdict, steady: float) -> bool:
         return True
     if age < (STATUS_SECONDS if verdict.decision.again < STATUS_SECONDS else ASLEEP_STATUS_SECONDS):
         return False
-    figures = (was.queued, was.capacity, was.start_seconds, was.wake_seconds, was.last_request) != (
-        verdict.queued,
-        verdict.capacity,
-        verdict.start_seconds,
-        verdict.wake_seconds,
-        verdict.last_request,
-    )
-    return figures or not _much_alike(was.decision.memory, verdict.decision.memory)
+    return _figures(was) != _figures(verdict) or not _much_alike(was.decision.memory, verdict.decision.memory)
 
 
 def _much_alike(one: Memory, other: Memory) -> bool:
     """Whether a restart with the one would go on as with the other. Rates that fade away are no news."""
     rates = ((one.fast, other.fast, 1.0), (one.slow, other.slow, 1.0), (one.slow_requests, other.slow_requests, 1e-3))
     near = all(abs(a - b) <= max(0.05 * max(a, b), least) for a, b, least in rates)
-    kept = (one.level, one.peak, one.bursts, one.active, one.stepped, _history(one))
-    return near and kept == (other.level, other.peak, other.bursts, other.active, other.stepped, _history(other))
+    return near and _kept(one) == _kept(other)
+
+
+def _kept(memory: Memory) -> tuple[Any, ...]:
+    return memory.level, memory.peak, memory.bursts, memory.active, memory.stepped, memory.woken, _history(memory)
 
 
 def _history(memory: Memory) -> list[tuple[int, int]]:

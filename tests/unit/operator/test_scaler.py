@@ -13,6 +13,7 @@ from rerank_operator.controller.verdict import Verdict
 from rerank_operator.demand.totals import Totals
 from rerank_operator.scaling.decide import Memory
 from unit.operator.build import KEY, MODEL_A, MODEL_B, NAME, NAMESPACE, PODS, RERANKERS, WORKER, World
+from unit.operator.warm.pool import pod_body
 
 CAPACITY = 10_000.0
 GATEWAY = "10.0.0.1:9090"
@@ -418,3 +419,42 @@ def test_wishes_come_in_the_order_in_which_they_arose():
     world.remove(RERANKERS, NAME)
     world.scaler._look_by_itself(KEY)
     assert world.scaler.wishes(NAMESPACE, "shared") == []
+
+
+def lendable(world: Scaled, count: int) -> None:
+    """Free pods in its pool."""
+    for index in range(count):
+        world.put(PODS, pod_body(index))
+
+
+def test_free_pods_that_cannot_be_lent_to_it_stand_in_for_nothing():
+    """Regression: a request at zero waited for as long as a replica takes to start before one was started at all."""
+    world = awake(scaling={"warmPool": "shared", "idleTimeout": "10s"})
+    lendable(world, 2)
+    world.pass_time(80)
+    assert world.total() == 0
+    world.request()
+    world.step()
+    assert (world.total(), world.scaling["desiredLoaners"]) == (0, 1)  # the pool has yet to say that it cannot
+    world.scaler.short = lambda _: "WarmPool shared: it asks for nvidia.com/gpu: 1, and the pods have none"
+    world.step()
+    assert world.total() == 1
+    assert world.condition("Scaling") == ("True", "DemandRose")
+
+
+def test_why_warm_pods_are_missing_is_written_when_it_begins_and_later_changes_wait():
+    """Regression: the text counts the pool's loans, so each loan to others was a write for each that waited."""
+    world = awake(scaling={"warmPool": "shared", "minReplicas": 1, "maxReplicas": 1})
+    world.pass_time(60)
+    world.step()
+    lent = 0
+    world.scaler.short = lambda _: f"of 9 pods {lent} are lent"
+    assert world.step().status is not None
+    writes = 0
+    for _ in range(60):
+        lent += 1
+        writes += world.step().status is not None
+    assert 60 / STATUS_SECONDS - 1 <= writes <= 60 / STATUS_SECONDS + 1
+    assert "pods 6" in world.scaling["message"] or "pods 5" in world.scaling["message"]
+    world.scaler.short = lambda _: None
+    assert world.step().status is not None
