@@ -48,6 +48,10 @@ class _Busy(Exception):
     """The worker has no room or is draining; the query was not scored."""
 
 
+class _Unloaded(Exception):
+    """A warm pod does not have the model, and has it when the operator has told it to load it; nothing was scored."""
+
+
 class _Unreachable(Exception):
     """No connection; the query was not sent."""
 
@@ -111,11 +115,13 @@ class Forwarder:
                     queue.succeeded(endpoint)
                 raise
             except _Busy:
-                self._retry(queue, ticket, endpoint, _BUSY_PAUSE, "busy")
+                self._retry(queue, ticket, endpoint, _BUSY_PAUSE, "busy", broken=False)
+            except _Unloaded:
+                self._retry(queue, ticket, endpoint, _BUSY_PAUSE, "busy", broken=True)
             except _Unreachable:
-                self._retry(queue, ticket, endpoint, _BROKEN_PAUSE, "unreachable")
+                self._retry(queue, ticket, endpoint, _BROKEN_PAUSE, "unreachable", broken=True)
             except _Broken as error:
-                self._retry(queue, ticket, endpoint, _BROKEN_PAUSE, "broken")
+                self._retry(queue, ticket, endpoint, _BROKEN_PAUSE, "broken", broken=True)
                 broken += 1
                 if broken >= MAX_BROKEN_ATTEMPTS:
                     message = f"{broken} workers failed on this request, the last because {error}: change the request"
@@ -129,8 +135,10 @@ class Forwarder:
             finally:
                 queue.release(ticket, endpoint)
 
-    def _retry(self, queue: Queue, ticket: Ticket, endpoint: Endpoint, pause: _Pause, reason: str) -> None:
-        queue.failed(endpoint, pause.first, pause.longest, broken=pause is _BROKEN_PAUSE)
+    def _retry(
+        self, queue: Queue, ticket: Ticket, endpoint: Endpoint, pause: _Pause, reason: str, *, broken: bool
+    ) -> None:
+        queue.failed(endpoint, pause.first, pause.longest, broken=broken)
         ticket.avoid.add(endpoint.uid)
         self._metrics.retried(endpoint, reason)
 
@@ -232,8 +240,8 @@ def _refusal(answer: _Answer, endpoint: Endpoint) -> Exception:
     if status in (429, 503):
         return _Busy()
     if status == 404 and endpoint.path != wire.SCORE_PATH:
-        # A warm pod whose model has just been unloaded, or whose process is a new one.
-        return _Busy()
+        # Its model has just been unloaded, or its process is a new one.
+        return _Unloaded()
     if status in (400, 422, 504):
         try:
             error = _error_decoder.decode(answer.body)

@@ -44,6 +44,14 @@ class Load:
     capacity: float | None = None
     """Tokens/s that it said last that it can score; None: it has not said."""
 
+    def paused(self, now: float) -> bool:
+        """It gets nothing now."""
+        return self.retry_at > now
+
+    def broken(self, now: float) -> bool:
+        """It gets nothing now, for it did not answer as a worker does; one that is busy will soon."""
+        return self.on_trial and self.paused(now)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -78,11 +86,12 @@ class Pool:
     revision: str | None
     """None: the revisions are not told apart."""
     endpoints: Sequence[Endpoint]
+    """Those that may get something now: none while all are busy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """The healthy endpoints, split as the traffic is."""
+    """The endpoints that are not broken, split as the traffic is."""
 
     pools: Sequence[Pool]
     edges: Sequence[float]
@@ -101,17 +110,18 @@ class Pools:
 
 
 def split(route: Route, loads: Mapping[str, Load], now: float) -> Pools:
-    """Healthy endpoints by revision and traffic percent.
+    """Endpoints by revision and traffic percent.
 
-    A revision without a healthy endpoint leaves its share to the others; when no revision with traffic has one, all
-    healthy endpoints serve, for an answer by another revision is better than none.
+    A revision whose endpoints are all broken leaves its share to the others; when no revision with traffic has one that
+    is not, all endpoints serve, for an answer by another revision is better than none. One whose endpoints are busy
+    keeps its share, and its requests wait: a canary under load would else be measured by what is left of it.
     """
-    healthy = [
-        endpoint for endpoint in route.endpoints if (load := loads.get(endpoint.uid)) is None or load.retry_at <= now
-    ]
+    usable = [endpoint for endpoint in route.endpoints if not loads.get(endpoint.uid, _IDLE).broken(now)]
     by_revision: defaultdict[str, list[Endpoint]] = defaultdict(list)
-    for endpoint in [endpoint for endpoint in healthy if endpoint.ready] or healthy:
-        by_revision[endpoint.revision].append(endpoint)
+    for endpoint in [endpoint for endpoint in usable if endpoint.ready] or usable:
+        of_revision = by_revision[endpoint.revision]
+        if not loads.get(endpoint.uid, _IDLE).paused(now):
+            of_revision.append(endpoint)
     if not by_revision:
         return Pools((), ())
     shares = [

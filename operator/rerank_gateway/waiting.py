@@ -243,7 +243,8 @@ class Queue:
     def failed(self, endpoint: Endpoint, pause: float, longest_pause: float, *, broken: bool) -> None:
         """Leaves the endpoint alone for ``pause`` seconds, twice as long at each failure in a row.
 
-        ``broken``: it did not answer as a worker does, so it is tried with one request at first.
+        ``broken``: it did not answer as a worker does, so its share of the traffic goes to others meanwhile, and it is
+        tried with one request at first.
         """
         load, now = self.loads.get(endpoint.uid), self._clock()
         # What was sent before the last failure fails with it and says nothing new.
@@ -284,7 +285,7 @@ class Queue:
         now = self._clock()
         if now >= self._healthy_until:
             self._healthy = split(route, self.loads, now)
-            paused = (load.retry_at for uid, load in self.loads.items() if load.retry_at > now and uid in self._present)
+            paused = (load.retry_at for uid, load in self.loads.items() if load.paused(now) and uid in self._present)
             self._healthy_until = min(paused, default=math.inf)
         return self._healthy
 
@@ -426,7 +427,9 @@ class Queue:
             f"{route.label} has {len(self._waiting)} requests waiting (requests.queueLimit): retry later",
             retry_after=retry_after(self.queued_tokens + self.in_flight_tokens, speed),
         )
-        displaced = self._lane_of(ticket).displaced(ticket.client, ticket.priority)
+        # The limit is for all lanes: one that fills it gives a place to the other, whose requests are few.
+        fullest = max(self._lanes.values(), key=len, default=None)
+        displaced = fullest.displaced(ticket.client, ticket.priority) if fullest is not None else None
         if displaced is None:
             raise error
         self._refuse(displaced, error)

@@ -394,5 +394,5 @@ def test_the_revision_a_request_would_be_scored_by(
     by_draw: tuple[str | None, str | None],
 ) -> None:
     route = Route(Policy("ns", "rr", traffic=traffic, settled_revision=settled), endpoints)
-    loads = {uid: Load(retry_at=10.0) for uid in failing}
+    loads = {uid: Load(retry_at=10.0, on_trial=True) for uid in failing}
     assert tuple(expected_revision(route, loads, draw, 5.0) for draw in (0.1, 0.9)) == by_draw

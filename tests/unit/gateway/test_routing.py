@@ -54,14 +54,23 @@ def test_workers_of_a_silent_node_serve_only_where_no_other_is_left() -> None:
         return [pool.revision for pool in split(route, loads, now=0).pools]
 
     assert revisions(Route(policy, (ready, silent)), {}) == ["ready"]
-    assert revisions(Route(policy, (ready, silent)), {"ready": Load(retry_at=1)}) == ["silent"]
+    assert revisions(Route(policy, (ready, silent)), {"ready": Load(retry_at=1, on_trial=True)}) == ["silent"]
+    assert revisions(Route(policy, (ready, silent)), {"ready": Load(retry_at=1)}) == ["ready"], "only busy"
     assert revisions(Route(policy, (silent,)), {}) == ["silent"]
 
 
-def test_an_endpoint_is_left_alone_until_its_time() -> None:
-    route, loads = _route("a", "b", traffic=(("a", 50), ("b", 50))), {"a-0": Load(retry_at=5.0)}
-    assert [pool.revision for pool in split(route, loads, now=4.9).pools] == ["b"]
-    assert [pool.revision for pool in split(route, loads, now=5.0).pools] == ["a", "b"]
+@pytest.mark.parametrize(
+    ("load", "now", "expected"),
+    [
+        pytest.param(Load(retry_at=5.0), 4.9, [("a", 0), ("b", 1)], id="busy: its share waits for it"),
+        pytest.param(Load(retry_at=5.0, on_trial=True), 4.9, [("b", 1)], id="broken: its share goes to the others"),
+        pytest.param(Load(retry_at=5.0), 5.0, [("a", 1), ("b", 1)], id="no longer busy"),
+        pytest.param(Load(retry_at=5.0, on_trial=True), 5.0, [("a", 1), ("b", 1)], id="tried again"),
+    ],
+)
+def test_an_endpoint_is_left_alone_until_its_time(load: Load, now: float, expected: list[tuple[str, int]]) -> None:
+    pools = split(_route("a", "b", traffic=(("a", 50), ("b", 50))), {"a-0": load}, now)
+    assert [(pool.revision, len(pool.endpoints)) for pool in pools.pools] == expected
 
 
 LIMITS = Limits(requests=4, tokens=100)

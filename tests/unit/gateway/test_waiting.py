@@ -58,6 +58,38 @@ async def test_a_full_revision_does_not_hold_up_another() -> None:
     assert await held_up == ONE
 
 
+async def test_a_busy_revision_keeps_its_share_and_its_requests_their_places() -> None:
+    queue = _queue(ONE, OTHER, policy=Policy("ns", "rr", traffic=(("a", 50), ("b", 50))))
+    running = [Ticket(1, FAR, draw=0.1), Ticket(1, FAR, draw=0.9)]
+    for ticket in running:
+        await queue.acquire(ticket)
+    canary, stable = Ticket(1, FAR, draw=0.6), Ticket(1, FAR, draw=0.2)
+    tasks = [await _queued(queue, ticket) for ticket in (canary, stable)]
+    lanes = [ticket.lane for ticket in (canary, stable)]
+    queue.failed(OTHER, 60, 60, broken=False)
+    queue.release(running[1], OTHER)
+    assert [ticket.lane for ticket in (canary, stable)] == lanes, "a pause sorts nobody anew"
+    queue.release(running[0], ONE)
+    assert await tasks[1] == ONE
+    queue.release(stable, ONE)
+    await asyncio.sleep(0)
+    assert not tasks[0].done(), "its revision is busy, not broken"
+    queue.succeeded(OTHER)
+    queue.update(queue.route)
+    assert await asyncio.wait_for(tasks[0], 10) == OTHER
+    assert canary.lane is lanes[0]
+
+
+async def test_a_broken_revision_leaves_its_requests_to_the_others() -> None:
+    queue = _queue(ONE, OTHER, policy=Policy("ns", "rr", traffic=(("a", 50), ("b", 50))))
+    running = Ticket(1, FAR, draw=0.9)
+    await queue.acquire(running)
+    canary = await _queued(queue, Ticket(1, FAR, draw=0.6))
+    queue.failed(OTHER, 60, 60, broken=True)
+    queue.release(running, OTHER)
+    assert await asyncio.wait_for(canary, 10) == ONE
+
+
 async def test_a_failed_endpoint_pauses_twice_as_long_each_time_and_success_clears_it() -> None:
     now = 100.0
     queue = Queue(Route(Policy("ns", "rr"), (ONE,)), Limits(), lambda: now)
@@ -218,6 +250,22 @@ async def test_a_full_queue_makes_room_for_another_client_and_for_high_priority(
         await greedy[1]
     assert queue.waiting == queue.queued_tokens == 3
     for task in (greedy[0], modest, urgent):
+        assert not task.done()
+        task.cancel()
+
+
+async def test_a_full_queue_makes_room_where_most_wait() -> None:
+    """The limit is for all revisions: else one client that fills it with another's requests shuts this one out."""
+    queue = _queue(ONE, OTHER, policy=Policy("ns", "rr", queue_limit=3, traffic=(("a", 90), ("b", 10))))
+    for draw in (0.1, 0.99):
+        await queue.acquire(Ticket(1, FAR, draw=draw))
+    greedy = [await _queued(queue, Ticket(1, FAR, draw=0.1, client="greedy")) for _ in range(3)]
+    modest = asyncio.create_task(queue.acquire(Ticket(1, FAR, draw=0.99, client="modest")))
+    with pytest.raises(ApiError) as caught:
+        await greedy[2]
+    assert caught.value.status == 429
+    assert queue.waiting == 3
+    for task in (*greedy[:2], modest):
         assert not task.done()
         task.cancel()
 
