@@ -47,6 +47,8 @@ class Facts(msgspec.Struct, frozen=True):
     serving_trouble: Diagnosis | None = None
     verdict: Verdict | None = None
     """What scaling comes to; None: the object is not understood."""
+    last_trouble: Diagnosis | None = None
+    """Why workers of the target could not serve when there last were any."""
 
     @property
     def loaners(self) -> int:
@@ -101,7 +103,12 @@ def _none_wanted(facts: Facts) -> Answer | None:
             "NoReplicasRequested",
             "there is no demand: the next request starts a worker, and is held until then",
         )
-    return "False", "NoReplicasRequested", "spec.replicas and spec.scaling ask for no worker: raise spec.replicas"
+    holder = _HOLDERS.get(facts.verdict.mode) if facts.verdict is not None else None
+    if holder is None or (facts.verdict is not None and facts.verdict.mode == "ByHand"):
+        why = "spec.replicas and spec.scaling ask for no worker: raise spec.replicas"
+    else:
+        why = f"{holder}, and there are none: requests wait in vain"
+    return "False", "NoReplicasRequested", why
 
 
 def _serving(facts: Facts) -> Answer | None:
@@ -141,6 +148,9 @@ def _taken_back(facts: Facts) -> Answer | None:
 
 
 def _rolling_out(facts: Facts) -> Answer | None:
+    if facts.desired == 0 and facts.current is not None and facts.target != facts.current:
+        note = f"revision {facts.target} has not served yet; until it does, revision {facts.current} is what serves"
+        return "True", "RollingOut", note
     if facts.desired == 0 or (facts.target == facts.current and facts.target_ready >= facts.desired):
         return None
     reason = "WaitingForWorkers" if facts.target == facts.current else "RollingOut"
@@ -171,6 +181,18 @@ def _degraded_rejection(facts: Facts) -> Answer | None:
 def _degraded_trouble(facts: Facts) -> Answer | None:
     trouble = facts.target_trouble or facts.serving_trouble
     return ("True", trouble.reason, trouble.message) if trouble and facts.desired > 0 else None
+
+
+def _degraded_policy(facts: Facts) -> Answer | None:
+    invalid = facts.verdict.invalid if facts.verdict is not None else None
+    return ("True", "InvalidPolicy", invalid) if invalid is not None else None
+
+
+def _degraded_last_time(facts: Facts) -> Answer | None:
+    """Without workers nothing shows it any more, and the next request would find it again."""
+    if facts.last_trouble is None or facts.desired > 0 or facts.suspended:
+        return None
+    return "True", facts.last_trouble.reason, facts.last_trouble.message
 
 
 def _healthy(facts: Facts) -> Answer | None:
@@ -252,7 +274,14 @@ def scaling_message(verdict: Verdict) -> str:
 _CHAINS: dict[str, tuple[Check, ...]] = {
     READY: (_suspended, _none_wanted, _serving, _unheard, _not_ready_trouble, _waiting),
     PROGRESSING: (_suspended, _cannot_roll_out, _taken_back, _none_wanted, _rolling_out, _updating, _rolled_out),
-    DEGRADED: (_degraded_problem, _degraded_rejection, _degraded_trouble, _healthy),
+    DEGRADED: (
+        _degraded_problem,
+        _degraded_rejection,
+        _degraded_trouble,
+        _degraded_policy,
+        _degraded_last_time,
+        _healthy,
+    ),
     SCALING: (
         _scaling_suspended,
         _scaling_not_understood,

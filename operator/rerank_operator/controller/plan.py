@@ -31,6 +31,8 @@ KEPT_REVISIONS = 10
 """ControllerRevisions kept for going back, beside those in use."""
 OVERDUE_SECONDS = 30.0
 """A worker that should have ended so long ago is on a node that is lost, and makes no room."""
+OWN_TROUBLES = frozenset({"ModelLoadFailed", "CrashLooping", "ImagePullFailed", "OutOfMemory"})
+"""Reasons that lie in the revision: the next worker of it would find the same."""
 PATIENCE_SECONDS = 10.0
 """How long a new worker waits for room before an old one makes it: a pod that is ending may do so first."""
 
@@ -168,12 +170,21 @@ class _Planner:
             problem=self.problem,
             target_trouble=self.trouble,
             serving_trouble=self._diagnose(serving) if serving and serving != self.target else None,
+            last_trouble=self._last_trouble(),
         )
         status, told = _tell(self.observed, facts, handover.traffic, handover.complete, self.now)
         return Plan(tuple(actions), status, told, look_again)
 
     def _diagnose(self, revision: str) -> Diagnosis | None:
         return diagnose(_pods_of(self.observed.pods, revision), self.deployments.get(revision))
+
+    def _last_trouble(self) -> Diagnosis | None:
+        """What the status says of the same revision, where that is the revision's own fault."""
+        status = self.observed.status
+        if status.get("updatedRevision") != self.target:
+            return None
+        told = [c for c in status.get("conditions", ()) if c["type"] == conditions.DEGRADED and c["status"] == "True"]
+        return next((Diagnosis(c["reason"], c["message"]) for c in told if c["reason"] in OWN_TROUBLES), None)
 
     # --- who serves, with how many ---
 
@@ -193,7 +204,8 @@ class _Planner:
             for view in _views(self.observed, self._restorable(), self.now)
         ]
         rejected = self._rejected(views)
-        decided = hand_over(self.target, self.current, self.desired, views, rejected=rejected is not None)
+        taken_back, warm = rejected is not None, self.verdict.warm
+        decided = hand_over(self.target, self.current, self.desired, views, rejected=taken_back, warm=warm)
         return decided, rejected, look_again
 
     def _waiting(self, old: RevisionView) -> int:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from rerank_api.reranker import Metadata, RejectedRevision
+from rerank_api.reranker import Metadata, RejectedRevision, ScalingState
 from rerank_operator.controller.conditions import Facts, Problem, judge
 from rerank_operator.controller.diagnose import Diagnosis
 from rerank_operator.controller.events import Allowance, Event, manifest, transitions
@@ -48,6 +48,11 @@ STOPPED = SERVING | {"suspended": True, "desired": 0}
         (SERVING | {"ready": 1, "target_ready": 1, "unheard": 1, "target_trouble": SILENT},
          "True Serving", "True WaitingForWorkers", "True NodeSilent"),
         (BROKEN | {"desired": 0}, "False NoReplicasRequested", "False NoReplicasRequested", "False Healthy"),
+        # Regression: a model that cannot be loaded was forgotten as soon as its last worker had gone for idleness.
+        (BROKEN | {"desired": 0, "target_trouble": None, "last_trouble": LOAD},
+         "False NoReplicasRequested", "False NoReplicasRequested", "True ModelLoadFailed"),
+        (SERVING | {"last_trouble": LOAD}, "True Serving", "False RolloutComplete", "False Healthy"),
+        (STOPPED | {"last_trouble": LOAD}, "False Suspended", "False Suspended", "False Healthy"),
     ],
 )  # fmt: skip
 def test_conditions(facts: dict[str, Any], ready: str, progressing: str, degraded: str):
@@ -66,6 +71,27 @@ def test_a_reranker_that_warm_pods_serve_is_ready():
         "0 of 0 workers are ready, and 2 warm pods serve",
     )
     assert judged["Progressing"].status == "False"
+
+
+def test_a_revision_that_has_not_served_is_not_rolled_out_though_warm_pods_serve():
+    """Regression: they served the old revision, and RolloutComplete named the new one as what runs."""
+    lent = Verdict("Auto", replicas=0, loaners=1, serving=1)
+    judged = {c.type: c for c in judge(Facts(desired=0, ready=0, target="b", current="a", verdict=lent), [], 1, NOW)}
+    assert (judged["Progressing"].status, judged["Progressing"].reason) == ("True", "RollingOut")
+    assert "revision b has not served yet" in judged["Progressing"].message
+
+
+def test_a_policy_that_cannot_be_followed_needs_a_person():
+    odd = Verdict("Auto", replicas=1, invalid="spec.scaling.schedules[0].timezone: 'Mars' is not a time zone")
+    judged = {c.type: c for c in judge(Facts(**SERVING, verdict=odd), [], 1, NOW)}
+    assert (judged["Degraded"].status, judged["Degraded"].reason) == ("True", "InvalidPolicy")
+
+
+@pytest.mark.parametrize(("mode", "said"), [("Recommend", "scaling.mode is recommend"), ("Paused", "scaling-paused")])
+def test_at_zero_the_one_who_holds_it_there_is_named(mode: ScalingState, said: str):
+    facts = Facts(desired=0, ready=0, target="a", current="a", verdict=Verdict(mode, replicas=0))
+    judged = {c.type: c for c in judge(facts, [], 1, NOW)}
+    assert said in judged["Ready"].message
 
 
 def test_the_worker_s_words_are_the_message():
