@@ -8,6 +8,7 @@ the first look. Only who leads looks, and forgets all when it does not any more.
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -233,6 +234,7 @@ class Scaler:
             decision=decision,
             invalid=known.invalid,
             serving=serving,
+            warm=Counter(pod.loan.revision for pod in warm.loans(key[1]) if pod.serves and pod.loan is not None),
             short=short,
             queued=told.demand.queued if told.sent is not None or told.demand.complete else None,
             capacity=known.capacity,

@@ -28,6 +28,8 @@ class Verdict(msgspec.Struct, frozen=True):
     """Why spec.scaling cannot be followed; the numbers stay as they are."""
     serving: int = 0
     """Warm pods that serve it now."""
+    warm: Mapping[str, int] = {}
+    """The same by revision."""
     queued: int | None = None
     capacity: float | None = None
     start_seconds: float | None = None

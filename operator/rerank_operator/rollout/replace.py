@@ -5,10 +5,13 @@ the one exception is the replica that is freed when the new revision finds no ro
 before the first has paid off, and never send traffic to a revision without a ready worker while another has one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 from rerank_api.reranker import TrafficShare
+
+NO_PODS: Mapping[str, int] = MappingProxyType({})
 
 
 class RevisionView(msgspec.Struct, frozen=True):
@@ -45,13 +48,21 @@ class Handover(msgspec.Struct, frozen=True):
 
 
 def hand_over(
-    target: str, current: str | None, desired: int, revisions: Sequence[RevisionView], *, rejected: bool = False
+    target: str,
+    current: str | None,
+    desired: int,
+    revisions: Sequence[RevisionView],
+    *,
+    rejected: bool = False,
+    warm: Mapping[str, int] = NO_PODS,
 ) -> Handover:
-    """``revisions``: newest first; the target may be among them. ``rejected``: the target is not to be tried."""
+    """``revisions``: newest first; the target may be among them. ``rejected``: the target is not to be tried.
+    ``warm``: warm pods that serve, by revision; they get requests too, and stand in for no replica.
+    """
     new = next((view for view in revisions if view.revision == target), RevisionView(target))
     old = [view for view in revisions if view.revision != target]
     if rejected and old:
-        return _restore(new, _serving_first(old, current), desired)
+        return _restore(new, _serving_first(old, current), desired, warm)
     old = _serving_first(old, current)
     lent, fits = any(view.lent for view in old), next((view.fits for view in old if view.lent), None)
     if not lent and _stuck(new, old, desired - new.ready, current):
@@ -62,10 +73,12 @@ def hand_over(
     if desired == 0:
         # Who served is who serves again: at zero the target has not shown that it can.
         known = current == target or any(view.revision == current for view in old)
-        return Handover(none | {target: 0}, current if known else None, current == target, share_traffic([new, *old]))
+        return Handover(
+            none | {target: 0}, current if known else None, current == target, share_traffic([new, *old], warm)
+        )
     if new.ready >= goal or not old:
         serving = target if current == target or old or new.ready else current
-        return Handover(none | {target: desired}, serving, new.ready >= goal, share_traffic([new, *old]))
+        return Handover(none | {target: desired}, serving, new.ready >= goal, share_traffic([new, *old], warm))
 
     needed = goal - new.ready - lent
     if current is None and not any(view.ready for view in old):
@@ -73,7 +86,7 @@ def hand_over(
     replicas = _spread(needed, old, grow=current != target)
     lent_by = old[0].revision if lent else None
     serving = target if current == target else old[0].revision if current or old[0].ready else None
-    traffic = share_traffic([new, *old])
+    traffic = share_traffic([new, *old], warm)
     return Handover(replicas | {target: desired}, serving, False, traffic, lent_by, fits if lent else None)
 
 
@@ -92,9 +105,10 @@ def _stuck(new: RevisionView, old: list[RevisionView], missing: int, current: st
     return known and (replicas <= missing if current == new.revision else replicas == missing)
 
 
-def _restore(new: RevisionView, old: list[RevisionView], desired: int) -> Handover:
+def _restore(new: RevisionView, old: list[RevisionView], desired: int, warm: Mapping[str, int]) -> Handover:
     """Everything back to the revision that served; the rejected one goes to zero."""
-    traffic = share_traffic(old if any(view.ready for view in old) else [new])
+    traffic = share_traffic(old, {revision: pods for revision, pods in warm.items() if revision != new.revision})
+    traffic = traffic or share_traffic([new], warm)
     return Handover(_spread(desired, old) | {new.revision: 0}, old[0].revision, False, traffic)
 
 
@@ -117,12 +131,17 @@ def _spread(needed: int, old: list[RevisionView], grow: bool = True) -> dict[str
     return replicas
 
 
-def share_traffic(revisions: Sequence[RevisionView]) -> tuple[TrafficShare, ...]:
-    """Percent by ready workers, adding up to 100 (largest remainders first); empty while none is ready."""
-    ready = [view for view in revisions if view.ready > 0]
-    total = sum(view.ready for view in ready)
-    shares = {view.revision: view.ready * 100 // total for view in ready}
-    by_remainder = sorted(ready, key=lambda view: -(view.ready * 100 % total))
-    for view in by_remainder[: 100 - sum(shares.values())]:
-        shares[view.revision] += 1
+def share_traffic(revisions: Sequence[RevisionView], warm: Mapping[str, int] = NO_PODS) -> tuple[TrafficShare, ...]:
+    """Percent by ready workers, own and ``warm`` (by revision, whether it is among ``revisions`` or not), adding up to
+    100 (largest remainders first); empty while none is ready."""
+    own = {view.revision: view.ready for view in revisions}
+    serving = {
+        revision: own.get(revision, 0) + warm.get(revision, 0) for revision in [*own, *sorted(warm.keys() - own)]
+    }
+    ready = {revision: count for revision, count in serving.items() if count > 0}
+    total = sum(ready.values())
+    shares = {revision: count * 100 // total for revision, count in ready.items()}
+    by_remainder = sorted(ready, key=lambda revision: -(ready[revision] * 100 % total))
+    for revision in by_remainder[: 100 - sum(shares.values())]:
+        shares[revision] += 1
     return tuple(TrafficShare(revision, percent) for revision, percent in sorted(shares.items()) if percent)

@@ -151,7 +151,8 @@ class World:
 
     def pods(self, revision: str | None = None) -> list[dict[str, Any]]:
         pods = self.store.children(PODS, KEY)
-        return [p for p in pods if revision in (None, p["metadata"]["labels"][names.LABEL_REVISION])]
+        found = [(p["metadata"]["labels"].get(names.LABEL_REVISION), p) for p in pods]
+        return [p for label, p in found if label is not None and revision in (None, label)]  # others are warm pods
 
     def ready(self, revision: str | None = None) -> int:
         return sum(p["status"]["conditions"][0]["status"] == "True" for p in self.pods(revision))

@@ -101,6 +101,30 @@ def test_traffic_follows_ready_workers(ready: dict[str, int], shares: dict[str, 
     assert {share.revision: share.percent for share in found} == shares
 
 
+@pytest.mark.parametrize(
+    ("current", "views", "warm", "rejected", "shares"),
+    [
+        # Regression: three warm pods of the old revision counted as capacity, and the one new worker got everything.
+        pytest.param("new", [view("new", 1, 1), view("old", 0, 0)], {"old": 3}, False, {"new": 25, "old": 75}, id="go"),
+        pytest.param(
+            "old", [view("new", 2, 1), view("old", 1, 1)], {"old": 2}, False, {"new": 25, "old": 75}, id="mix"
+        ),
+        pytest.param(
+            "new", [view("new", 1, 1)], {"old": 1}, False, {"new": 50, "old": 50}, id="no Deployment any more"
+        ),
+        pytest.param("new", [view("new")], {"new": 2}, False, {"new": 100}, id="warm pods alone"),
+        pytest.param("old", [view("new", 1, 1), view("old")], {"old": 1, "new": 1}, True, {"old": 100}, id="rejected"),
+        pytest.param("old", [view("new", 1, 1), view("old")], {"new": 1}, True, {"new": 100}, id="rejected, none else"),
+    ],
+)
+def test_warm_pods_have_their_share(
+    current: str, views: list[RevisionView], warm: dict[str, int], rejected: bool, shares: dict[str, int]
+):
+    decided = hand_over("new", current, 1, views, rejected=rejected, warm=warm)
+    assert {share.revision: share.percent for share in decided.traffic} == shares
+    assert decided.replicas == hand_over("new", current, 1, views, rejected=rejected).replicas
+
+
 counts = st.integers(0, 8)
 views = st.lists(
     st.builds(

@@ -12,6 +12,7 @@ from rerank_operator.controller.scaler import ASLEEP_STATUS_SECONDS, STATUS_SECO
 from rerank_operator.controller.verdict import Verdict
 from rerank_operator.demand.totals import Totals
 from rerank_operator.scaling.decide import Memory
+from rerank_operator.warm.observe import Loan
 from unit.operator.build import KEY, MODEL_A, MODEL_B, NAME, NAMESPACE, PODS, RERANKERS, WORKER, World
 from unit.operator.warm.pool import pod_body
 
@@ -458,3 +459,17 @@ def test_why_warm_pods_are_missing_is_written_when_it_begins_and_later_changes_w
     assert "pods 6" in world.scaling["message"] or "pods 5" in world.scaling["message"]
     world.scaler.short = lambda _: None
     assert world.step().status is not None
+
+
+def test_warm_pods_of_the_revision_before_have_their_share_until_they_have_loaded_the_new_one():
+    world = awake(scaling={"warmPool": "shared"})
+    old = world.pods()[0]["metadata"]["labels"][names.LABEL_REVISION]
+    for index in range(3):
+        world.put(PODS, pod_body(index, loan=Loan(NAME, old, world.now, "a model")))
+    new = world.want(MODEL_B, scaling={"warmPool": "shared"})
+    world.step()
+    assert world.status["traffic"] == [{"revision": old, "percent": 100}]
+    world.run_one_pod()
+    world.step()
+    shares = {share["revision"]: share["percent"] for share in world.status["traffic"]}
+    assert shares == {old: 80, new: 20}
