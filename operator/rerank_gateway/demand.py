@@ -1,7 +1,8 @@
 """The demand of every Reranker at this gateway, told to whoever reads the stream: types in rerank_api.demand.
 
 A reader gets states, not events: a line is made when the reader can take it, from what is true then. So nothing is
-buffered for a slow reader, and one that is frozen is let go. Counts only what queues say; decides nothing.
+buffered for a slow reader, and one that is frozen is let go. Anyone who reaches the port may read, so one address can
+never take the places of the others. Counts only what queues say; decides nothing.
 """
 
 import asyncio
@@ -9,9 +10,9 @@ import contextlib
 import logging
 import socket
 import uuid
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 from rerank_api.demand import DEMAND_CONTENT_TYPE, DEMAND_PATH, DemandLine, RerankerDemand, encode_line
@@ -28,6 +29,8 @@ HEARTBEAT = 0.9
 # A reader that takes nothing for so long is frozen or gone; it may come again.
 WRITE_TIMEOUT = 10.0
 MAX_READERS = 32
+# An operator has one; a second while it believes the first to be dead, and the rest is for people who look.
+MAX_READERS_OF_ADDRESS = 4
 # What the kernel may hold of lines that are on their way: beyond it a slow reader would be told of long ago.
 SEND_BUFFER = 2**16
 # Deleted Rerankers whose counters are kept, should they be made again.
@@ -52,6 +55,13 @@ class _Past:
         self.queue = queue
 
 
+@dataclass(slots=True, eq=False)
+class _Reader:
+    address: str
+    transport: asyncio.Transport | None
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Demand:
     def __init__(self, queues: Queues, wall: Callable[[], float]) -> None:
         self.gateway = uuid.uuid4().hex
@@ -65,12 +75,13 @@ class Demand:
         self._changed_at: dict[Key, int] = {}
         """The version in which each state became what it is."""
         self._version = 0
-        self._wakes: set[asyncio.Event] = set()
+        self._readers: dict[_Reader, None] = {}
+        """The oldest first."""
         self._closing = asyncio.Event()
 
     @property
     def readers(self) -> int:
-        return len(self._wakes)
+        return len(self._readers)
 
     def touched(self, queue: Queue) -> None:
         """For each change of a queue."""
@@ -112,23 +123,20 @@ class Demand:
     def close(self) -> None:
         """Every reader gets a last line, and its stream ends. There are no new ones."""
         self._closing.set()
-        for wake in self._wakes:
-            wake.set()
+        for reader in self._readers:
+            reader.wake.set()
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """Lines until the reader goes, or ``close``. Raises ApiError 503 when closed, or when too many read."""
+        """Lines until the reader goes, ``close``, or its address opens too many. Raises ApiError 503 when closed, or
+        when too many read."""
         if self._closing.is_set():
             raise ApiError(503, "shutting_down", "the gateway is going down: read at another one", retry_after=1)
-        if self.readers >= MAX_READERS:
-            message = f"{self.readers} streams of demand are open, which is the most there may be: close one"
-            raise ApiError(503, "too_many_readers", message, retry_after=1)
-        wake = asyncio.Event()
-        self._wakes.add(wake)
+        reader = self._admit(request)
         response = web.StreamResponse(headers={"Content-Type": DEMAND_CONTENT_TYPE, "Cache-Control": "no-store"})
         try:
             _keep_little(request.transport)
             await response.prepare(request)
-            await self._tell(request, response, wake)
+            await self._tell(request, response, reader.wake)
         except TimeoutError:
             log.warning("a reader of the demand took nothing for %.0f s and is let go", WRITE_TIMEOUT)
             if request.transport is not None:
@@ -136,8 +144,36 @@ class Demand:
         except ConnectionError:
             log.debug("a reader of the demand went away")
         finally:
-            self._wakes.discard(wake)
+            self._readers.pop(reader, None)
         return response
+
+    def _admit(self, request: web.Request) -> _Reader:
+        """Ends the oldest stream of an address that has too many, and when all places are taken, of the one that has
+        most. Raises ApiError 503 when each has one."""
+        reader = _Reader(request.remote or "", request.transport)
+        by_address: defaultdict[str, list[_Reader]] = defaultdict(list)
+        for other in self._readers:
+            by_address[other.address].append(other)
+        own = by_address[reader.address]
+        if len(own) >= MAX_READERS_OF_ADDRESS:
+            self._end(own[0])
+        elif self.readers >= MAX_READERS:
+            most = max(by_address.values(), key=len)
+            if len(most) <= len(own) + 1:
+                message = f"{self.readers} streams of demand are open, which is the most there may be: close one"
+                raise ApiError(503, "too_many_readers", message, retry_after=1)
+            self._end(most[0])
+        self._readers[reader] = None
+        return reader
+
+    def _end(self, reader: _Reader) -> None:
+        """At once: a last line would wait for a reader that does not read, and so would what it holds."""
+        log.info(
+            "a stream of demand to %s ends: more were opened from there, up to the most there may be", reader.address
+        )
+        del self._readers[reader]
+        if reader.transport is not None:
+            reader.transport.abort()
 
     async def _tell(self, request: web.Request, response: web.StreamResponse, wake: asyncio.Event) -> None:
         since: int | None = None
@@ -164,8 +200,8 @@ class Demand:
 
     def _touch(self, key: Key) -> None:
         self._touched.add(key)
-        for wake in self._wakes:
-            wake.set()
+        for reader in self._readers:
+            reader.wake.set()
 
     def _look(self, key: Key) -> RerankerDemand:
         namespace, name = key

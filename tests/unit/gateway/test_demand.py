@@ -1,10 +1,11 @@
 """The stream of demand: what it tells, when, to whom, and what it does about readers that do not read."""
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 import pytest
@@ -43,16 +44,21 @@ class Told:
 
 
 @asynccontextmanager
-async def reading(house: House) -> AsyncGenerator[Told]:
-    """Reads the stream until the block ends."""
+async def reading(house: House, address: str = "127.0.0.1") -> AsyncGenerator[Told]:
+    """Reads the stream from that address until the block ends."""
     told = Told()
 
     async def read() -> None:
         limits = aiohttp.ClientTimeout(total=None)
-        async with house.client.get(house.admin_url + DEMAND_PATH, timeout=limits) as response:
+        connector = aiohttp.TCPConnector(local_addr=(address, 0))
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=limits) as client,
+            client.get(house.admin_url + DEMAND_PATH) as response,
+        ):
             assert response.status == 200
-            async for line in response.content:
-                told.take(decode_line(line))
+            with contextlib.suppress(aiohttp.ClientError):
+                async for line in response.content:
+                    told.take(decode_line(line))
         told.ended = True
 
     task = asyncio.create_task(read())
@@ -154,9 +160,53 @@ async def test_many_readers_are_told_the_same(house: House) -> None:
 
 async def test_too_many_readers_are_refused(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demand_module, "MAX_READERS", 1)
-    async with reading(house), house.client.get(house.admin_url + DEMAND_PATH) as response:
+    async with reading(house, "127.0.0.2") as told, house.client.get(house.admin_url + DEMAND_PATH) as response:
         assert response.status == 503
         assert (await response.json())["error"]["code"] == "too_many_readers"
+        assert not told.ended
+
+
+async def test_an_address_that_opens_more_and_more_streams_loses_its_oldest_and_nobody_elses(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anyone may read; 32 streams of any pod would else keep the operator out for ever, and nothing would wake."""
+    monkeypatch.setattr(demand_module, "MAX_READERS_OF_ADDRESS", 2)
+    async with AsyncExitStack() as stack:
+        operator = await stack.enter_async_context(reading(house))
+        greedy = [await stack.enter_async_context(reading(house, "127.0.0.2")) for _ in range(5)]
+        await until(lambda: all(told.ended for told in greedy[:3]), "the end of the oldest")
+        assert house.gateway._demand.readers == 3
+        house.source.set([house.policy, Policy("search", "other")])
+        for told in (operator, *greedy[3:]):
+            await until(lambda told=told: "other" in told.states, "those that are left are told")
+            assert not told.ended
+
+
+async def test_when_all_places_are_taken_the_address_that_has_most_gives_one(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demand_module, "MAX_READERS", 4)
+    async with AsyncExitStack() as stack:
+        greedy = [await stack.enter_async_context(reading(house, "127.0.0.2")) for _ in range(4)]
+        operator = await stack.enter_async_context(reading(house))
+        await until(lambda: greedy[0].ended, "the end of the oldest")
+        assert not any(told.ended for told in (operator, *greedy[1:]))
+        assert house.gateway._demand.readers == 4
+
+
+async def test_streams_that_nobody_reads_give_their_places_at_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demand_module, "MAX_READERS_OF_ADDRESS", 1)
+    house.source.set([Policy("search", f"reranker-{number:04}") for number in range(3000)])
+    demand, port = house.gateway._demand, house.gateway.admin_port
+    with _unread(port):
+        await until(lambda: demand.readers == 1, "the one that does not read")
+        (first,) = demand._readers
+        with _unread(port):
+            await until(lambda: first not in demand._readers, "it is let go")
+            assert demand.readers == 1
+            assert first.transport is None or first.transport.is_closing()
 
 
 async def test_only_get(house: House) -> None:
