@@ -1,9 +1,9 @@
 """The requests of one Reranker that wait for a worker, and what is outstanding at each of its workers.
 
-Who goes next is ordering.py's, which worker takes it routing.py's; here are the bounds, the deadlines and the figures
-that tell demand. Each request that comes leaves exactly once: with a worker, an error, or its client. Nothing here
-sends anything, waits without a deadline, or scans all that wait, except when workers come, go or share their traffic
-anew.
+Who goes next is ordering.py's, which worker takes it routing.py's, for how long it is held bounds.py's; here they come
+and go, and here are the figures that tell demand. Each request that comes leaves exactly once: with a worker, an error,
+or its client. Nothing here sends anything, waits without a deadline, or scans all that wait, except when workers come,
+go, break or share their traffic anew.
 """
 
 import asyncio
@@ -14,16 +14,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from statistics import median
 
-from rerank_api import wire
 from rerank_api.wire import Priority
 
-from rerank_gateway.cluster.state import Endpoint, Key, Policy, Route, RoutingTable
+from rerank_gateway.bounds import deadline, deleted, queue_full, suspended, too_late
+from rerank_gateway.cluster.state import Endpoint, Key, Route, RoutingTable
 from rerank_gateway.errors import ApiError
 from rerank_gateway.ordering import Order
 from rerank_gateway.routing import Limits, Load, Pool, Pools, least_outstanding, split
-
-SHORTEST_RETRY, LONGEST_RETRY = 1, 60
-"""Seconds of Retry-After. A client that is sent away for longer would not come back at the right time either."""
 
 DECAY = 0.98
 """What an older answer counts for when a new one comes, in ``Queue.tokens_per_estimate``."""
@@ -78,22 +75,6 @@ class Ticket:
         self.granted: asyncio.Future[Endpoint] | None = None
         self.lane: Order[Ticket] | None = None
         self.timer: asyncio.TimerHandle | None = None
-
-
-def deadline(policy: Policy, *, present: bool, since: float, arrived: float, latest: float) -> float:
-    """When a waiting request is given up. ``since``: when the last worker went or the first came (``present``).
-
-    While there is no worker it is held for wakeTimeout, from then on for timeout, each counted from the later of that
-    change and its own arrival; for both together at most, however often workers come and go.
-    """
-    held = policy.timeout if present else policy.wake_timeout
-    return min(latest, max(arrived, since) + held, arrived + policy.wake_timeout + policy.timeout)
-
-
-def retry_after(tokens: int, speed: float | None) -> int:
-    """Whole seconds until ``tokens`` are scored at ``speed`` tokens/s, within bounds; unknown: the shortest."""
-    seconds = tokens / speed if speed else 0.0
-    return min(max(math.ceil(seconds), SHORTEST_RETRY), LONGEST_RETRY)
 
 
 class Queue:
@@ -204,7 +185,7 @@ class Queue:
             self._changed()
         ticket.deadline = self._deadline(ticket, route)
         if ticket.deadline <= now:
-            raise self._too_late(ticket)
+            raise too_late(self.route, ticket.deadline, ticket.latest)
         if not retry:
             # The common case, without a future.
             endpoint = self._choose_now(ticket, route)
@@ -267,7 +248,7 @@ class Queue:
         # Who comes back starts afresh; while it has something outstanding it is still the same.
         self.loads = {uid: load for uid, load in self.loads.items() if load.requests or uid in self._present}
         if route is None or route.policy.suspended:
-            self.refuse_all(_deleted() if route is None else _suspended(route))
+            self.refuse_all(deleted() if route is None else suspended(route))
         elif bool(self._present) != there_was_one or before is None or _bounds(before) != _bounds(route):
             for ticket in self._waiting:
                 self._set_deadline(ticket, self._deadline(ticket, route))
@@ -276,9 +257,9 @@ class Queue:
 
     def _require_route(self) -> Route:
         if self.route is None:
-            raise _deleted()
+            raise deleted()
         if self.route.policy.suspended:
-            raise _suspended(self.route)
+            raise suspended(self.route)
         return self.route
 
     def _split(self, route: Route) -> Pools:
@@ -344,7 +325,7 @@ class Queue:
             if ticket.granted.done():  # its client went away; its task has not run yet
                 self._leave(ticket)
             elif ticket.deadline <= now:
-                self._refuse(ticket, self._too_late(ticket))
+                self._refuse(ticket, too_late(self.route, ticket.deadline, ticket.latest))
             elif (endpoint := self._occupy(pool, ticket, urgent)) is not None:
                 self._leave(ticket, served=True)
                 ticket.granted.set_result(endpoint)
@@ -419,14 +400,8 @@ class Queue:
 
     def _make_room(self, ticket: Ticket, route: Route) -> None:
         """Of a full queue: for a request whose client or class has less than its part. Raises ApiError 429 if not."""
-        capacity = self.capacity or route.policy.capacity
-        speed = capacity * max(1, len(route.endpoints)) if capacity is not None else None
-        error = ApiError(
-            429,
-            "queue_full",
-            f"{route.label} has {len(self._waiting)} requests waiting (requests.queueLimit): retry later",
-            retry_after=retry_after(self.queued_tokens + self.in_flight_tokens, speed),
-        )
+        tokens, capacity = self.queued_tokens + self.in_flight_tokens, self.capacity or route.policy.capacity
+        error = queue_full(route, len(self._waiting), tokens, capacity)
         # The limit is for all lanes: one that fills it gives a place to the other, whose requests are few.
         fullest = max(self._lanes.values(), key=len, default=None)
         displaced = fullest.displaced(ticket.client, ticket.priority) if fullest is not None else None
@@ -450,7 +425,7 @@ class Queue:
         ticket.timer = asyncio.get_running_loop().call_at(when, self._end_in_time, ticket)
 
     def _end_in_time(self, ticket: Ticket) -> None:
-        self._refuse(ticket, self._too_late(ticket))
+        self._refuse(ticket, too_late(self.route, ticket.deadline, ticket.latest))
         self._changed()
 
     def _wake_when_an_endpoint_is_tried_again(self) -> None:
@@ -464,18 +439,6 @@ class Queue:
         if self._on_change is not None:
             self._on_change(self)
 
-    def _too_late(self, ticket: Ticket) -> ApiError:
-        route = self.route
-        present = route is None or bool(route.endpoints)
-        bound = "requests.timeout" if present else "requests.wakeTimeout"
-        over = f"the deadline ({wire.HEADER_TIMEOUT if ticket.deadline >= ticket.latest else bound}) was over before"
-        if route is None or present:
-            why = f"{over} a worker was free: retry later, or ask for more replicas"
-        else:
-            reason = f" ({route.policy.not_ready_reason})" if route.policy.not_ready_reason else ""
-            why = f"{over} a worker of {route.label} was ready{reason}"
-        return ApiError(504, "deadline_exceeded", why)
-
 
 def _lane(pools: Pools, pool: Pool) -> str | None:
     """Where the requests of a pool wait: where it is the only one, all do, whatever its revision."""
@@ -488,14 +451,6 @@ def _uids(route: Route | None) -> frozenset[str]:
 
 def _bounds(route: Route) -> tuple[float, float]:
     return route.policy.timeout, route.policy.wake_timeout
-
-
-def _deleted() -> ApiError:
-    return ApiError(404, "model_not_found", "the Reranker was deleted", field="model")
-
-
-def _suspended(route: Route) -> ApiError:
-    return ApiError(503, "suspended", f"{route.label} is suspended (spec.suspend)", retry_after=30)
 
 
 class Queues:

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rerank_api.wire import Priority
+from rerank_gateway.bounds import deadline, retry_after
 from rerank_gateway.cluster.state import Endpoint, Policy, Route
 from rerank_gateway.errors import ApiError
 from rerank_gateway.ordering import PRIORITIES
 from rerank_gateway.routing import RELEASE_TOKENS, Limits, split
-from rerank_gateway.waiting import Queue, Queues, Ticket, deadline, retry_after
+from rerank_gateway.waiting import Queue, Queues, Ticket
 
 FAR = 1e9
 ONE = Endpoint("one", "ns", "rr", "a", "10.0.0.1")
