@@ -31,7 +31,7 @@ from rerank_operator.warm import status as pool_status
 from rerank_operator.warm.calls import Calls
 from rerank_operator.warm.loans import Claim, Loans, Release, Serve, Waiting
 from rerank_operator.warm.members import Reader
-from rerank_operator.warm.models import Load
+from rerank_operator.warm.models import Job, Load, Look
 from rerank_operator.warm.observe import WarmPod, Wish, warm_pod
 from rerank_operator.warm.plan import Observed, make_plan, observe
 from rerank_operator.warm.tokens import pool_token
@@ -156,6 +156,7 @@ class Pools:
 
     async def reconcile(self, key: Key) -> str:
         """One look at the pool, and all that follows from it. Returns how it ended."""
+        failed: BaseException | None = None
         for _ in range(ROUNDS):
             wishes = tuple(self._wishes.wishes(*key))
             known = (self._calls.workers, self._calls.failures, self._calls.running)
@@ -165,14 +166,17 @@ class Pools:
                 return "ok"
             token = pool_token(self._key, *key, observed.metadata.uid)
             plan = make_plan(observed, token, self._worker, time.time())
-            if not await self._carry_out(observed, plan.loans):
+            changed, failed = await self._carry_out(observed, plan.loans)
+            if failed is not None or not changed:
                 break
         else:
             self.queue.add(key, 0.05)  # others write as fast as we do: they get their turn first
+            self._start(key, token, plan.jobs)
             return "ok"
-        for job in plan.jobs:
-            self._calls.start(key, token, job)
+        self._start(key, token, plan.jobs)
         self._tell_waiting(key, observed, plan.loans)
+        if failed is not None:
+            raise failed  # after the loads were started: requests wait for them, and they do not need the API server
         self._count(key, observed)
         problem = await self._applier.carry_out(plan.actions, observed.metadata)
         if problem is not None:
@@ -184,6 +188,10 @@ class Pools:
         if plan.requeue_after is not None:
             self.queue.add(key, plan.requeue_after)
         return "ok" if problem is None else "refused"
+
+    def _start(self, key: Key, token: str, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self._calls.start(key, token, job)
 
     def _count(self, key: Key, observed: Observed) -> None:
         state = observed.state
@@ -232,26 +240,31 @@ class Pools:
 
     # --- loans: patches of Pods ---
 
-    async def _carry_out(self, observed: Observed, loans: Loans) -> bool:
-        """True: something has changed, so look again."""
-        steps: list[Coroutine[Any, Any, bool]] = [
-            *(self._serve(observed, step) for step in loans.serves),
-            *(self._release(observed, step) for step in loans.releases),
-            *(self._claim(observed, step) for step in loans.claims),
+    async def _carry_out(self, observed: Observed, loans: Loans) -> tuple[bool, BaseException | None]:
+        """Whether something has changed, so that it is worth another look; and what failed beyond one pod."""
+        steps: list[tuple[WarmPod, Coroutine[Any, Any, bool]]] = [
+            *((step.pod, self._serve(observed, step)) for step in loans.serves),
+            *((step.pod, self._release(observed, step)) for step in loans.releases),
+            *((step.pod, self._claim(observed, step)) for step in loans.claims),
         ]
-        if not steps:
-            return False
         slots = asyncio.Semaphore(PATCHES)
 
-        async def one(step: Coroutine[Any, Any, bool]) -> bool:
+        async def one(pod: WarmPod, step: Coroutine[Any, Any, bool]) -> bool:
             async with slots:
-                return await step
+                try:
+                    return await step
+                except ApiError as error:  # about this pod: another may be taken, and the loans of the others go on
+                    subject = {"namespace": observed.metadata.namespace, "pool": observed.metadata.name}
+                    log.warning("patch of pod %s: %s", pod.name, error, extra=subject)
+                    self._calls.refused(pod, str(error))
+                    return True
 
-        results = await asyncio.gather(*(one(step) for step in steps), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return any(results)
+        results = await asyncio.gather(*(one(*step) for step in steps), return_exceptions=True)
+        failed = [result for result in results if isinstance(result, BaseException)]
+        for error in failed:
+            if isinstance(error, NotLeader):
+                raise error
+        return any(result is True for result in results), failed[0] if failed else None
 
     async def _claim(self, observed: Observed, claim: Claim) -> bool:
         at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -329,6 +342,7 @@ class Pools:
             metrics.LOAN_CONFLICTS.labels(why).inc()
             await self._learn(namespace, pod)
             return None
+        self._calls.patched(pod.uid)
         metrics.WRITES.labels(PODS.name, why).inc()
         self._store.learned(PODS, answer)
         return warm_pod(answer, {})
@@ -349,12 +363,14 @@ class Pools:
         if self._api.fence() > 0:
             self.queue.add(key)
 
-    def _still_wanted(self, key: Key, job: Load) -> bool:
+    def _still_wanted(self, key: Key, job: Job) -> bool:
         body = self._store.get(PODS, key[0], job.pod.name)
         if body is None or body["metadata"]["uid"] != job.pod.uid:
             return False
         loan = warm_pod(body, {}).loan
-        return loan is None if job.loan is None else loan is not None and loan.since == job.loan
+        if isinstance(job, Load) and job.loan is not None:
+            return loan is not None and loan.since == job.loan
+        return loan is None or isinstance(job, Look)
 
     async def _tell_failed_load(self, key: Key, job: Load, why: str) -> None:
         body = self._store.get(RERANKERS, key[0], job.config.reranker)

@@ -1,7 +1,8 @@
 """Who gets which warm pod, who gives one back, and when a lent pod begins to serve. Pure: the caller claims.
 
 In order of arrival; a pod is lent to one Reranker at a time; a pod that is given back keeps its models. What is not
-known (no wish, a silent node) changes nothing.
+known (no wish, an object that cannot be read) changes nothing. A pod on a silent node stays lent while its Reranker
+wishes for any, but counts for nothing: another is claimed in its place.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -10,7 +11,7 @@ import msgspec
 
 from rerank_operator.scaling.pool import FreePod, pick
 from rerank_operator.warm.members import Member
-from rerank_operator.warm.models import Failures, Workers, known, place, resting
+from rerank_operator.warm.models import Failures, Workers, failed_with, known, place, refused, resting
 from rerank_operator.warm.observe import PoolState, WarmPod
 
 
@@ -66,6 +67,7 @@ def decide_loans(
     releases: list[Release] = []
     serves: list[Serve] = []
     kept: dict[str, list[WarmPod]] = {member.name: [] for member in members}
+    silent: dict[str, list[WarmPod]] = {member.name: [] for member in members}
     for pod in state.pods:
         if pod.loan is None:
             continue
@@ -73,9 +75,13 @@ def decide_loans(
         if (why := _reason_to_end(pod, member, workers, failures)) is not None:
             releases.append(Release(pod, why))
         else:
-            kept[pod.loan.reranker].append(pod)
+            (silent if pod.state.unheard else kept)[pod.loan.reranker].append(pod)
     for member in members:
         pods = kept[member.name]
+        if member.unreadable:
+            continue
+        if member.wish is not None and member.wish.loaners == 0:
+            releases.extend(Release(pod, "it is not needed any more") for pod in silent[member.name])
         if member.wish is not None and len(pods) > member.wish.loaners:
             # Who does not serve yet is missed least; then the one that came last.
             pods.sort(key=lambda pod: (not pod.serves, pod.loan.since if pod.loan else 0.0, pod.name), reverse=True)
@@ -84,7 +90,15 @@ def decide_loans(
             del pods[:surplus]
         serves.extend(serve for pod in pods if (serve := _serve(pod, member, workers)) is not None)
     claims, waiting = _claims(state, members, kept, failures, busy, now)
+    # What the API server has just refused rests, each pod by itself: the loans of the others go on.
+    releases = [release for release in releases if _patchable(release.pod, failures, now)]
+    serves = [serve for serve in serves if _patchable(serve.pod, failures, now)]
     return Loans(tuple(releases), tuple(serves), tuple(claims), waiting)
+
+
+def _patchable(pod: WarmPod, failures: Failures, now: float) -> bool:
+    refusal = failures.get(refused(pod.uid))
+    return refusal is None or now >= refusal.until
 
 
 def _reason_to_end(pod: WarmPod, member: Member | None, workers: Workers, failures: Failures) -> str | None:
@@ -92,15 +106,15 @@ def _reason_to_end(pod: WarmPod, member: Member | None, workers: Workers, failur
     assert loan is not None
     if member is None:
         return "its Reranker is gone or names the pool no more"
+    if member.unreadable:
+        return None
     if member.served is None:
         return member.problem or "its Reranker is suspended"
     if not pod.usable and not pod.state.unheard:
         return "the pod is not ready"
-    failure = failures.get(member.served.key)
-    if failure is not None and pod.uid in failure.pods and failure.at >= loan.since:
+    if failed_with(pod, failures.get(member.served.key)):
         return "the model could not be loaded"
-    silence = failures.get(place(pod.uid, ""))
-    if loan.serving is None and silence is not None and silence.at >= loan.since:
+    if loan.serving is None and failed_with(pod, failures.get(place(pod.uid, ""))):
         return "its worker does not answer"
     worker = known(pod, workers)
     if loan.serving is not None and worker is not None and loan.serving not in worker.ready:
@@ -127,7 +141,7 @@ def _claims(
     busy: Collection[str],
     now: float,
 ) -> tuple[list[Claim], dict[str, Waiting]]:
-    left = {pod.name: pod for pod in state.free if not resting(pod, failures, now)}
+    left = {pod.name: pod for pod in state.free if not resting(pod, failures, now) and _patchable(pod, failures, now)}
     waiting: dict[str, Waiting] = {}
     wishes: list[tuple[Member, int]] = []
     for member in sorted(members, key=lambda m: (m.wish.since if m.wish else 0.0, m.name)):
@@ -145,7 +159,7 @@ def _claims(
         assert served is not None
         later.discard(served.key)
         failure = failures.get(served.key)
-        tried = failure.pods if failure is not None else frozenset[str]()
+        tried = failure.pods.keys() if failure is not None else frozenset[str]()
         got = 0
         while left and got < missing:
             # Who has failed with it, and who has something else in hand, only where there is no other.

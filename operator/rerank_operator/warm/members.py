@@ -38,6 +38,8 @@ class Member(msgspec.Struct, frozen=True):
     """Why not, where a person should know. What was asked for (suspended, for example) is no problem."""
     wish: Wish | None = None
     """None: nothing has been decided for it yet."""
+    unreadable: bool = False
+    """This version of the operator does not understand what is stored: it keeps the pods that it has."""
     last_request: float = 0.0
     """Unix time; 0: none is known."""
 
@@ -93,19 +95,19 @@ def _member(body: dict[str, Any], kept: dict[str, Any] | None, spec: WarmPoolSpe
     try:
         reranker = parse_reranker(body)
     except msgspec.ValidationError as error:
-        return Member(metadata, None, f"cannot be read: {error}")
-    served, problem = _served(reranker, kept, spec)
+        return Member(metadata, None, f"cannot be read: {error}", unreadable=True)
+    revision = _revision(reranker, kept)
+    if revision is None and not reranker.spec.suspend:
+        return Member(metadata, None, "the revision that serves cannot be read", unreadable=True)
+    served, problem = _served(reranker, revision, spec)
     scaling = reranker.status.scaling
     last = _time(scaling.last_request_time) if scaling is not None else 0.0
     return Member(metadata, served, problem, last_request=last)
 
 
-def _served(reranker: Reranker, kept: dict[str, Any] | None, spec: WarmPoolSpec) -> tuple[Served | None, str | None]:
-    if reranker.spec.suspend:
+def _served(reranker: Reranker, revision: RevisionSpec | None, spec: WarmPoolSpec) -> tuple[Served | None, str | None]:
+    if reranker.spec.suspend or revision is None:
         return None, None
-    revision = _revision(reranker, kept)
-    if revision is None:
-        return None, "the revision that serves cannot be read"
     if problem := lacking(spec, revision):
         return None, problem
     namespace, name = reranker.metadata.namespace, reranker.metadata.name

@@ -46,23 +46,32 @@ class Failure(msgspec.Struct, frozen=True):
     at: float
     until: float
     message: str
-    pods: frozenset[str]
-    """Uids of the pods that have failed with it."""
+    pods: Mapping[str, float | None]
+    """Uids of the pods that have failed with it, and the time of the claim for which each did; None: it was free."""
 
 
 Failures = Mapping[str, Failure]
 """For loans by the model's key; for models that are only kept ready by ``place(uid, key)``; for everything else that
-was asked of a pod by ``place(uid, "")``."""
+was asked of a pod by ``place(uid, "")``; for patches of a Pod by ``refused(uid)``."""
 
 
 def place(uid: str, key: str) -> str:
     return f"{uid}/{key}"
 
 
+def refused(uid: str) -> str:
+    return f"{uid}!"
+
+
 def resting(pod: WarmPod, failures: Failures, now: float) -> bool:
     """Its worker has just not answered, or not taken our word: that is no model's fault."""
     rest = failures.get(place(pod.uid, ""))
     return rest is not None and now < rest.until
+
+
+def failed_with(pod: WarmPod, failure: Failure | None) -> bool:
+    """Whether it has failed in its present loan. By that loan's own name: clocks of two leaders may differ."""
+    return failure is not None and pod.loan is not None and failure.pods.get(pod.uid) == pod.loan.since
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -90,6 +99,13 @@ class Unload(msgspec.Struct, frozen=True):
 
 
 Job = Look | Load | Unload
+
+
+def gives_way(running: Job, claimed: float | None) -> bool:
+    """Whether a call in hand must not hold up the load for the loan that was claimed at that time."""
+    if claimed is None or isinstance(running, Look):
+        return False
+    return isinstance(running, Unload) or running.loan != claimed
 
 
 def known(pod: WarmPod, workers: Workers) -> Worker | None:
@@ -123,19 +139,22 @@ def jobs(
     running: Mapping[str, Job],
     now: float,
 ) -> tuple[Job, ...]:
-    """What to ask of workers now: one thing at most of each that has nothing in hand (``running``, by uid)."""
+    """What to ask of workers now: one thing at most of each that has nothing in hand (``running``, by uid), or has only
+    what gives way to its loan."""
     by_name = {member.name: member for member in members}
     wanted = kept(members, spec)
-    in_hand = [running[pod.uid] for pod in state.pods if pod.uid in running]  # other pools have theirs
+    in_hand = [running[pod.uid] for pod in state.free if pod.uid in running]  # other pools have theirs
     filling = sum(isinstance(job, Load) and job.loan is None for job in in_hand)
     # Who claims a pod that is loading something else must wait for that: never all of them at a time.
     most_filling = max(1, len(state.free) // 2)
     asked: list[Job] = []
     for pod in state.pods:
-        if not pod.usable or pod.uid in running:
+        in_the_way = running.get(pod.uid)
+        claimed = pod.loan.since if pod.loan is not None else None
+        if not pod.usable or (in_the_way is not None and not gives_way(in_the_way, claimed)):
             continue
         worker, rests = known(pod, workers), resting(pod, failures, now)
-        if worker is None and not rests:
+        if worker is None and not rests and in_the_way is None:
             asked.append(Look(pod))
             continue
         if rests and (pod.loan is None or pod.loan.serving is not None):
@@ -143,13 +162,13 @@ def jobs(
         worker = worker or Worker(pod.restarts, now)
         if pod.loan is not None:
             member = by_name.get(pod.loan.reranker)
-            job = _load_for_loan(pod, worker, member, members, spec, wanted)
+            job = _load_for_loan(pod, worker, member, members, spec, wanted, failures, in_the_way)
         else:
             job = _unload_unused(pod, worker, members)
             if job is None and filling < most_filling:
                 job = _keep_ready(pod, worker, members, spec, wanted, failures, now)
                 filling += job is not None
-        if job is None and now - worker.asked >= LOOK_SECONDS:
+        if job is None and in_the_way is None and now - worker.asked >= LOOK_SECONDS:
             job = Look(pod)
         if job is not None:
             asked.append(job)
@@ -164,15 +183,22 @@ def _load_for_loan(
     members: Sequence[Member],
     spec: WarmPoolSpec,
     wanted: Sequence[Served],
+    failures: Failures,
+    in_the_way: Job | None,
 ) -> Job | None:
     if member is None or member.served is None or pod.loan is None:
         return None
     served, since = member.served, pod.loan.since
+    silent = pod.loan.serving is None and failed_with(pod, failures.get(place(pod.uid, "")))
+    if silent or failed_with(pod, failures.get(served.key)):
+        return None  # the loan is to end
     if worker.loaded == (served.key, since):
         return None
     if pod.loan.serving == served.key and served.key in worker.ready:
         return None  # a leader before us has seen to it
     giving_way = _giving_way(pod, worker, served.key, members, wanted)
+    if isinstance(in_the_way, Load) and in_the_way.key not in (served.key, pod.loan.serving, *giving_way):
+        giving_way = (*giving_way, in_the_way.key)  # its load goes on in the worker, and may take the room
     return Load(pod, served.key, served.config, giving_way, spec.max_models_per_pod, since)
 
 

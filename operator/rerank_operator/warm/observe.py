@@ -79,8 +79,11 @@ class PoolState(msgspec.Struct, frozen=True):
         return sum(pod.serves for pod in self.loans(reranker))
 
     def claiming(self, reranker: str) -> int:
-        """Claimed and not serving (yet, or for a while: a worker that has crashed loads again)."""
-        return sum(not pod.serves for pod in self.loans(reranker))
+        """Claimed and not serving (yet, or for a while: a worker that has crashed loads again).
+
+        Not those on silent nodes: nobody knows whether they come back, and whoever counts on them waits in vain.
+        """
+        return sum(not pod.serves and not pod.state.unheard for pod in self.loans(reranker))
 
 
 Models = Mapping[str, frozenset[str]]

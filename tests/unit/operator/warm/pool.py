@@ -138,11 +138,13 @@ def member(
     last_request: float = 0.0,
     able: bool = True,
     problem: str | None = None,
+    unreadable: bool = False,
 ) -> Member:
     return Member(
         metadata=Metadata(name=name, namespace=NAMESPACE, uid=f"uid-{name}"),
         served=served(name, revision) if able else None,
         problem=problem,
+        unreadable=unreadable,
         wish=None if wish is None else Wish((NAMESPACE, name), wish, since),
         last_request=last_request,
     )

@@ -12,7 +12,9 @@ import pytest
 from aiohttp import web
 from rerank_api import names, wire
 from rerank_operator.controller.kinds import Key
-from rerank_operator.warm.calls import Calls
+from rerank_operator.warm import calls
+from rerank_operator.warm.admin import ModelFact
+from rerank_operator.warm.calls import OTHER_CALLS, Calls
 from rerank_operator.warm.models import Job, Load, Look, Unload, Worker, place
 from rerank_operator.warm.observe import WarmPod
 from unit.operator.warm.pool import KEY, NOW, holding, model, pod, served
@@ -29,6 +31,10 @@ class StandIn:
         self.slow = 0
         """So many loads are answered before they are done."""
         self.refusal: tuple[int, str] | None = None
+        self.held: dict[str, asyncio.Event] = {}
+        """Models whose loads take until the event."""
+        self.loading: dict[str, int] = {}
+        """Models that still load, and for how many calls."""
         self.asked: list[str] = []
 
     def application(self) -> web.Application:
@@ -49,7 +55,9 @@ class StandIn:
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return _refused(401, "unauthorized")
         assert int(request.headers[wire.HEADER_TIMEOUT]) > 0
-        assert msgspec.json.decode(await request.read())["reranker"] == "a"
+        assert msgspec.json.decode(await request.read())["reranker"] in "ab"
+        if key in self.held:
+            await self.held[key].wait()
         if self.refusal is not None:
             return _refused(*self.refusal)
         if self.slow > 0:
@@ -63,6 +71,9 @@ class StandIn:
     async def _delete(self, request: web.Request) -> web.Response:
         key = request.match_info["key"]
         self.asked.append(f"unload {key}")
+        if self.loading.get(key, 0) > 0:
+            self.loading[key] -= 1
+            return _refused(409, "loading")
         if key not in self.models:
             return _refused(404, "not_found")
         self.models.remove(key)
@@ -80,6 +91,8 @@ async def worker() -> AsyncIterator[StandIn]:
     await runner.setup()
     await web.TCPSite(runner, ADDRESS, names.WORKER_PORT).start()
     yield found
+    for event in found.held.values():
+        event.set()
     await runner.cleanup()
 
 
@@ -89,8 +102,9 @@ class Rim:
     def __init__(self) -> None:
         self.due: asyncio.Queue[Key] = asyncio.Queue()
         self.told: list[str] = []
-        self.allowed = self.wanted = True
-        self.calls = Calls(lambda: self.allowed, self.due.put_nowait, lambda *_: self.wanted, self._failed)
+        self.allowed = True
+        self.wanted: Callable[[Job], bool] = lambda _: True
+        self.calls = Calls(lambda: self.allowed, self.due.put_nowait, lambda _, job: self.wanted(job), self._failed)
 
     async def _failed(self, _pool: Key, _job: Load, why: str) -> None:
         self.told.append(why)
@@ -154,7 +168,7 @@ async def test_what_does_not_fit_at_all_fails_and_is_told(worker: StandIn, rim: 
     worker.room = 0
     await rim.ask(load())
     assert rim.told == ["it says no_room"]
-    assert rim.calls.failures[model("a")].pods == {"uid-1"}
+    assert rim.calls.failures[model("a")].pods == {"uid-1": None}
 
 
 async def test_a_load_that_takes_longer_than_a_call_is_waited_for(worker: StandIn, rim: Rim):
@@ -165,7 +179,7 @@ async def test_a_load_that_takes_longer_than_a_call_is_waited_for(worker: StandI
 
 
 async def test_unless_nobody_wants_it_any_more(worker: StandIn, rim: Rim):
-    worker.slow, rim.wanted = 3, False
+    worker.slow, rim.wanted = 3, lambda _: not worker.asked
     await rim.ask(load())
     assert worker.asked == [f"load {model('a')}"]
     assert not rim.calls.workers
@@ -230,6 +244,83 @@ async def test_one_call_a_pod(worker: StandIn, rim: Rim):
     rim.calls.start(KEY, TOKEN, load())
     await rim.ask(Look(here()))
     assert worker.asked == [f"load {model('a')}"]
+
+
+# --- what must not wait for what ---
+
+
+def preload(name: str, where: WarmPod | None = None) -> Load:
+    return Load(where or here(), model(name), served(name).config, (), 8)
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 (the stand-in and the calls have no event for each)
+            await asyncio.sleep(0.005)
+
+
+async def test_looks_and_loads_for_loans_do_not_wait_for_preloads(worker: StandIn, rim: Rim):
+    worker.held[model("b")] = asyncio.Event()
+    for i in range(OTHER_CALLS + 1):
+        rim.calls.start(KEY, TOKEN, preload("b", msgspec.structs.replace(here(), uid=f"filling-{i}")))
+    await wait_until(lambda: worker.asked.count(f"load {model('b')}") == OTHER_CALLS)
+    await rim.ask(Look(here()))
+    assert "uid-1" in rim.calls.workers
+    await rim.ask(load())
+    assert rim.calls.workers["uid-1"].ready == {model("a")}
+
+
+async def test_what_has_waited_for_its_turn_is_not_asked_if_it_is_not_wanted_then(worker: StandIn, rim: Rim):
+    worker.held[model("b")] = asyncio.Event()
+    for i in range(OTHER_CALLS):
+        rim.calls.start(KEY, TOKEN, preload("b", msgspec.structs.replace(here(), uid=f"filling-{i}")))
+    rim.calls.start(KEY, TOKEN, preload("a"))
+    await wait_until(lambda: len(worker.asked) == OTHER_CALLS)
+    rim.wanted = lambda job: job.pod.uid != "uid-1"
+    worker.held[model("b")].set()
+    await wait_until(lambda: not rim.calls.running)
+    assert f"load {model('a')}" not in worker.asked
+
+
+async def test_a_loans_load_does_not_wait_for_what_its_pod_has_in_hand(worker: StandIn, rim: Rim):
+    rim.calls.workers["uid-1"] = holding()
+    worker.held[model("b")] = asyncio.Event()
+    rim.calls.start(KEY, TOKEN, preload("b"))
+    await wait_until(lambda: bool(worker.asked))
+    rim.calls.start(KEY, TOKEN, preload("a"))  # nothing but a loan's load takes its place
+    rim.calls.start(KEY, TOKEN, load())
+    await wait_until(lambda: not rim.calls.running)
+    assert worker.asked == [f"load {model('b')}", f"load {model('a')}"]
+    known = rim.calls.workers["uid-1"]
+    assert (known.loaded, known.asked) == ((model("a"), NOW), 0.0)  # a look is due: the other load goes on
+    assert not rim.calls.failures
+
+
+async def test_what_was_cancelled_before_it_began_does_not_stay_in_hand(worker: StandIn, rim: Rim):
+    rim.calls.start(KEY, TOKEN, load())
+    rim.calls.clear()
+    assert not rim.calls.running
+    await rim.ask(Look(here()))
+    assert worker.asked == ["list"]
+
+
+async def test_a_model_that_still_loads_is_asked_to_go_again_later(
+    worker: StandIn, rim: Rim, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(calls, "LOADING_SECONDS", 0.01)
+    worker.models, worker.room, worker.loading = [model("b")], 1, {model("b"): 2}
+    rim.calls.workers["uid-1"] = holding(model("b"))
+    await rim.ask(load(model("b")))
+    assert worker.models == [model("a")]
+    assert not rim.calls.failures
+
+
+async def test_and_is_known_to_load_until_the_next_look(worker: StandIn, rim: Rim):
+    worker.models, worker.loading = [model("b")], {model("b"): 1}
+    rim.calls.workers["uid-1"] = holding(model("b"))
+    await rim.ask(Unload(here(), model("b")))
+    assert rim.calls.workers["uid-1"].models == (ModelFact(model("b"), "loading"),)
+    assert not rim.calls.failures
 
 
 async def test_pods_that_are_gone_are_forgotten(worker: StandIn, rim: Rim):

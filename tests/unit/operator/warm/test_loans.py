@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rerank_operator.warm.loans import Loans, decide_loans
 from rerank_operator.warm.members import Member
-from rerank_operator.warm.models import Failure, Failures, Workers
+from rerank_operator.warm.models import Failure, Failures, Workers, refused
 from rerank_operator.warm.observe import PoolState, WarmPod
 from unit.operator.warm.pool import NOW, holding, lent, member, model, pod, state
 
@@ -30,8 +30,8 @@ def releases(loans: Loans) -> dict[str, str]:
     return {release.pod.name: release.why for release in loans.releases}
 
 
-def failed(*pods: str, at: float = NOW - 1, until: float = NOW - 0.5, count: int = 1) -> Failure:
-    return Failure(count, at, until, "no such file", frozenset(pods))
+def failed(*pods: str, claimed: float | None = None, until: float = NOW - 0.5) -> Failure:
+    return Failure(1, NOW - 1, until, "no such file", dict.fromkeys(pods, claimed))
 
 
 # --- claims ---
@@ -110,7 +110,7 @@ def test_what_is_not_needed_goes_back_the_newest_first_and_what_does_not_serve_y
     [
         ([], "its Reranker is gone or names the pool no more"),
         ([member("a", 1, able=False)], "its Reranker is suspended"),
-        ([member("a", 1, able=False, problem="the revision that serves cannot be read")], "cannot be read"),
+        ([member("a", 1, able=False, problem="it asks for nvidia.com/gpu: 1")], "nvidia.com/gpu"),
     ],
 )
 def test_who_must_not_be_served_gives_its_pods_back(members: list[Member], why: str):
@@ -124,15 +124,53 @@ def test_a_lent_pod_that_is_not_ready_is_given_back_and_another_claimed():
     assert claims(loans) == [("a", "pod-2")]
 
 
-def test_a_lent_pod_on_a_silent_node_is_kept():
-    pool = state(pod(1, loan=lent("a", serving=True), ready=False, unheard=True), pod(2))
-    assert decide(pool, member("a", 1)) == Loans()
+def test_a_lent_pod_on_a_silent_node_stays_lent_and_another_is_claimed_in_its_place():
+    dead = pod(1, loan=lent("a", serving=True), ready=False, unheard=True)
+    loans = decide(state(dead, pod(2)), member("a", 1))
+    assert (claims(loans), releases(loans)) == ([("a", "pod-2")], {})
+    assert (state(dead).serving("a"), state(dead).claiming("a")) == (0, 0)
+    both = state(dead, pod(2, loan=lent("a", serving=True)))
+    assert decide(both, member("a", 1)) == Loans()
+    assert releases(decide(both, member("a", 0))).keys() == {"pod-1", "pod-2"}
+    back = state(pod(1, loan=lent("a", NOW - 20, serving=True)), pod(2, loan=lent("a", NOW - 10, serving=True)))
+    assert releases(decide(back, member("a", 1))).keys() == {"pod-2"}
 
 
-def test_a_load_that_failed_ends_the_loan_that_it_was_for_and_no_later_one():
-    failures = {model("a"): failed("uid-1", at=NOW - 5, until=NOW + 10)}
+def test_a_load_that_failed_ends_the_loan_that_it_was_for_and_no_other():
+    failures = {model("a"): failed("uid-1", claimed=NOW - 6, until=NOW + 10)}
     assert releases(decide(state(pod(1, loan=lent("a", NOW - 6))), member("a", 1), failures=failures))
     assert not releases(decide(state(pod(1, loan=lent("a", NOW - 4))), member("a", 1), failures=failures))
+
+
+def test_also_where_the_leader_that_claimed_it_had_its_clock_ahead():
+    failures = {model("a"): failed("uid-1", claimed=NOW + 60, until=NOW)}
+    assert releases(decide(state(pod(1, loan=lent("a", NOW + 60))), member("a", 1), failures=failures))
+
+
+@pytest.mark.parametrize("wish", [None, 0, 1, 2])
+def test_who_cannot_be_read_keeps_what_it_has_and_gets_no_more(wish: int | None):
+    lent_pods = (pod(1, loan=lent("a", serving=True)), pod(2, loan=lent("a")), pod(3, ready=False, loan=lent("a")))
+    loans = decide(state(*lent_pods, pod(4)), member("a", wish, able=False, unreadable=True, problem="cannot be read"))
+    assert (releases(loans), claims(loans), loans.serves) == ({}, [], ())
+
+
+# --- patches that the API server refuses ---
+
+
+def test_a_pod_whose_patch_was_refused_rests_alone():
+    refusal = {refused("uid-1"): failed("uid-1", until=NOW + 2)}
+    over = {refused("uid-1"): failed("uid-1", until=NOW)}
+    free = state(pod(1), pod(2))
+    assert claims(decide(free, member("a", 2), failures=refusal)) == [("a", "pod-2")]
+    assert claims(decide(free, member("a", 2), failures=over)) == [("a", "pod-1"), ("a", "pod-2")]
+    pool = state(pod(1, loan=lent("a", NOW - 1)), pod(2, loan=lent("a", NOW - 2)))
+    assert releases(decide(pool, member("a", 0), failures=refusal)).keys() == {"pod-2"}
+    workers = {
+        "uid-1": holding(model("a"), loaded=(model("a"), NOW - 1)),
+        "uid-2": holding(model("a"), loaded=(model("a"), NOW - 2)),
+    }
+    serves = decide(pool, member("a", 2), workers=workers, failures=refusal).serves
+    assert [serve.pod.name for serve in serves] == ["pod-2"]
 
 
 def test_a_worker_that_has_lost_the_model_gives_the_pod_back():
@@ -213,7 +251,7 @@ def test_never_one_pod_for_two_and_never_more_than_wished_nor_fewer_than_can_be(
     came = sorted((one for one in members if one.wish), key=lambda one: (one.wish.since if one.wish else 0, one.name))
     for place, one in enumerate(came):
         assert one.wish is not None
-        kept = [p for p in pool.loans(one.name) if p.name not in releases(loans)]
+        kept = [p for p in pool.loans(one.name) if p.name not in releases(loans) and not p.state.unheard]
         has = len(kept) + sum(claim.reranker == one.name for claim in loans.claims)
         assert has <= max(one.wish.loaners, 0)
         if has < one.wish.loaners:  # then nobody who came later got any
@@ -248,12 +286,12 @@ def test_nobody_starves(size: int, changes: list[tuple[str, int]]):
 
 
 def test_a_worker_that_does_not_answer_is_nobodys_and_no_models_fault():
-    silent = {"uid-1/": failed("uid-1", at=NOW - 1, until=NOW + 2)}
+    silent = {"uid-1/": failed("uid-1", claimed=NOW - 5, until=NOW + 2)}
     claimed = state(pod(1, loan=lent("a", NOW - 5)), pod(2))
     loans = decide(claimed, member("a", 1), failures=silent)
     assert releases(loans) == {"pod-1": "its worker does not answer"}
     assert claims(loans) == [("a", "pod-2")]
     assert claims(decide(state(pod(1)), member("a", 1), failures=silent)) == []
     assert decide(state(pod(1, loan=lent("a", NOW - 5, serving=True))), member("a", 1), failures=silent) == Loans()
-    over = {"uid-1/": failed("uid-1", at=NOW - 9, until=NOW - 7)}
+    over = {"uid-1/": failed("uid-1", until=NOW - 7)}
     assert claims(decide(state(pod(1)), member("a", 1), failures=over)) == [("a", "pod-1")]

@@ -67,6 +67,7 @@ def test_else_what_serves_as_it_was_kept():
     store.seen(CONTROLLER_REVISIONS, False, kept)
     found = only(store)
     assert (found.served, found.problem) == (None, "the revision that serves cannot be read")
+    assert found.unreadable
 
 
 def test_the_pools_precision_and_device_are_for_those_who_leave_them_open():
@@ -89,6 +90,8 @@ def test_one_that_cannot_be_read_is_told():
     found = only(stored(reranker("a", model={"uri": 5})))
     assert found.served is None
     assert "$.spec.model.uri" in (found.problem or "")
+    assert found.unreadable
+    assert not only(stored(reranker("a"))).unreadable
 
 
 def test_the_last_request_is_read_from_the_status():

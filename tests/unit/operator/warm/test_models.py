@@ -18,7 +18,7 @@ from rerank_operator.warm.models import (
     unused_preloads,
 )
 from rerank_operator.warm.observe import WarmPod
-from unit.operator.warm.pool import NOW, holding, lent, member, model, pod, spec, state
+from unit.operator.warm.pool import NOW, holding, lent, member, model, pod, served, spec, state
 
 NONE = spec(preload=[])
 
@@ -36,7 +36,7 @@ def asked(
 
 
 def failure(until: float) -> Failure:
-    return Failure(1, NOW - 1, until, "refused", frozenset({"uid-1"}))
+    return Failure(1, NOW - 1, until, "refused", {"uid-1": None})
 
 
 def test_a_worker_that_nobody_knows_is_looked_at_first():
@@ -63,6 +63,32 @@ def test_but_a_loan_does_not_wait_for_it_and_finds_out():
     (job,) = asked(lent_pod, members=[member("a", 1)], workers={}, failures={place("uid-1", ""): failure(NOW + 5)})
     assert isinstance(job, Load)
     assert job.loan == NOW - 10
+
+
+def test_a_load_that_has_failed_for_this_loan_is_not_tried_again_for_it():
+    lent_pod, members = pod(1, loan=lent("a", NOW + 60)), [member("a", 1)]
+    for where in (model("a"), place("uid-1", "")):
+        failures = {where: Failure(1, NOW - 1, NOW - 1, "refused", {"uid-1": NOW + 60})}
+        assert asked(lent_pod, members=members, workers={"uid-1": holding()}, failures=failures) == ()
+        failures = {where: Failure(1, NOW - 1, NOW - 1, "refused", {"uid-1": NOW})}
+        assert len(asked(lent_pod, members=members, workers={"uid-1": holding()}, failures=failures)) == 1
+
+
+def test_what_else_is_in_hand_gives_way_to_the_load_for_a_loan():
+    def load(loan: float | None) -> Load:
+        return Load(pod(1), model("b"), served("b").config, (), 8, loan)
+
+    lent_pod, workers = pod(1, loan=lent("a", NOW)), {"uid-1": holding(model("c"))}
+    members = [member("a", 1), member("c")]
+    for in_hand in (load(None), load(NOW - 60), Unload(pod(1), model("b"))):
+        (job,) = asked(lent_pod, members=members, workers=workers, running={"uid-1": in_hand})
+        assert isinstance(job, Load)
+        assert (job.key, job.loan) == (model("a"), NOW)
+        left = (model("b"),) if isinstance(in_hand, Load) else ()
+        assert job.evictable == (model("c"), *left)
+        assert asked(pod(1), members=members, workers=workers, running={"uid-1": in_hand}) == ()
+    for in_hand in (load(NOW), Look(pod(1))):
+        assert asked(lent_pod, members=members, workers=workers, running={"uid-1": in_hand}) == ()
 
 
 def test_a_claimed_pod_loads_the_model_even_where_it_seems_to_have_it():

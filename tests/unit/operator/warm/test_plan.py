@@ -256,7 +256,7 @@ def test_resources_that_are_not_offered_are_told_and_nothing_is_claimed():
 
 def test_a_load_that_failed_is_told_and_when_it_may_be_tried_again_is_known():
     body = reranker("a")
-    failure = Failure(3, NOW - 1, NOW + 7, "weights are damaged", frozenset({"pod-1"}))
+    failure = Failure(3, NOW - 1, NOW + 7, "weights are damaged", {"pod-1": None})
     store = stored(warm_pool(1), pod_body(1), rerankers=(body,))
     made = plan(store, wish("a", 1), failures={key_of(body): failure}, workers={"pod-1": holding()})
     assert condition(made, "Degraded")[1] == "LoadFailed"
@@ -269,7 +269,7 @@ def test_a_preload_that_nobody_uses_and_one_that_does_not_fit_are_told():
     made = plan(stored(pool, pod_body(1), rerankers=(body,)), workers={"pod-1": holding(key_of(body))})
     assert condition(made, "Degraded")[1] == "PreloadUnused"
     assert "file:///models/x" in condition(made, "Degraded")[2]
-    failures = {place("pod-1", key_of(body)): Failure(1, NOW, NOW + 9, "does not fit", frozenset({"pod-1"}))}
+    failures = {place("pod-1", key_of(body)): Failure(1, NOW, NOW + 9, "does not fit", {"pod-1": None})}
     made = plan(stored(pool, pod_body(1), rerankers=(body,)), workers={"pod-1": holding()}, failures=failures)
     assert condition(made, "Degraded")[1:] == ("PreloadFailed", f"{key_of(body)}: does not fit")
 
