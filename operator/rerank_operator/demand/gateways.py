@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import msgspec
 from rerank_api import names
-from rerank_api.demand import DEMAND_PATH, decode_line
+from rerank_api.demand import DEMAND_PATH, DemandLine, decode_line
 
 from rerank_operator.controller import metrics
 from rerank_operator.controller.api import ApiError, KubeApi, Unreachable
@@ -35,6 +35,8 @@ LONGEST_RETRY_SECONDS = 2.0
 """A gateway that is there again should not be missed for longer than one that is silent."""
 OVERDUE_SECONDS = 60.0
 """A Pod that should have ended so long ago, and cannot be heard, is on a node that is lost: nobody reaches it."""
+SAME_CLOCK_SECONDS = 1.0
+"""Two clocks that are not further apart, with the way of a line, are taken for the same."""
 LONGEST_LINE = 16 * 2**20
 """Bytes: some 30,000 Rerankers."""
 
@@ -57,7 +59,11 @@ class Gateways:
         self._namespace, self._name = service
         self._totals = totals
         self._changed = changed
-        self._addresses: set[str] = set()
+        self._addresses: dict[str, str] = {}
+        self._silent: set[str] = set()
+        """Addresses that were not heard at the last look."""
+        self._told: set[str] = set()
+        """Those that were not at the one before either, and so were named."""
         self._listeners: dict[str, asyncio.Task[None]] = {}
         self._streaming: set[str] = set()
         self._look_now = asyncio.Event()
@@ -95,10 +101,19 @@ class Gateways:
         self._addresses = addresses(service, listed["items"], time.time())
         self._totals.found(self._addresses, steady_clock())
         metrics_of_streams(self._totals)
-        for address in self._addresses - self._listeners.keys():
+        self._tell_silent()
+        for address in self._addresses.keys() - self._listeners.keys():
             self._listeners[address] = asyncio.create_task(self._listen(session, address), name=f"gateway {address}")
-        for address in self._listeners.keys() - self._addresses - self._streaming:
+        for address in self._listeners.keys() - self._addresses.keys() - self._streaming:
             self._listeners[address].cancel()
+
+    def _tell_silent(self) -> None:
+        silent = {address for address in self._addresses if self._totals.silent(address, steady_clock())}
+        lasting = silent & self._silent
+        if lasting - self._told:
+            pods = ", ".join(f"{self._addresses[address]} ({address})" for address in sorted(lasting))
+            log.warning("nothing is scaled down while these gateways are not heard: %s", pods)
+        self._silent, self._told = silent, lasting
 
     async def _listen(self, session: aiohttp.ClientSession, address: str) -> None:
         """Until the address is no gateway's any more; a stream that still lives then is heard to its end."""
@@ -143,28 +158,60 @@ class Gateways:
                 if first and not told.full:
                     raise NotAGateway("its first line is not a full one")
                 first = False
-                changed = self._totals.line(address, told, steady_clock())
+                changed = self._totals.line(address, in_our_time(told, time.time()), steady_clock())
                 if changed:
                     self._changed(changed)
                 if self._totals.silent(address, steady_clock()):
                     return  # its lines come late: a new stream begins with how it is now
 
 
-def addresses(service: dict[str, Any], pods: list[dict[str, Any]], now: float) -> set[str]:
-    """``host:port`` of each running Pod's admin port, which ``service`` names (by number, or as the Pod does)."""
+def in_our_time(line: DemandLine, now: float) -> DemandLine:
+    """The line with its times by our clock, which says ``now`` (Unix seconds), but for when it was sent.
+
+    Where the two clocks agree but for the way, its times stay as they are: to change them each time a little is no
+    news. None of them is yet to come.
+    """
+    apart = now - line.sent
+    shift = 0.0 if abs(apart) <= SAME_CLOCK_SECONDS else apart
+
+    def ours(time: float | None) -> float | None:
+        return None if time is None else min(time + shift, now)
+
+    rerankers = [
+        msgspec.structs.replace(told, last_ended=ours(told.last_ended), waking_since=ours(told.waking_since))
+        if told.last_ended is not None or told.waking_since is not None
+        else told
+        for told in line.rerankers
+    ]
+    return msgspec.structs.replace(line, rerankers=rerankers)
+
+
+def addresses(service: dict[str, Any], pods: list[dict[str, Any]], now: float) -> dict[str, str]:
+    """The Pod's name by ``host:port`` of its admin port, which ``service`` names (by number, or as the Pod does).
+
+    Whose container for it is known not to run has no process, and so no requests.
+    """
     target = next(
         (port.get("targetPort", port["port"]) for port in service["spec"].get("ports", ()) if _is_admin(port)), None
     )
-    found = set()
+    found = {}
     for pod in pods:
         host, phase = pod.get("status", {}).get("podIP"), pod.get("status", {}).get("phase")
         own = {port.get("name"): port["containerPort"] for part in pod["spec"]["containers"] for port in _ports(part)}
         port = own.get(target) if isinstance(target, str) else target
         ends_by = pod["metadata"].get("deletionTimestamp")
         lost = ends_by is not None and now > parse_time(ends_by) + OVERDUE_SECONDS
-        if host and port and phase not in ("Succeeded", "Failed") and not lost:
-            found.add(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        if host and port and phase not in ("Succeeded", "Failed") and not lost and _may_run(pod, port):
+            found[f"[{host}]:{port}" if ":" in host else f"{host}:{port}"] = pod["metadata"]["name"]
     return found
+
+
+def _may_run(pod: dict[str, Any], port: int) -> bool:
+    """Not where the kubelet says of each container that could have the port that it waits or has ended."""
+    containers = pod["spec"]["containers"]
+    own = [part["name"] for part in containers if any(each["containerPort"] == port for each in _ports(part))]
+    states = {one["name"]: one.get("state", {}) for one in pod.get("status", {}).get("containerStatuses") or ()}
+    return any(not states.get(name) or "running" in states[name] for name in own or [c["name"] for c in containers])
 
 
 def _is_admin(port: dict[str, Any]) -> bool:

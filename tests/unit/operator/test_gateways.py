@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
@@ -12,7 +13,7 @@ from rerank_api import names
 from rerank_api.demand import DEMAND_PATH, DemandLine, RerankerDemand, encode_line
 from rerank_operator.controller.api import KubeApi
 from rerank_operator.controller.leader import steady_clock
-from rerank_operator.demand.gateways import Gateways, addresses
+from rerank_operator.demand.gateways import Gateways, addresses, in_our_time
 from rerank_operator.demand.totals import Totals
 
 KEY = ("search", "products")
@@ -209,4 +210,63 @@ async def test_lines_that_come_late_do_not_keep_a_stream_alive(world: World):
     ],
 )
 def test_which_pods_are_gateways(target: str | int, pods: list[dict[str, Any]], expected: set[str]):
-    assert addresses(service(target), pods, NOW) == expected
+    assert set(addresses(service(target), pods, NOW)) == expected
+
+
+def stands(name: str, state: str) -> dict[str, Any]:
+    return {"name": name, "state": {state: {}}}
+
+
+@pytest.mark.parametrize("target", ["admin", 9090, 7070])
+@pytest.mark.parametrize(
+    ("states", "is_one"),
+    [
+        ([], True),  # nothing is known yet
+        ([stands("proxy", "running"), stands("gateway", "running")], True),
+        ([stands("proxy", "waiting"), stands("gateway", "running")], True),
+        ([stands("proxy", "waiting"), {"name": "gateway"}], True),
+        ([stands("proxy", "waiting"), stands("gateway", "waiting")], False),
+        ([stands("proxy", "waiting"), stands("gateway", "terminated")], False),
+    ],
+)
+def test_a_pod_whose_containers_do_not_run_is_no_gateway(target: str | int, states: list[dict[str, Any]], is_one: bool):
+    """Regression: one whose image cannot be pulled has an address, was never heard, and nothing shrank any more."""
+    one = pod("10.0.0.1")
+    one["status"]["containerStatuses"] = states
+    assert bool(addresses(service(target), [one], NOW)) == is_one
+
+
+def test_a_sidecar_that_runs_makes_no_gateway():
+    one = pod("10.0.0.1")
+    one["status"]["containerStatuses"] = [stands("proxy", "running"), stands("gateway", "waiting")]
+    assert addresses(service("admin"), [one], NOW) == {}
+    del one["status"]["containerStatuses"]
+    assert addresses(service("admin"), [one], NOW) == {"10.0.0.1:9090": "gateway-10.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("sent", "ended", "waking", "expected"),
+    [
+        (NOW + 3600.0, NOW + 3500.0, None, (NOW - 100.0, None)),  # it was ahead: idle time began an hour late
+        (NOW - 3600.0, NOW - 3700.0, NOW - 3605.0, (NOW - 100.0, NOW - 5.0)),
+        (NOW - 0.01, NOW - 100.0, None, (NOW - 100.0, None)),
+        (NOW + 0.5, NOW + 0.4, NOW + 0.3, (NOW, NOW)),
+        (NOW, None, None, (None, None)),
+    ],
+)
+def test_times_of_a_gateway_are_read_by_our_clock(
+    sent: float, ended: float | None, waking: float | None, expected: tuple[float | None, float | None]
+):
+    told = msgspec.structs.replace(demand(5), last_ended=ended, waking_since=waking)
+    line = in_our_time(DemandLine("p", sent, False, [told]), NOW)
+    assert line.sent == sent
+    assert (line.rerankers[0].last_ended, line.rerankers[0].waking_since) == expected
+
+
+async def test_who_is_silent_is_named_once(world: World, caplog: pytest.LogCaptureFixture):
+    await until(world.complete)
+    world.pods.append(pod("127.0.0.2", 1))  # nobody answers there
+    await until(lambda: "not heard: gateway-127.0.0.2 (127.0.0.2:1)" in caplog.text)
+    asked = len(world.asked)
+    await until(lambda: len(world.asked) >= asked + 2)
+    assert caplog.text.count("not heard: ") == 1
