@@ -146,6 +146,7 @@ class Scaler:
         """Forget Rerankers that are gone."""
         for key in self._known.keys() - keys:
             self.forget(key)
+        self._totals.keep(keys)
 
     def forget(self, key: Key) -> None:
         if self._known.pop(key, None) is not None:

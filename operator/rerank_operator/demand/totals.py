@@ -15,6 +15,8 @@ from rerank_operator.scaling.demand import Demand
 
 SILENT_SECONDS = 3.0
 """A gateway says something each second; three in a row that do not come are no chance."""
+MAX_REMEMBERED = 10_000
+"""Deleted Rerankers whose counters are kept, of each gateway: as many as it keeps itself."""
 SIGHT_SECONDS = 10.0
 """For so long after the last successful look at who the gateways are, there is taken to be no other."""
 
@@ -47,7 +49,8 @@ class _Gateway:
     figures: dict[Key, tuple[RerankerDemand, float]] = field(default_factory=dict)
     """What is so now, and when that was sent."""
     counted: dict[Key, tuple[int, int]] = field(default_factory=dict)
-    """Requests and tokens that have arrived at this process, as far as they are in the sums."""
+    """Requests and tokens that have arrived at this process, as far as they are in the sums; who was named last stands
+    last."""
 
 
 class Totals:
@@ -98,6 +101,7 @@ class Totals:
         now = (told.arrived_requests, told.arrived_tokens)
         # Not named before by a process that was met before: all of it has come since.
         before = gateway.counted.get(key, (0, 0) if met else now)
+        gateway.counted.pop(key, None)  # who was named last stands last
         gateway.counted[key] = now
         requests, tokens = now[0] - before[0], now[1] - before[1]
         if requests >= 0 and tokens >= 0:  # else counted anew from who knows when
@@ -108,6 +112,24 @@ class Totals:
         """There is no such gateway any more, nor any request in it. Returns the Rerankers that it had told about."""
         gateway = self._gateways.pop(address, None)
         return set(gateway.figures) if gateway else set()
+
+    def keep(self, keys: Collection[Key]) -> None:
+        """Forget Rerankers other than ``keys``: they are gone.
+
+        Not at once what gateways have counted for them, which they go on from where a namesake is made; nor figures
+        that are not zero, for a new Reranker may be known to a gateway first.
+        """
+        for kept in (self._arrived, self._ended):
+            for key in kept.keys() - keys:
+                del kept[key]
+        for gateway in self._gateways.values():
+            for key in gateway.figures.keys() - keys:
+                told, _ = gateway.figures[key]
+                if not (told.queued or told.in_flight or told.outstanding):
+                    del gateway.figures[key]
+            gone = [key for key in gateway.counted if key not in keys]
+            for key in gone[: max(0, len(gone) - MAX_REMEMBERED)]:
+                del gateway.counted[key]
 
     def silent(self, address: str, now: float) -> bool:
         gateway = self._gateways.get(address)

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rerank_api.demand import DemandLine, RerankerDemand
-from rerank_operator.demand.totals import SIGHT_SECONDS, SILENT_SECONDS, Totals
+from rerank_operator.demand.totals import MAX_REMEMBERED, SIGHT_SECONDS, SILENT_SECONDS, Totals
 
 KEY = ("search", "products")
 A, B = "10.0.0.1:9090", "10.0.0.2:9090"
@@ -145,6 +146,40 @@ def test_lines_that_lay_about_while_this_process_was_frozen_are_not_how_it_is_no
     totals.line(A, line(told(9), sent=1021.0, full=True), 21.1)
     assert not totals.silent(A, 21.1)
     assert arrived(totals, 21.1) == (4, 400)
+
+
+def test_what_is_gone_is_forgotten_and_a_namesake_does_not_begin_with_its_requests():
+    """Regression: nothing was ever forgotten, and fresh names without end filled the memory."""
+    totals = totals_of(A)
+    totals.line(A, line(told(5, last_ended=3.0), full=True), 0.0)
+    totals.line(A, line(told(9, last_ended=4.0)), 0.1)
+    totals.keep({KEY})
+    assert arrived(totals) == (4, 400)
+    totals.keep({("search", "other")})
+    assert arrived(totals) == (0, 0)
+    assert totals.told(KEY, 0.1).demand.last_ended is None
+    assert not {**totals._arrived, **totals._ended, **totals._gateways[A].figures}
+    totals.line(A, line(told(10)), 0.2)
+    assert arrived(totals) == (1, 100)
+
+
+def test_what_is_not_known_here_yet_keeps_its_queue():
+    totals = totals_of(A)
+    totals.line(A, line(told(5, queued=2), full=True), 0.0)
+    totals.keep(set())
+    assert totals.told(KEY, 0.0).demand.queued == 2
+
+
+def test_counters_of_what_is_gone_are_bounded_and_the_longest_gone_goes_first():
+    totals = totals_of(A)
+    many = [msgspec.structs.replace(told(1), name=str(number)) for number in range(MAX_REMEMBERED + 3)]
+    totals.line(A, line(*many, full=True), 0.0)
+    totals.line(A, line(many[0]), 0.1)
+    totals.keep({("search", "1")})
+    counted = totals._gateways[A].counted
+    assert len(counted) == MAX_REMEMBERED + 1
+    assert {"0", "1", "4"} <= {name for _, name in counted}
+    assert not {"2", "3"} & {name for _, name in counted}
 
 
 # --- any history ---
