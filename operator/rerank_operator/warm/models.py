@@ -19,6 +19,11 @@ LOOK_SECONDS = 60.0
 """Between two looks at the models of a worker: only what somebody else has done to them is new then."""
 
 
+CLEARLY_SECONDS = 600.0
+"""So much more recently must a model have been used than one that a pod has, to be loaded in its place. Who is busy is
+used every few seconds: without it, more busy models than places would take turns in every pod without end."""
+
+
 class Worker(msgspec.Struct, frozen=True):
     """What the worker of a warm pod has answered."""
 
@@ -220,14 +225,28 @@ def _keep_ready(
     now: float,
 ) -> Job | None:
     present = {model.key for model in worker.models if model.state in ("ready", "loading")}
+    broken = {model.key for model in worker.models if model.state == "failed"}
+    last_used = _last_used(members)
+    keep = {served.key for served in wanted} - broken
     for served in wanted:
         failure = failures.get(place(pod.uid, served.key))
         if served.key in present or (failure is not None and now < failure.until):
             continue
-        keep = {other.key for other in wanted}
-        giving_way = [key for key in _giving_way(pod, worker, served.key, members, wanted) if key not in keep]
-        return Load(pod, served.key, served.config, tuple(giving_way), spec.max_models_per_pod)
+        since = last_used[served.key] - CLEARLY_SECONDS
+        giving_way = tuple(
+            key
+            for key in _giving_way(pod, worker, served.key, members, wanted)
+            if key not in keep
+            and (spec.preload is not None or key in broken or key not in last_used or last_used[key] <= since)
+        )
+        others = {model.key for model in worker.models} - {served.key}
+        if giving_way or len(others) < spec.max_models_per_pod:
+            return Load(pod, served.key, served.config, giving_way, spec.max_models_per_pod)
     return None
+
+
+def _last_used(members: Sequence[Member]) -> dict[str, float]:
+    return {member.served.key: member.last_request for member in members if member.served is not None}
 
 
 def _giving_way(
@@ -235,7 +254,7 @@ def _giving_way(
 ) -> tuple[str, ...]:
     """Models of the pod that may go for ``key``, the first to go first."""
     serving = pod.loan.serving if pod.loan is not None else None
-    last_used = {member.served.key: member.last_request for member in members if member.served is not None}
+    last_used = _last_used(members)
     keep = {served.key for served in wanted}
     others = {model.key for model in worker.models if model.state in ("ready", "failed")} - {key, serving}
     return tuple(

@@ -1,9 +1,12 @@
 """Which model a warm pod is asked to load or unload, and what gives way: loans first, and never what serves."""
 
+from typing import Any
+
 from rerank_api.warm_pool import PreloadedModel
 from rerank_operator.warm.admin import ModelFact
 from rerank_operator.warm.members import Member
 from rerank_operator.warm.models import (
+    CLEARLY_SECONDS,
     LOOK_SECONDS,
     Failure,
     Failures,
@@ -182,8 +185,40 @@ def test_the_only_free_pod_is_filled_too():
     assert (job.key, job.loan) == (model("a"), None)
 
 
+def test_more_busy_rerankers_than_places_do_not_take_turns():
+    of, models, loads = spec(max_models_per_pod=8), [], []
+    last = {f"m{i:02}": NOW for i in range(12)}
+    for step in range(200):
+        name = f"m{step % 12:02}"
+        last[name] = NOW + 15.0 * step
+        members = [member(one, last_request=at) for one, at in last.items()]
+        for job in asked(pod(1), members=members, workers={"uid-1": holding(*models)}, of=of):
+            assert isinstance(job, Load)
+            loads.append(job.key)
+            if len(models) == 8:
+                models.remove(job.evictable[0])
+            models.append(job.key)
+    assert len(loads) == 8
+
+
+def test_who_was_used_clearly_more_recently_takes_the_place_of_who_was_used_least():
+    def found(newest: float, **of: Any) -> tuple[Job, ...]:
+        members = [member("old", last_request=1.0), member("older", last_request=0.0)]
+        members.append(member("new", last_request=newest))
+        workers = {"uid-1": holding(model("old"), model("older"))}
+        return asked(pod(1), members=members, workers=workers, of=spec(max_models_per_pod=2, **of))
+
+    assert found(CLEARLY_SECONDS - 1) == ()
+    (job,) = found(CLEARLY_SECONDS)
+    assert isinstance(job, Load)
+    assert (job.key, job.evictable) == (model("new"), (model("older"),))
+    (named,) = found(0.0, preload=[PreloadedModel("file:///models/new")])  # whoever lists models means those
+    assert isinstance(named, Load)
+    assert named.evictable == (model("older"), model("old"))
+
+
 def test_what_is_kept_never_gives_way_to_what_is_kept():
-    members = [member("a", last_request=2), member("b", last_request=1), member("c")]
+    members = [member("a", last_request=NOW), member("b", last_request=NOW - 1), member("c")]
     of = spec(max_models_per_pod=2)
     (job,) = asked(pod(1), members=members, workers={"uid-1": holding(model("a"), model("c"))}, of=of)
     assert isinstance(job, Load)
