@@ -45,11 +45,11 @@ _BROKEN_PAUSE = _Pause(0.1, 2.0)
 
 
 class _Busy(Exception):
-    """The worker has no room or is draining; the query was not scored."""
+    """The worker has no room at the moment; the query was not scored."""
 
 
-class _Unloaded(Exception):
-    """A warm pod does not have the model, and has it when the operator has told it to load it; nothing was scored."""
+class _Unavailable(Exception):
+    """The worker lives but does not score: it drains, loads, or is a warm pod without the model. Nothing was scored."""
 
 
 class _Unreachable(Exception):
@@ -116,7 +116,7 @@ class Forwarder:
                 raise
             except _Busy:
                 self._retry(queue, ticket, endpoint, _BUSY_PAUSE, "busy", broken=False)
-            except _Unloaded:
+            except _Unavailable:
                 self._retry(queue, ticket, endpoint, _BUSY_PAUSE, "busy", broken=True)
             except _Unreachable:
                 self._retry(queue, ticket, endpoint, _BROKEN_PAUSE, "unreachable", broken=True)
@@ -237,11 +237,13 @@ def _checked(answer: _Answer, documents: int, endpoint: Endpoint) -> wire.ScoreR
 def _refusal(answer: _Answer, endpoint: Endpoint) -> Exception:
     """What an answer other than 200 means: the input's fault ends the request, anything else is tried elsewhere."""
     status = answer.status
-    if status in (429, 503):
+    if status == 429:
         return _Busy()
+    if status == 503:
+        return _Unavailable()
     if status == 404 and endpoint.path != wire.SCORE_PATH:
         # Its model has just been unloaded, or its process is a new one.
-        return _Unloaded()
+        return _Unavailable()
     if status in (400, 422, 504):
         try:
             error = _error_decoder.decode(answer.body)

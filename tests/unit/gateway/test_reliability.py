@@ -293,6 +293,23 @@ async def test_no_more_than_a_workers_capacity_is_released(open_house) -> None:
     assert len(slow.seen) == 3
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "scored_by"),
+    [
+        pytest.param(429, "busy", "canary", id="busy: its share waits for it"),
+        pytest.param(503, "unavailable", "stable", id="draining or loading: the others have its share"),
+    ],
+)
+async def test_only_a_busy_revision_keeps_its_share(house: House, status: int, code: str, scored_by: str) -> None:
+    async def refuse_at_first(worker: Worker, query: wire.ScoreRequest) -> web.Response | None:
+        return worker_error(status, code) if len(worker.seen) == 1 else None
+
+    canary, stable = await house.worker("canary", behave=refuse_at_first), await house.worker("stable")
+    house.serve(stable, canary, traffic=(("canary", 100),))
+    async with house.client.post(house.url + "/v2/rerank", json=BODY) as response:
+        assert (response.status, response.headers["X-Rerank-Revision"]) == (200, scored_by)
+
+
 async def test_a_worker_that_gives_up_at_the_deadline_is_believed(house: House) -> None:
     worker = await house.worker(behave=_answers(lambda: worker_error(504, "deadline")))
     house.serve(worker)
