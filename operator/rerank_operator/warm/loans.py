@@ -1,8 +1,8 @@
 """Who gets which warm pod, who gives one back, and when a lent pod begins to serve. Pure: the caller claims.
 
 In order of arrival; a pod is lent to one Reranker at a time; a pod that is given back keeps its models. What is not
-known (no wish, an object that cannot be read) changes nothing. A pod on a silent node stays lent while its Reranker
-wishes for any, but counts for nothing: another is claimed in its place.
+known (no wish, an object that cannot be read) changes nothing. A pod on a silent node stays lent, but counts for
+nothing: another is claimed in its place.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -67,21 +67,18 @@ def decide_loans(
     releases: list[Release] = []
     serves: list[Serve] = []
     kept: dict[str, list[WarmPod]] = {member.name: [] for member in members}
-    silent: dict[str, list[WarmPod]] = {member.name: [] for member in members}
     for pod in state.pods:
         if pod.loan is None:
             continue
         member = by_name.get(pod.loan.reranker)
         if (why := _reason_to_end(pod, member, workers, failures)) is not None:
             releases.append(Release(pod, why))
-        else:
-            (silent if pod.state.unheard else kept)[pod.loan.reranker].append(pod)
+        elif not pod.state.unheard:
+            kept[pod.loan.reranker].append(pod)
     for member in members:
         pods = kept[member.name]
         if member.unreadable:
             continue
-        if member.wish is not None and member.wish.loaners == 0:
-            releases.extend(Release(pod, "it is not needed any more") for pod in silent[member.name])
         if member.wish is not None and len(pods) > member.wish.loaners:
             # Who does not serve yet is missed least; then the one that came last.
             pods.sort(key=lambda pod: (not pod.serves, pod.loan.since if pod.loan else 0.0, pod.name), reverse=True)
