@@ -163,12 +163,13 @@ class Scaler:
     def wishes(self, namespace: str, pool: str) -> list[Wish]:
         """How many warm pods each Reranker should have that names the pool; who asked first for more comes first.
 
-        Who has not been looked at yet has no wish, and keeps what it has.
+        Who has not been looked at yet, or whose scaling is held, has no wish, and keeps what it has.
         """
         wishes = [
             Wish(key, known.verdict.loaners, known.wish_since)
             for key, known in self._known.items()
             if key[0] == namespace and known.verdict is not None and self._pool_of(key) == pool
+            if known.verdict.mode not in ("Recommend", "Paused")
         ]
         return sorted(wishes, key=lambda wish: (wish.since, wish.key))
 
@@ -315,9 +316,11 @@ class Scaler:
                 if pod.created and pod.ready_since:
                     known.start_seconds = min(LONGEST_START, max(1.0, pod.ready_since - pod.created))
         for loaner in warm.loans(name):
-            if not loaner.serves:
+            if loaner.loan is None:
+                continue
+            if loaner.loan.serving is None:  # else it has served before: a node that was silent is no slow wake
                 known.starting.add(loaner.uid)
-            elif loaner.uid in known.starting and loaner.loan is not None:
+            elif loaner.serves and loaner.uid in known.starting:
                 known.starting.discard(loaner.uid)
                 known.wake_seconds = min(LONGEST_START, max(0.1, now - loaner.loan.since))
 

@@ -428,6 +428,55 @@ def lendable(world: Scaled, count: int) -> None:
         world.put(PODS, pod_body(index))
 
 
+def silent(index: int, world: Scaled) -> dict[str, Any]:
+    """A pod that serves it, of a node that does not report."""
+    body = pod_body(index, loan=Loan(NAME, "r", world.now, "a model"))
+    body["status"]["conditions"][0]["status"] = "False"
+    return body
+
+
+def test_a_warm_pod_on_a_silent_node_stands_in_for_nothing():
+    """Regression: it counted as on its way, so no other was wished for, and no own replica was started."""
+    world = awake(scaling={"warmPool": "shared", "idleTimeout": "10s"})
+    world.pass_time(80)
+    assert world.total() == 0
+    world.put(PODS, silent(1, world))
+    lendable(world, 1)
+    world.request()
+    world.step()
+    (wish,) = world.scaler.wishes(NAMESPACE, "shared")
+    assert wish.loaners == 1
+    world.scaler.short = lambda _: "none is free"
+    world.step()
+    assert world.total() == 1
+
+
+def test_how_long_a_node_was_silent_is_not_how_long_a_warm_pod_takes():
+    world = awake(scaling={"warmPool": "shared"})
+    since = world.now
+    world.put(PODS, silent(1, world))
+    world.step()
+    world.pass_time(300)
+    world.put(PODS, pod_body(1, loan=Loan(NAME, "r", since, "a model")))
+    world.step()
+    assert "wakeSeconds" not in world.scaling
+
+
+@pytest.mark.parametrize(
+    ("scaling", "annotations"),
+    [({"mode": "recommend"}, {}), ({}, {names.ANNOTATION_SCALING_PAUSED: "true"})],
+)
+def test_while_scaling_is_held_nothing_is_wished_for_and_what_is_lent_stays(
+    scaling: dict[str, Any], annotations: dict[str, str]
+):
+    """Regression: a pod whose node had been silent was given back when it came back, and never lent again."""
+    world = awake(scaling={"warmPool": "shared"})
+    world.want(scaling={"warmPool": "shared"} | scaling)
+    world.annotate(**annotations)
+    world.step()
+    assert world.scaler.wishes(NAMESPACE, "shared") == []
+
+
 def test_free_pods_that_cannot_be_lent_to_it_stand_in_for_nothing():
     """Regression: a request at zero waited for as long as a replica takes to start before one was started at all."""
     world = awake(scaling={"warmPool": "shared", "idleTimeout": "10s"})
