@@ -37,8 +37,8 @@ def preloaded(kube: Cluster, namespace: str) -> bool:
     return status.get("free") == 1 and [model["reranker"] for model in status["models"]] == [NAME]
 
 
-def rerank(url: str, namespace: str) -> float:
-    """Seconds until the scores were there."""
+def rerank(url: str, namespace: str) -> tuple[float, str]:
+    """Seconds until the scores were there, and the revision that they are of."""
     body = {"model": f"{namespace}/{NAME}", "query": "a red shoe", "documents": ["red shoes", "a blue bag"]}
     request = urllib.request.Request(
         f"{url}/v1/rerank", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -46,7 +46,7 @@ def rerank(url: str, namespace: str) -> float:
     began = time.monotonic()
     with urllib.request.urlopen(request, timeout=120) as answer:
         assert len(json.load(answer)["results"]) == 2
-    return time.monotonic() - began
+        return time.monotonic() - began, answer.headers["X-Rerank-Revision"]
 
 
 def test_wakes_come_from_the_pool_and_the_pod_goes_back(
@@ -59,10 +59,36 @@ def test_wakes_come_from_the_pool_and_the_pod_goes_back(
         for _ in range(3):
             wait_for("a free pod with the model", lambda: preloaded(kube, test_namespace), timeout=START_SECONDS)
             wait_for("no worker", lambda: asleep(kube, test_namespace), timeout=START_SECONDS)
-            seconds.append(round(rerank(urls[0], test_namespace), 3))
+            seconds.append(round(rerank(urls[0], test_namespace)[0], 3))
             (lent,) = pods(kube, test_namespace, names.LABEL_LOANED_TO)
             assert names.ANNOTATION_LOAN_SERVING in lent["metadata"]["annotations"]
             assert lent["metadata"]["labels"][names.LABEL_WARM_POOL] == POOL
     print(json.dumps({"wakes_seconds": seconds}))
     notes = [event["note"] for event in kube.items("events.events.k8s.io", "-n", test_namespace)]
     assert [note for note in notes if "claimed after" in note]
+
+
+def test_a_new_model_takes_over_though_only_warm_pods_serve(
+    kube: Cluster, release: Release, test_namespace: str, other_model_uri: str
+):
+    """Regression: warm pods went on serving the old revision, and the new one was never started."""
+    wait_for("no worker", lambda: asleep(kube, test_namespace), timeout=START_SECONDS)
+    old = kube.get("reranker", NAME, "-n", test_namespace)["status"]["currentRevision"]
+    patch = json.dumps({"spec": {"model": {"uri": other_model_uri}}})
+    kube.kubectl("patch", "reranker", NAME, "-n", test_namespace, "--type=merge", "-p", patch)
+    served: list[str] = []
+    with release.reach_gateways() as urls:
+
+        def new_serves() -> bool:
+            served.append(rerank(urls[0], test_namespace)[1])
+            return served[-1] != old
+
+        wait_for("scores of the new revision", new_serves, timeout=START_SECONDS)
+    assert served[0] == old
+    wait_for("the rollout told", lambda: _rolled_out(kube, test_namespace, served[-1]), timeout=30)
+
+
+def _rolled_out(kube: Cluster, namespace: str, revision: str) -> bool:
+    status = kube.get("reranker", NAME, "-n", namespace)["status"]
+    progressing = next(c for c in status["conditions"] if c["type"] == "Progressing")
+    return status["currentRevision"] == revision and progressing["status"] == "False"

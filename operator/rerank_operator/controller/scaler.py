@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 from rerank_api.reranker import ScalingState
+from rerank_api.revision import revision_hash, revision_of
 
 from rerank_operator.controller import metrics
 from rerank_operator.controller.kinds import RERANKERS, Key
@@ -301,6 +302,7 @@ class Scaler:
             start_seconds=known.start_seconds or START_SECONDS,
             wake_seconds=known.wake_seconds or WAKE_SECONDS,
             warm_free=free,
+            unproven=_unproven(observed),
         )
 
     @staticmethod
@@ -384,6 +386,15 @@ def stored_memory(text: Any) -> Memory:
 
 def _brief(decision: Decision | None) -> tuple[Any, ...]:
     return () if decision is None else (decision.replicas, decision.loaners, decision.reason)
+
+
+def _unproven(observed: Observed) -> bool:
+    """Whether the revision that the spec asks for, where it may be tried, has not served yet, and another one has."""
+    if observed.reranker is None:
+        return False
+    target, status = revision_hash(revision_of(observed.reranker.spec)), observed.status
+    rejected = (status.get("rejectedRevision") or {}).get("revision")
+    return status.get("currentRevision") not in (None, target) and rejected != target
 
 
 def _coming(observed: Observed) -> int:

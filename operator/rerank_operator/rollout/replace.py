@@ -57,7 +57,8 @@ def hand_over(
     warm: Mapping[str, int] = NO_PODS,
 ) -> Handover:
     """``revisions``: newest first; the target may be among them. ``rejected``: the target is not to be tried.
-    ``warm``: warm pods that serve, by revision; they get requests too, and stand in for no replica.
+    ``warm``: warm pods that serve, by revision; they get requests too. Replicas of an old revision are not begun where
+    they serve it.
     """
     new = next((view for view in revisions if view.revision == target), RevisionView(target))
     old = [view for view in revisions if view.revision != target]
@@ -83,7 +84,7 @@ def hand_over(
     needed = goal - new.ready - lent
     if current is None and not any(view.ready for view in old):
         needed = lent = 0  # nothing has ever served: unready leftovers would only hold resources
-    replicas = _spread(needed, old, grow=current != target)
+    replicas = _spread(needed, old, grow=current != target, spared=warm.get(old[0].revision, 0))
     lent_by = old[0].revision if lent else None
     serving = target if current == target else old[0].revision if current or old[0].ready else None
     traffic = share_traffic([new, *old], warm)
@@ -117,8 +118,9 @@ def _serving_first(old: list[RevisionView], current: str | None) -> list[Revisio
     return sorted(old, key=lambda view: (view.revision != current, -view.ready))
 
 
-def _spread(needed: int, old: list[RevisionView], grow: bool = True) -> dict[str, int]:
-    """``needed`` replicas over the old revisions: ready ones first; what is missing then is the first one's to grow.
+def _spread(needed: int, old: list[RevisionView], grow: bool = True, spared: int = 0) -> dict[str, int]:
+    """``needed`` replicas over the old revisions: ready ones first; what is missing then is the first one's to grow,
+    but for as many as are ``spared``.
 
     Not to ``grow``: the spec has turned back to the revision that serves, so the others only stand in.
     """
@@ -127,7 +129,7 @@ def _spread(needed: int, old: list[RevisionView], grow: bool = True) -> dict[str
         replicas[view.revision] = min(view.ready, view.replicas, needed)
         needed -= replicas[view.revision]
     if grow:
-        replicas[old[0].revision] += needed
+        replicas[old[0].revision] += max(0, needed - spared)
     return replicas
 
 

@@ -33,6 +33,7 @@ from rerank_operator.scaling.schedules import floor
 Reason = Literal[
     "AboveMaximum",  # fewer, at once: maxReplicas was lowered
     "BelowFloor",  # more: minReplicas or a schedule asks for them
+    "NewRevision",  # more: warm pods serve the old revision until a worker has shown that it can serve the new one
     "DemandRose",  # more: the need has lasted, or warm pods cannot cover it
     "QueueWaits",  # more: requests wait and nobody knows yet what a replica can do
     "DemandUnknown",  # as many: a gateway's figures are stale
@@ -101,6 +102,8 @@ class _View:
     urgent: int
     """The same where the backlog has the time that an own replica takes to start."""
     floor: int
+    proving: bool
+    """A new revision needs an own replica to show that it can serve; warm pods hold the old one until it has."""
     lasting: int
     """The least that own replicas should have been for as long as one takes to start."""
     recent: int | None
@@ -126,6 +129,8 @@ def _gather(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, now: f
     buckets = with_need(memory.buckets, own_need, now, keep)
     memory = replace(with_burst(memory, need, active, now), buckets=buckets, active=active)
     raised = floor(policy.schedules, datetime.fromtimestamp(now, UTC), fleet.start_seconds) if policy.schedules else 0
+    # Only with requests: a revision that is never asked for need not start, and one that cannot start ends with them.
+    proving = fleet.unproven and (need > 0 or (fleet.loaners > 0 and now - active < policy.idle_timeout))
     return _View(
         policy=policy,
         demand=demand,
@@ -135,7 +140,8 @@ def _gather(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, now: f
         load=None if fleet.capacity is None else rate / fleet.capacity,
         need=need,
         urgent=urgent,
-        floor=min(policy.max_replicas, max(policy.min_replicas, raised)),
+        floor=min(policy.max_replicas, max(policy.min_replicas, raised, int(proving))),
+        proving=proving,
         lasting=least_needed(buckets, now - fleet.start_seconds) if pooled else need,
         recent=most_needed(buckets, now - keep),
         coverable=fleet.loaners + fleet.claiming + fleet.warm_free if pooled else 0,
@@ -147,7 +153,8 @@ def _active(demand: Demand, fleet: Fleet, before: Memory, now: float) -> float:
     """When there was last a request, or a replica that idle time does not count for yet."""
     # Idle is who could serve: what starts is not stopped before it has been of use to anyone. What cannot start is.
     since = now if before.woken is None else before.woken
-    starts = fleet.wanted > 0 and fleet.ready + fleet.loaners == 0 and now - since < LONGEST_START_SECONDS
+    awaited = fleet.ready + fleet.loaners == 0 or (fleet.unproven and fleet.starting > 0)
+    starts = fleet.wanted > 0 and awaited and now - since < LONGEST_START_SECONDS
     ended = demand.last_ended
     if ended is not None and ended > now:  # of a clock that was ahead: only what arrives tells then
         ended = now if before.seen is not None and demand.arrived_requests > before.arrived_requests else None
@@ -168,6 +175,8 @@ def _above_maximum(view: _View) -> Answer | None:
 def _below_floor(view: _View) -> Answer | None:
     if view.fleet.wanted >= view.floor or view.floor < _risen(view):
         return None
+    if view.proving and view.floor == 1:
+        return 1, "NewRevision", "a worker is to show that it can serve the new revision; the old one serves until then"
     return view.floor, "BelowFloor", f"minReplicas or a schedule asks for {view.floor}"
 
 

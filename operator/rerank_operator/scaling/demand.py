@@ -42,3 +42,5 @@ class Fleet:
     """The same of a warm pod, from being claimed."""
     warm_free: int
     """Free pods of its pool; 0 without a pool."""
+    unproven: bool = False
+    """The revision that the spec asks for has not served yet; another one serves."""

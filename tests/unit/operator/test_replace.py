@@ -158,6 +158,17 @@ def test_invariants(views: list[RevisionView], desired: int, current: str | None
     assert hand_over("a", current, desired, views, rejected=rejected) == decided
 
 
+def test_no_replica_of_the_old_revision_is_begun_where_warm_pods_serve_it():
+    decided = hand_over("new", "old", 1, [view("new"), view("old")], warm={"old": 1})
+    assert decided.replicas == {"new": 1, "old": 0}
+    assert decided.current == "old"
+    # Without them the new one is not all that there is: it may turn out not to start.
+    assert hand_over("new", "old", 1, [view("new"), view("old")]).replicas == {"new": 1, "old": 1}
+    # Those that run stay until the new one serves.
+    running = hand_over("new", "old", 2, [view("new"), view("old", 2, 2)], warm={"old": 1})
+    assert running.replicas == {"new": 2, "old": 2}
+
+
 @given(desired=st.integers(1, 6), room=st.integers(0, 8), broken=st.booleans(), data=st.data())
 def test_every_rollout_converges(desired: int, room: int, broken: bool, data: st.DataObject):
     """A small cluster: pods beyond its room stay pending; each step one pod of the new revision may become ready."""

@@ -38,6 +38,7 @@ class World:
     arrived: int = 0
     last_ended: float | None = None
     complete: bool = True
+    unproven: bool = False
     decisions: list[Decision] = field(default_factory=list)
 
     def ready(self) -> int:
@@ -68,6 +69,7 @@ class World:
             start_seconds=self.start_seconds,
             wake_seconds=2.0,
             warm_free=self.pool - len(self.warm),
+            unproven=self.unproven,
         )
 
     def second(self, load: float) -> Decision:
@@ -121,6 +123,7 @@ FLEETS = st.builds(
     start_seconds=st.floats(1, 300),
     wake_seconds=st.floats(0.5, 5),
     warm_free=st.integers(0, 4),
+    unproven=st.booleans(),
 )
 
 
@@ -260,6 +263,32 @@ def test_the_first_request_wakes_a_warm_pod_and_starts_nothing():
     world.run(0, 3)
     assert world.queued == 0
     assert {(each.replicas, each.loaners) for each in world.run(0, 200)} == {(0, 1)}
+
+
+def test_a_new_revision_starts_an_own_replica_although_a_warm_pod_serves_the_old_one():
+    """Seen on a cluster: warm pods went on serving the old revision, and the new one was never tried."""
+    world = pooled(1)
+    world.run(0, 10)
+    world.unproven = True
+    assert world.run(0, 50)[-1].replicas == 0  # nobody asks: it can wait
+    decision = world.second(0.1)
+    assert (decision.replicas, decision.loaners, decision.reason) == (1, 1, "NewRevision")
+    waiting = world.run(0.1, 50)
+    assert {(each.replicas, each.loaners) for each in waiting} == {(1, 1)}
+    world.run(0.1, 20)
+    world.unproven = False  # it has become ready, and serves
+    assert {each.replicas for each in world.run(0.1, 50)} == {1}
+    assert world.run(0, 600)[-1].replicas == 0
+
+
+def test_a_new_revision_that_does_not_start_does_not_keep_a_warm_pod_for_ever():
+    world = pooled(1)
+    world.run(0, 10)
+    world.unproven, world.start_seconds = True, 1e9
+    world.run(0.1, 30)
+    assert len(world.own) == 1
+    last = world.run(0, 3000)[-1]
+    assert (last.replicas, last.loaners) == (0, 0)
 
 
 def test_the_last_own_replica_goes_without_a_warm_pod_in_its_place():
