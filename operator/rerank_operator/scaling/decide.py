@@ -42,6 +42,7 @@ Reason = Literal[
     "DemandFell",  # fewer
     "WaitingForIdle",  # as many: the last one, until the idle timeout
     "Idle",  # none: the idle timeout has passed, and nobody has asked since
+    "WarmPodsServe",  # as many: warm pods serve what they do not
     "Steady",  # as many: it is what is needed
 ]
 
@@ -207,7 +208,7 @@ def _demand_unknown(view: _View) -> Answer | None:
 def _replicas_starting(view: _View) -> Answer | None:
     if not view.demand.queued or not view.fleet.starting + view.fleet.claiming:
         return None
-    return _stay(view, "ReplicasStarting", f"{view.fleet.starting} start and requests wait")
+    return _stay(view, "ReplicasStarting", f"{view.fleet.starting + view.fleet.claiming} start, and requests wait")
 
 
 def _demand_fell(view: _View) -> Answer | None:
@@ -245,6 +246,8 @@ def _stabilizing(view: _View) -> Answer | None:
 def _steady(view: _View) -> Answer | None:
     if view.fleet.wanted == 0 and not view.need:
         return _stay(view, "Idle", f"no request for {view.idle:.0f} s")
+    if view.fleet.wanted < view.need and view.coverable:
+        return _stay(view, "WarmPodsServe", f"warm pods serve the rest; {view.coverable} could")
     return _stay(view, "Steady", "it is what is needed")
 
 
