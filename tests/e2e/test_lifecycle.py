@@ -25,7 +25,8 @@ def gateways(release: Release) -> Iterator[list[str]]:
 @pytest.fixture(scope="module")
 def served(kube: Cluster, release: Release, test_namespace: str, model_uri: str) -> str:
     """``namespace/name`` of a Reranker that is Ready."""
-    kube.apply(reranker(NAME, test_namespace, model_uri, requests={"timeout": "30s"}))
+    # By hand: replicas that share this machine's cores serve no faster, and those that start take them away.
+    kube.apply(reranker(NAME, test_namespace, model_uri, replicas=1, requests={"timeout": "30s"}))
     wait_settled(kube, NAME, test_namespace)
     return f"{test_namespace}/{NAME}"
 

@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "reference" / "refused-requests.md"
 
 @pytest.fixture(scope="module")
 def gateway(kube: Cluster, release: Release, test_namespace: str, model_uri: str) -> Iterator[httpx.Client]:
-    kube.apply(reranker(NAME, test_namespace, model_uri, requests={"maxDocuments": 1000, "timeout": "20s"}))
+    kube.apply(reranker(NAME, test_namespace, model_uri, replicas=1, requests={"maxDocuments": 1000, "timeout": "20s"}))
     wait_settled(kube, NAME, test_namespace)
     with release.reach_gateways() as urls, httpx.Client(base_url=urls[0], timeout=60) as client:
         yield client
