@@ -74,7 +74,7 @@ def test_a_gateway_killed_under_scaled_load(kube: Cluster, release: Release, mod
         # What the dead gateway last said must not keep the fleet up.
         wait_for("no workers again", zero, timeout=DEADLINE, poll=0.5)
     assert [o for o in report.failed if o.gateway != own] == []
-    # It is back within a second; until it has read the cluster it is not Ready, and says so to who asks it all the same.
+    # It is back within a second; until it has read the cluster it is not Ready, and says so to who asks it still.
     late = [o for o in report.failed if o.started > killed + 1]
     assert [o for o in late if o.status != 503 or '"starting"' not in (o.error or "")] == []
     assert len(report.outcomes) == len(trace.calls)
