@@ -131,27 +131,23 @@ class Applier:
             },
             "spec": {"replicas": action.replicas},
         }
-        try:
-            answer = await self._api.merge(DEPLOYMENTS, action.namespace, action.name, patch)
-        except ApiError as error:
-            if error.status == 404:
-                return False
-            raise
-        self._store.learned(DEPLOYMENTS, answer)
-        metrics.WRITES.labels(DEPLOYMENTS.name, "scale").inc()
-        return True
+        return await self._merge(DEPLOYMENTS, action, patch, "scale")
 
     async def _mark(self, action: Mark) -> bool:
         cost = None if action.cost is None else str(action.cost)
         patch = {"metadata": {"uid": action.uid, "annotations": {names.ANNOTATION_DELETION_COST: cost}}}
+        return await self._merge(PODS, action, patch, "mark")
+
+    async def _merge(self, kind: Kind, action: Scale | Mark, patch: dict[str, Any], why: str) -> bool:
+        """False: it has gone."""
         try:
-            answer = await self._api.merge(PODS, action.namespace, action.name, patch)
+            answer = await self._api.merge(kind, action.namespace, action.name, patch)
         except ApiError as error:
             if error.status == 404:
                 return False
             raise
-        self._store.learned(PODS, answer)
-        metrics.WRITES.labels(PODS.name, "mark").inc()
+        self._store.learned(kind, answer)
+        metrics.WRITES.labels(kind.name, why).inc()
         return True
 
     async def _delete(self, action: Delete) -> bool:

@@ -19,11 +19,12 @@ from rerank_api import names
 from rerank_api.reranker import Metadata
 
 from rerank_operator.controller import metrics
-from rerank_operator.controller.api import ApiError, KubeApi, NotLeader, Unreachable
-from rerank_operator.controller.apply import Applier, NotYet
+from rerank_operator.controller.api import ApiError, KubeApi, NotLeader
+from rerank_operator.controller.apply import Applier
 from rerank_operator.controller.events import Event
 from rerank_operator.controller.kinds import PODS, RERANKERS, WARM_POOLS, Key, pool_of
 from rerank_operator.controller.leader import steady_clock
+from rerank_operator.controller.outcome import OK, REFUSED, is_failure, outcome
 from rerank_operator.controller.queue import WorkQueue
 from rerank_operator.controller.store import Store
 from rerank_operator.manifests.pod_template import WorkerImage
@@ -40,7 +41,6 @@ log = logging.getLogger(__name__)
 
 WORKERS = 4
 """Pools that are looked at at a time: a look mostly waits for the API server."""
-RECONCILE_SECONDS = 120.0
 PATCHES = 16
 """Patches of pods on their way at a time, of one pool."""
 ROUNDS = 4
@@ -133,26 +133,9 @@ class Pools:
     async def _work(self) -> None:
         while (taken := await self.queue.get()) is not None:
             key, _ = taken
-            result = await self._reconcile_safely(key)
-            metrics.POOL_RECONCILES.labels(result).inc()
-            self.queue.done(key, failed=result not in ("ok", "not leader"))
-
-    async def _reconcile_safely(self, key: Key) -> str:
-        subject = {"namespace": key[0], "pool": key[1]}
-        try:
-            async with asyncio.timeout(RECONCILE_SECONDS):
-                return await self.reconcile(key)
-        except NotLeader:
-            return "not leader"
-        except (ApiError, NotYet) as error:
-            log.warning("warm pool: %s", error, extra=subject)
-            return "refused"
-        except (Unreachable, TimeoutError) as error:
-            log.warning("warm pool: %s", error or "took too long", extra=subject)
-            return "unreachable"
-        except Exception:  # one pool that we cannot cope with must not stop the others
-            log.exception("warm pool failed", extra=subject)
-            return "error"
+            ended = await outcome(self.reconcile(key), {"namespace": key[0], "pool": key[1]})
+            metrics.POOL_RECONCILES.labels(ended).inc()
+            self.queue.done(key, failed=is_failure(ended))
 
     async def reconcile(self, key: Key) -> str:
         """One look at the pool, and all that follows from it. Returns how it ended."""
@@ -163,7 +146,7 @@ class Pools:
             observed = observe(self._store, key, wishes, *known, self._reader)
             if observed is None:
                 self._forget(key)
-                return "ok"
+                return OK
             token = pool_token(self._key, *key, observed.metadata.uid)
             plan = make_plan(observed, token, self._worker, time.time())
             changed, failed = await self._carry_out(observed, plan.loans)
@@ -172,7 +155,7 @@ class Pools:
         else:
             self.queue.add(key, 0.05)  # others write as fast as we do: they get their turn first
             self._start(key, token, plan.jobs)
-            return "ok"
+            return OK
         self._start(key, token, plan.jobs)
         self._tell_waiting(key, observed, plan.loans)
         if failed is not None:
@@ -187,7 +170,7 @@ class Pools:
                 await self._applier.tell(event, observed.metadata)
         if plan.requeue_after is not None:
             self.queue.add(key, plan.requeue_after)
-        return "ok" if problem is None else "refused"
+        return OK if problem is None else REFUSED
 
     def _start(self, key: Key, token: str, jobs: Sequence[Job]) -> None:
         for job in jobs:

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 import msgspec
 
 from rerank_operator.controller import metrics
-from rerank_operator.controller.api import ApiError, KubeApi, NotLeader, Unreachable
-from rerank_operator.controller.apply import Applier, NotYet
+from rerank_operator.controller.api import ApiError, KubeApi, Unreachable
+from rerank_operator.controller.apply import Applier
 from rerank_operator.controller.conditions import READY
 from rerank_operator.controller.kinds import RERANKERS, WARM_POOLS, WATCHED, Key, Kind
 from rerank_operator.controller.leader import Election, Leader, Terms, steady_clock
 from rerank_operator.controller.observe import observe
+from rerank_operator.controller.outcome import OK, REFUSED, is_failure, outcome
 from rerank_operator.controller.plan import make_plan
 from rerank_operator.controller.pools import Pools
 from rerank_operator.controller.queue import WorkQueue
@@ -36,8 +37,6 @@ WORKERS = 8
 """A reconcile mostly waits for the API server."""
 LAST_WORK_SECONDS = 10.0
 """What is at work when the process is told to stop may go on for so long."""
-RECONCILE_SECONDS = 120.0
-"""Longer than any reconcile whose requests are answered at all."""
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 10.0
 STUCK_SECONDS = 300.0
@@ -238,37 +237,16 @@ class Controller:
             key, waited = taken
             metrics.QUEUE_SECONDS.observe(max(0.0, waited))
             started = steady_clock()
-            result = await self._reconcile_safely(key)
-            metrics.RECONCILES.labels(result).inc()
+            ended = await outcome(self._reconcile(key), {"namespace": key[0], "reranker": key[1]})
+            metrics.RECONCILES.labels(ended).inc()
             metrics.RECONCILE_SECONDS.observe(steady_clock() - started)
-            self.queue.done(key, failed=result not in ("ok", "not leader"))
-
-    async def _reconcile_safely(self, key: Key) -> str:
-        subject = {"namespace": key[0], "reranker": key[1]}
-        try:
-            async with asyncio.timeout(RECONCILE_SECONDS):
-                return await self._reconcile(key)
-        except NotLeader:
-            return "not leader"
-        except ApiError as error:
-            if error.status != 409:
-                log.warning("reconcile: %s", error, extra=subject)
-            return "conflict" if error.status == 409 else "refused"
-        except NotYet as error:
-            log.info("reconcile: %s", error, extra=subject)
-            return "waiting"
-        except (Unreachable, TimeoutError) as error:
-            log.warning("reconcile: %s", error or "took too long", extra=subject)
-            return "unreachable"
-        except Exception:  # one Reranker that we cannot cope with must not stop the others
-            log.exception("reconcile failed", extra=subject)
-            return "error"
+            self.queue.done(key, failed=is_failure(ended))
 
     async def _reconcile(self, key: Key) -> str:
         observed = observe(self.store, key)
         if observed is None:
             self.scaler.forget(key)
-            return "ok"
+            return OK
         verdict = self.scaler.look(observed)
         plan = make_plan(observed, self._settings.worker, time.time(), verdict=verdict)
         problem = await self._applier.carry_out(plan.actions, observed.metadata)
@@ -285,10 +263,10 @@ class Controller:
             if event.action == "Rollout" or event.reason == "RevisionRejected":
                 metrics.ROLLOUTS.labels(event.reason).inc()
         if problem is not None:
-            return "refused"
+            return REFUSED
         if plan.requeue_after is not None:
             self.queue.add(key, plan.requeue_after)
-        return "ok"
+        return OK
 
     # --- how it is ---
 
