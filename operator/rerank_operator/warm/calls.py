@@ -17,7 +17,7 @@ from rerank_operator.controller.kinds import Key
 from rerank_operator.controller.leader import steady_clock
 from rerank_operator.manifests.pod_template import STARTUP_SECONDS
 from rerank_operator.warm.admin import Admin, AdminError, ModelFact
-from rerank_operator.warm.models import Failure, Job, Load, Look, Unload, Worker, gives_way, place, refused
+from rerank_operator.warm.models import Failure, Job, Load, Look, Unload, Worker, gives_way, known, place, refused
 from rerank_operator.warm.observe import WarmPod
 
 log = logging.getLogger(__name__)
@@ -107,8 +107,8 @@ class Calls:
             if not isinstance(job, Load) or not gives_way(in_hand, job.loan):
                 return
             self._callers[uid].cancel()
-            if (known := self.workers.get(uid)) is not None:  # how far it has come is not known: look soon
-                self.workers[uid] = msgspec.structs.replace(known, asked=0.0)
+            if (worker := self.workers.get(uid)) is not None:  # how far it has come is not known: look soon
+                self.workers[uid] = msgspec.structs.replace(worker, asked=0.0)
         self.running[uid] = job
         self._callers[uid] = self.beside(self._run(pool, token, job))
 
@@ -143,34 +143,39 @@ class Calls:
 
     async def _ask(self, pool: Key, token: str, job: Job) -> None:
         pod = job.pod
-        known = self.workers.get(pod.uid)
-        if known is None or known.restarts != pod.restarts:
-            known = Worker(pod.restarts, 0.0)
         match job:
             case Look():
                 models = await self._admin.models(pod.address)
                 self.failures.pop(place(pod.uid, ""), None)
-                self.workers[pod.uid] = msgspec.structs.replace(known, asked=time.time(), models=models)
+                self.workers[pod.uid] = msgspec.structs.replace(self._worker(pod), asked=time.time(), models=models)
             case Unload():
                 await self._unload(token, pod, job.key)
             case Load():
                 fact = await self._load(pool, token, job)
-                if fact is None:
-                    return
-                known = self.workers.get(pod.uid, known)
-                others = tuple(model for model in known.models if model.key != job.key)
-                loaded = (job.key, job.loan) if job.loan is not None else known.loaded
-                self.workers[pod.uid] = Worker(pod.restarts, known.asked, (*others, fact), loaded)
-                self.failures.pop(job.key if job.loan is not None else place(pod.uid, job.key), None)
-                if job.loan is not None:
-                    self._loaded_at[pod.uid] = time.time()
-                metrics.WARM_LOADS.labels(_purpose(job), "ok").inc()
+                if fact is not None:
+                    self._loaded(job, fact)
+
+    def _worker(self, pod: WarmPod) -> Worker:
+        """What this process of its worker has told; nothing where it has not been asked."""
+        return known(pod, self.workers) or Worker(pod.restarts, 0.0)
+
+    def _loaded(self, job: Load, fact: ModelFact) -> None:
+        uid, worker = job.pod.uid, self._worker(job.pod)
+        others = (model for model in worker.models if model.key != job.key)
+        worker = msgspec.structs.replace(worker, models=(*others, fact))
+        if job.loan is None:
+            self.failures.pop(place(uid, job.key), None)
+        else:
+            worker = msgspec.structs.replace(worker, loaded=(job.key, job.loan))
+            self.failures.pop(job.key, None)
+            self._loaded_at[uid] = time.time()
+        self.workers[uid] = worker
+        metrics.WARM_LOADS.labels(_purpose(job), "ok").inc()
 
     async def _load(self, pool: Key, token: str, job: Load) -> ModelFact | None:
         """None: it is not wanted any more."""
         pod, giving_way = job.pod, list(job.evictable)
-        worker = self.workers.get(pod.uid)
-        others = {model.key for model in worker.models} - {job.key} if worker is not None else set()
+        others = {model.key for model in self._worker(pod).models} - {job.key}
         loading: list[str] = []
         while len(others) >= job.most and giving_way:
             key = giving_way.pop(0)
@@ -202,12 +207,12 @@ class Calls:
             if error.code not in ("not_found", "loading"):
                 raise
             loading = error.code == "loading"
-        known = self.workers.get(pod.uid)
-        if known is not None:
-            left = tuple(model for model in known.models if model.key != key)
+        worker = known(pod, self.workers)
+        if worker is not None:
+            left = tuple(model for model in worker.models if model.key != key)
             # The next look tells how that load has ended.
             left = (*left, ModelFact(key, "loading")) if loading else left
-            self.workers[pod.uid] = msgspec.structs.replace(known, models=left)
+            self.workers[pod.uid] = msgspec.structs.replace(worker, models=left)
         return not loading
 
     async def _note(self, pool: Key, job: Job, error: AdminError) -> None:

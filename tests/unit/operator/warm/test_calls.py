@@ -164,6 +164,13 @@ async def test_and_one_by_one_while_the_worker_has_no_room(worker: StandIn, rim:
     assert not rim.calls.failures
 
 
+async def test_a_process_that_has_just_begun_has_nothing_of_what_the_one_before_it_held(worker: StandIn, rim: Rim):
+    rim.calls.workers["uid-1"] = holding(model("b"), restarts=0)
+    await rim.ask(load(model("b"), most=1, where=msgspec.structs.replace(here(), restarts=1)))
+    assert worker.asked == [f"load {model('a')}"]
+    assert rim.calls.workers["uid-1"].ready == {model("a")}
+
+
 async def test_what_does_not_fit_at_all_fails_and_is_told(worker: StandIn, rim: Rim):
     worker.room = 0
     await rim.ask(load())
