@@ -10,7 +10,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -18,10 +18,12 @@ from rerank_api.reranker import ScalingState
 from rerank_api.revision import revision_hash, revision_of
 
 from rerank_operator.controller import metrics
-from rerank_operator.controller.kinds import RERANKERS, Key
+from rerank_operator.controller.kinds import RERANKERS, Key, pool_of
 from rerank_operator.controller.leader import steady_clock
 from rerank_operator.controller.observe import Observed, observe
 from rerank_operator.controller.queue import WorkQueue
+from rerank_operator.controller.starts import START_SECONDS, WAKE_SECONDS, Starts
+from rerank_operator.controller.status_writes import STATUS_SECONDS, worth_writing
 from rerank_operator.controller.store import Store
 from rerank_operator.controller.verdict import Verdict, held_replicas, replicas_in_force, scaling_mode
 from rerank_operator.demand.totals import Told, Totals
@@ -34,16 +36,6 @@ log = logging.getLogger(__name__)
 
 EAGER_SECONDS = 0.1
 """Between two looks at one Reranker, however much its gateways tell."""
-STATUS_SECONDS = 15.0
-"""Between two writes of a status in which only figures have moved on."""
-ASLEEP_STATUS_SECONDS = 30.0
-REASON_SECONDS = 5.0
-"""Between two writes for another reason of the same numbers: it may change with every burst."""
-START_SECONDS = 60.0
-"""How long an own replica is taken to need until one has been seen to start."""
-WAKE_SECONDS = 2.0
-"""The same of a warm pod."""
-LONGEST_START = 1800.0
 
 
 @dataclass(slots=True)
@@ -52,6 +44,7 @@ class _Known:
 
     uid: str
     memory: Memory
+    starts: Starts
     policy: Policy | None = None
     invalid: str | None = None
     generation: int = -1
@@ -64,17 +57,11 @@ class _Known:
     verdict: Verdict | None = None
     looked: float = 0.0
     capacity: float | None = None
-    start_seconds: float | None = None
-    wake_seconds: float | None = None
     wish_since: float = 0.0
-    waking: float | None = None
-    """Since when a request waits for a first worker."""
     sent: float | None = None
     """When the newest line was told that the last look knew."""
     cause: float | None = None
     """The same of the line that changed the numbers, until they are written."""
-    starting: set[str] = field(default_factory=set)
-    """Own workers, and claimed warm pods, that were seen before they were ready."""
     written: Verdict | None = None
     written_at: float = 0.0
 
@@ -156,11 +143,6 @@ class Scaler:
 
     # --- what others ask ---
 
-    def decision(self, key: Key) -> Decision | None:
-        """What was decided last for ``key``, in force or not."""
-        known = self._known.get(key)
-        return known.decision if known else None
-
     def wishes(self, namespace: str, pool: str) -> list[Wish]:
         """How many warm pods each Reranker should have that names the pool; who asked first for more comes first.
 
@@ -169,14 +151,14 @@ class Scaler:
         wishes = [
             Wish(key, known.verdict.loaners, known.wish_since)
             for key, known in self._known.items()
-            if key[0] == namespace and known.verdict is not None and self._pool_of(key) == pool
+            if known.verdict is not None and self._pool_of(key) == (namespace, pool)
             if known.verdict.mode not in ("Recommend", "Paused")
         ]
         return sorted(wishes, key=lambda wish: (wish.since, wish.key))
 
-    def _pool_of(self, key: Key) -> str | None:
-        body = self._store.get(RERANKERS, *key) or {}
-        return body.get("spec", {}).get("scaling", {}).get("warmPool")
+    def _pool_of(self, key: Key) -> Key | None:
+        body = self._store.get(RERANKERS, *key)
+        return pool_of(RERANKERS, body) if body is not None else None
 
     def carried_out(self, key: Key) -> None:
         """The numbers of the last look are written."""
@@ -209,7 +191,7 @@ class Scaler:
         warm = pool_state(self._store, key[0], pool) if pool else PoolState()
         serving, claiming = warm.serving(key[1]), warm.claiming(key[1])
         known.capacity = told.capacity or known.capacity
-        self._measure_starts(known, observed, warm, key[1], now)
+        known.starts.look(observed.pods, warm.loans(key[1]), now)
 
         before, mode, short = known.verdict, scaling_mode(reranker), self.short(key)
         held = held_replicas(observed, reranker, mode)
@@ -241,13 +223,15 @@ class Scaler:
             short=short,
             queued=told.demand.queued if told.sent is not None or told.demand.complete else None,
             capacity=known.capacity,
-            start_seconds=known.start_seconds,
-            wake_seconds=known.wake_seconds,
+            start_seconds=known.starts.own_seconds,
+            wake_seconds=known.starts.warm_seconds,
             last_request=told.demand.last_ended,
             outstanding=told.outstanding,
             refresh=False,
         )
-        verdict = msgspec.structs.replace(verdict, refresh=_worth_writing(known, verdict, steady))
+        verdict = msgspec.structs.replace(
+            verdict, refresh=worth_writing(known.written, steady - known.written_at, verdict)
+        )
         self._follow(known, key, before, verdict, told, observed, now, serving + claiming)
         known.verdict = verdict
         self._due.add(key, decision.again if decision is not None else STATUS_SECONDS)
@@ -263,8 +247,7 @@ class Scaler:
             uid=observed.metadata.uid,
             memory=stored_memory(last.get("memory")),
             capacity=last.get("capacityTokensPerSecond"),
-            start_seconds=last.get("startSeconds"),
-            wake_seconds=last.get("wakeSeconds"),
+            starts=Starts(last.get("startSeconds"), last.get("wakeSeconds")),
         )
         self._known[key] = known
         return known
@@ -299,32 +282,11 @@ class Scaler:
             loaners=serving,
             claiming=claiming,
             capacity=known.capacity,
-            start_seconds=known.start_seconds or START_SECONDS,
-            wake_seconds=known.wake_seconds or WAKE_SECONDS,
+            start_seconds=known.starts.own_seconds or START_SECONDS,
+            wake_seconds=known.starts.warm_seconds or WAKE_SECONDS,
             warm_free=free,
             unproven=_unproven(observed),
         )
-
-    @staticmethod
-    def _measure_starts(known: _Known, observed: Observed, warm: PoolState, name: str, now: float) -> None:
-        """Only of workers that were seen before they were ready: one that was ready before may have been away since."""
-        present = {pod.uid for pod in observed.pods} | {pod.uid for pod in warm.loans(name)}
-        known.starting &= present
-        for pod in observed.pods:
-            if not pod.ready and pod.counts and not pod.restarts:
-                known.starting.add(pod.uid)
-            elif pod.ready and pod.uid in known.starting:
-                known.starting.discard(pod.uid)
-                if pod.created and pod.ready_since:
-                    known.start_seconds = min(LONGEST_START, max(1.0, pod.ready_since - pod.created))
-        for loaner in warm.loans(name):
-            if loaner.loan is None:
-                continue
-            if loaner.loan.serving is None:  # else it has served before: a node that was silent is no slow wake
-                known.starting.add(loaner.uid)
-            elif loaner.serves and loaner.uid in known.starting:
-                known.starting.discard(loaner.uid)
-                known.wake_seconds = min(LONGEST_START, max(0.1, now - loaner.loan.since))
 
     def _follow(
         self,
@@ -350,27 +312,19 @@ class Scaler:
             known.wish_since = now
         pool = self._pool_of(key)
         if pool and (before is None or before.loaners != verdict.loaners):
-            self._pool_changed(key[0], pool)
+            self._pool_changed(*pool)
         known.sent = told.sent
         metrics.DESIRED_REPLICAS.labels(*key).set(verdict.desired)
         metrics.LOANERS.labels(*key).set(verdict.serving)
         metrics.QUEUED.labels(*key).set(told.demand.queued)
-        self._follow_wake(known, verdict, told, observed, now)
-
-    @staticmethod
-    def _follow_wake(known: _Known, verdict: Verdict, told: Told, observed: Observed, now: float) -> None:
-        if told.waking_since is not None:
-            if known.waking is None and verdict.replicas + verdict.loaners > 0:
-                metrics.WAKE_PHASE_SECONDS.labels("decide").observe(max(0.0, now - told.waking_since))
-                known.waking = told.waking_since
-            return
         own = any(pod.ready and pod.counts for pod in observed.pods)
-        if known.waking is not None and (own or verdict.serving):
-            way = "cold" if own else "warm"
-            metrics.WAKE_SECONDS.labels(way).observe(max(0.0, now - known.waking))
-            known.waking = None
-        elif not told.demand.queued + told.demand.in_flight:
-            known.waking = None  # who waited has given up; else the gateway has only seen the worker before us
+        known.starts.follow_wake(
+            told.waking_since,
+            asked_for=verdict.replicas + verdict.loaners > 0,
+            came="cold" if own else "warm" if verdict.serving else None,
+            given_up=not told.demand.queued + told.demand.in_flight,
+            now=now,
+        )
 
 
 def stored_memory(text: Any) -> Memory:
@@ -409,56 +363,3 @@ def _loaners_in_force(mode: ScalingState, decision: Decision | None, have: int) 
     if mode in ("Suspended", "ByHand"):
         return 0
     return decision.loaners if mode == "Auto" and decision is not None else have
-
-
-def _same_numbers(one: Verdict, other: Verdict) -> bool:
-    return _numbers(one) == _numbers(other)
-
-
-def _numbers(verdict: Verdict) -> tuple[Any, ...]:
-    return (
-        verdict.mode, verdict.replicas, verdict.loaners, verdict.desired, verdict.desired_loaners, verdict.serving,
-        verdict.invalid, verdict.decision is None, verdict.short is None,
-    )  # fmt: skip
-
-
-def _figures(verdict: Verdict) -> tuple[Any, ...]:
-    """Why there are too few warm pods is told with figures that every loan in the pool changes: it is one of them."""
-    return (
-        verdict.queued, verdict.capacity, verdict.start_seconds, verdict.wake_seconds, verdict.last_request,
-        verdict.short,
-    )  # fmt: skip
-
-
-def _worth_writing(known: _Known, verdict: Verdict, steady: float) -> bool:
-    """Numbers at once; another reason, and figures, after a while. What is at rest is not written at all."""
-    was = known.written
-    if was is None or not _same_numbers(was, verdict):
-        return True
-    age = steady - known.written_at
-    if was.decision is None or verdict.decision is None:
-        return False
-    if was.decision.reason != verdict.decision.reason and age >= REASON_SECONDS:
-        return True
-    if age < (STATUS_SECONDS if verdict.decision.again < STATUS_SECONDS else ASLEEP_STATUS_SECONDS):
-        return False
-    return _figures(was) != _figures(verdict) or not _much_alike(was.decision.memory, verdict.decision.memory)
-
-
-def _much_alike(one: Memory, other: Memory) -> bool:
-    """Whether a restart with the one would go on as with the other. Rates that fade away are no news."""
-    rates = ((one.fast, other.fast, 1.0), (one.slow, other.slow, 1.0), (one.slow_requests, other.slow_requests, 1e-3))
-    near = all(abs(a - b) <= max(0.05 * max(a, b), least) for a, b, least in rates)
-    return near and _kept(one) == _kept(other)
-
-
-def _kept(memory: Memory) -> tuple[Any, ...]:
-    return memory.level, memory.peak, memory.bursts, memory.active, memory.stepped, memory.woken, _history(memory)
-
-
-def _history(memory: Memory) -> list[tuple[int, int]]:
-    runs: list[tuple[int, int]] = []
-    for bucket in memory.buckets:
-        if not runs or runs[-1] != (bucket.least, bucket.most):
-            runs.append((bucket.least, bucket.most))
-    return runs

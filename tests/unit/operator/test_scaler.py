@@ -8,7 +8,8 @@ from prometheus_client import REGISTRY
 from rerank_api import names
 from rerank_api.demand import DemandLine, RerankerDemand
 from rerank_operator.controller.plan import Mark, Plan, Scale, make_plan
-from rerank_operator.controller.scaler import ASLEEP_STATUS_SECONDS, STATUS_SECONDS, Scaler, stored_memory
+from rerank_operator.controller.scaler import Scaler, stored_memory
+from rerank_operator.controller.status_writes import ASLEEP_STATUS_SECONDS, STATUS_SECONDS
 from rerank_operator.controller.verdict import Verdict
 from rerank_operator.demand.totals import Totals
 from rerank_operator.scaling.decide import Memory
