@@ -1,4 +1,4 @@
-"""Fixtures of the end-to-end tests: one cluster and one release a session, one namespace a module.
+"""Fixtures of the end-to-end tests: one cluster and one release a session, one namespace a module or a test.
 
 By default the cluster is the local one that RERANK_E2E_CLUSTER names (e2e), left running for the next session; two at
 once need two. With KUBECONFIG,
@@ -57,6 +57,16 @@ def test_namespace(request: pytest.FixtureRequest, kube: Cluster) -> Iterator[st
     kube.apply(namespace(name))
     yield name
     kube.kubectl(*away, timeout=100)
+
+
+@pytest.fixture
+def space(kube: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace for one test, under the same Standard."""
+    name = "o-" + re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:50].strip("-")
+    kube.apply(namespace(name))
+    yield name
+    kube.kubectl("delete", "rerankers", "--all", "-n", name)
+    kube.kubectl("delete", "namespace", name, "--wait=false")
 
 
 @pytest.fixture(scope="session")

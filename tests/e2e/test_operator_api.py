@@ -4,111 +4,35 @@ No chart and no workers: the operator runs from this checkout, so that it can be
 """
 
 import json
-import os
-import re
 import signal
-import socket
-import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.cluster import ROOT, STATE, VENV_BIN, Cluster, devcluster, wait_for
-from harness.release import condition, namespace, reranker
+from harness.cluster import ROOT, Cluster, wait_for
+from harness.operators import TAKE_OVER_SECONDS, Operator, Start, operators_of, own_cluster
+from harness.release import condition, reranker
 
 pytestmark = pytest.mark.local_only
 
 NAME = "products"
-LEASE = ["--lease-duration=5", "--renew-deadline=3", "--retry-period=0.5", "--lease-namespace=default"]
-TAKE_OVER_SECONDS = 30
-"""Far longer than the lease: the machine may be busy."""
-
-
-class Operator:
-    """One operator process."""
-
-    def __init__(self, cluster: Cluster, log: Path, *flags: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.log = log
-        command = [VENV_BIN / "rerank-operator", "--worker-image=example/worker:1", "--metrics-host=127.0.0.1"]
-        with log.open("w") as output:
-            self.process = subprocess.Popen(
-                [*command, f"--metrics-port={self.port}", "--resync-seconds=5", *LEASE, *flags],
-                env={**os.environ, "KUBECONFIG": str(cluster.kubeconfig)},
-                stderr=output,
-            )
-
-    def get(self, path: str) -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=2) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-        except OSError as error:
-            return 0, str(error)
-
-    def metric(self, name: str) -> float:
-        """The sum over all labels."""
-        _, text = self.get("/metrics")
-        return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
-
-    def leads(self) -> bool:
-        return self.metric("rerank_operator_leader") == 1.0
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.kill()
-        self.process.wait(timeout=10)
 
 
 @pytest.fixture(scope="module")
 def kube() -> Iterator[Cluster]:
-    name = "operator"
-    devcluster("down", "--name", name)  # what a run that was killed has left behind
-    devcluster("up", "--name", name, "--nodes", "0", timeout=240)
-    cluster = Cluster(kubeconfig=STATE / "clusters" / name / "kubeconfig", name=name)
-    cluster.kubectl("apply", "--server-side", "-f", ROOT / "crds")
-    yield cluster
-    devcluster("down", "--name", name)
+    with own_cluster("operator") as cluster:
+        yield cluster
 
 
 @pytest.fixture
-def space(kube: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
-    name = "o-" + re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:50].strip("-")
-    kube.apply(namespace(name))
-    yield name
-    kube.kubectl("delete", "rerankers", "--all", "-n", name)
-    kube.kubectl("delete", "namespace", name, "--wait=false")
+def operators(kube: Cluster, tmp_path: Path) -> Iterator[Start]:
+    with operators_of(kube, tmp_path) as start:
+        yield start
 
 
-@pytest.fixture
-def operators(kube: Cluster, tmp_path: Path) -> Iterator[Any]:
-    """Starts operators; those that are left are ended after the test."""
-    started: list[Operator] = []
-
-    def start(*flags: str) -> Operator:
-        one = Operator(kube, tmp_path / f"operator-{len(started)}.log", *flags)
-        started.append(one)
-        wait_for("an operator that is ready", lambda: one.get("/readyz")[0] == 200, timeout=30)
-        return one
-
-    yield start
-    for one in started:
-        one.end()
-        print(one.log.read_text()[-4000:])
-
-
-def start_pair(operators: Any) -> tuple[Operator, Operator]:
+def start_pair(operators: Start) -> tuple[Operator, Operator]:
     """The leader and its standby."""
     leader = operators()
     wait_for("leadership", leader.leads, timeout=TAKE_OVER_SECONDS)
@@ -140,7 +64,7 @@ def wait_reason(kube: Cluster, where: str, kind: str, reason: str) -> dict[str, 
     return wait_for(f"{kind}={reason}", seen, timeout=TAKE_OVER_SECONDS)
 
 
-def test_at_rest_nothing_is_written(kube: Cluster, space: str, operators: Any):
+def test_at_rest_nothing_is_written(kube: Cluster, space: str, operators: Start):
     one = operators()
     ask_for(kube, space, 1)
     wait_replicas(kube, space, 1)
@@ -151,7 +75,7 @@ def test_at_rest_nothing_is_written(kube: Cluster, space: str, operators: Any):
     assert one.metric("rerank_operator_missed_changes_total") == 0
 
 
-def test_someone_elses_object_is_not_taken_over(kube: Cluster, space: str, operators: Any):
+def test_someone_elses_object_is_not_taken_over(kube: Cluster, space: str, operators: Start):
     selector = {"matchLabels": {"app": "mine"}}
     budget = {
         "apiVersion": "policy/v1",
@@ -168,7 +92,7 @@ def test_someone_elses_object_is_not_taken_over(kube: Cluster, space: str, opera
     wait_replicas(kube, space, 2)
 
 
-def test_a_killed_leader_is_replaced(kube: Cluster, space: str, operators: Any):
+def test_a_killed_leader_is_replaced(kube: Cluster, space: str, operators: Start):
     leader, standby = start_pair(operators)
     ask_for(kube, space, 1)
     wait_replicas(kube, space, 1)
@@ -181,7 +105,7 @@ def test_a_killed_leader_is_replaced(kube: Cluster, space: str, operators: Any):
     assert standby.leads()
 
 
-def test_a_leader_that_ends_hands_over_at_once(kube: Cluster, space: str, operators: Any):
+def test_a_leader_that_ends_hands_over_at_once(kube: Cluster, space: str, operators: Start):
     leader, standby = start_pair(operators)
     leader.signal(signal.SIGTERM)
     ended = time.monotonic()
@@ -193,7 +117,7 @@ def test_a_leader_that_ends_hands_over_at_once(kube: Cluster, space: str, operat
     wait_replicas(kube, space, 1)
 
 
-def test_a_frozen_leader_writes_nothing_after_it_wakes(kube: Cluster, space: str, operators: Any):
+def test_a_frozen_leader_writes_nothing_after_it_wakes(kube: Cluster, space: str, operators: Start):
     leader, standby = start_pair(operators)
     ask_for(kube, space, 1)
     wait_replicas(kube, space, 1)
@@ -213,7 +137,7 @@ def test_a_frozen_leader_writes_nothing_after_it_wakes(kube: Cluster, space: str
     assert standby.leads()
 
 
-def test_an_api_server_that_is_away_is_survived(kube: Cluster, space: str, operators: Any):
+def test_an_api_server_that_is_away_is_survived(kube: Cluster, space: str, operators: Start):
     one = operators()
     wait_for("leadership", one.leads, timeout=TAKE_OVER_SECONDS)
     ask_for(kube, space, 1)
@@ -232,7 +156,7 @@ def test_an_api_server_that_is_away_is_survived(kube: Cluster, space: str, opera
     assert one.process.poll() is None
 
 
-def test_a_namespaced_operator_leaves_others_alone(kube: Cluster, space: str, operators: Any):
+def test_a_namespaced_operator_leaves_others_alone(kube: Cluster, space: str, operators: Start):
     one = operators("--namespace", space)
     ask_for(kube, "default", 1)
     ask_for(kube, space, 1)
@@ -243,7 +167,7 @@ def test_a_namespaced_operator_leaves_others_alone(kube: Cluster, space: str, op
     kube.kubectl("delete", "reranker", NAME, "-n", "default")
 
 
-def test_children_and_status_and_nothing_of_kopf(kube: Cluster, space: str, operators: Any):
+def test_children_and_status_and_nothing_of_kopf(kube: Cluster, space: str, operators: Start):
     operators()
     ask_for(kube, space, 2)
     deployment = wait_replicas(kube, space, 2)
@@ -274,7 +198,7 @@ def test_children_and_status_and_nothing_of_kopf(kube: Cluster, space: str, oper
     )
 
 
-def test_the_crd_may_go_and_come_back(kube: Cluster, space: str, operators: Any):
+def test_the_crd_may_go_and_come_back(kube: Cluster, space: str, operators: Start):
     one = operators()
     ask_for(kube, space, 1)
     wait_replicas(kube, space, 1)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.test_operator_api import TAKE_OVER_SECONDS, Operator
-from harness.cluster import ROOT, STATE, Cluster, devcluster, wait_for
-from harness.release import condition, namespace, reranker
+from harness.cluster import Cluster, wait_for
+from harness.operators import TAKE_OVER_SECONDS, Start, operators_of, own_cluster
+from harness.release import condition, reranker
 from rerank_api import names
 from rerank_api.demand import DEMAND_PATH, DemandLine, RerankerDemand, encode_line
 
@@ -65,23 +65,8 @@ class _Stream(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def kube() -> Iterator[Cluster]:
-    name = "scaling"
-    devcluster("down", "--name", name)  # what a run that was killed has left behind
-    devcluster("up", "--name", name, "--nodes", "0", timeout=240)
-    cluster = Cluster(kubeconfig=STATE / "clusters" / name / "kubeconfig", name=name)
-    for crd in ("rerankers", "warmpools"):
-        cluster.kubectl("apply", "--server-side", "-f", ROOT / "crds" / f"{crd}.yaml")
-    yield cluster
-    devcluster("down", "--name", name)
-
-
-@pytest.fixture
-def space(kube: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
-    name = "s-" + re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:50].strip("-")
-    kube.apply(namespace(name))
-    yield name
-    kube.kubectl("delete", "rerankers", "--all", "-n", name)
-    kube.kubectl("delete", "namespace", name, "--wait=false")
+    with own_cluster("scaling") as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -119,21 +104,9 @@ def gateway(kube: Cluster, space: str) -> Iterator[Gateway]:
 
 
 @pytest.fixture
-def operators(kube: Cluster, tmp_path: Path, space: str) -> Iterator[Any]:
-    """Starts operators; those that are left are ended after the test."""
-    started: list[Operator] = []
-
-    def start() -> Operator:
-        flag = f"--gateway-service={space}/{GATEWAYS}"
-        one = Operator(kube, tmp_path / f"operator-{len(started)}.log", flag, "--namespace", space)
-        started.append(one)
-        wait_for("an operator that is ready", lambda: one.get("/readyz")[0] == 200, timeout=30)
-        return one
-
-    yield start
-    for one in started:
-        one.end()
-        print(one.log.read_text()[-4000:])
+def operators(kube: Cluster, tmp_path: Path, space: str) -> Iterator[Start]:
+    with operators_of(kube, tmp_path, f"--gateway-service={space}/{GATEWAYS}", "--namespace", space) as start:
+        yield start
 
 
 def set_status(kube: Cluster, where: str, pod: str, status: dict[str, Any]) -> None:
@@ -188,7 +161,7 @@ def wait_scaling(kube: Cluster, where: str, reason: str) -> dict[str, Any]:
 
 
 def test_a_backlog_is_followed_at_once_and_another_leader_goes_on_from_there(
-    kube: Cluster, space: str, operators: Any, gateway: Gateway
+    kube: Cluster, space: str, operators: Start, gateway: Gateway
 ):
     leader = operators()
     wait_for("leadership", leader.leads, timeout=TAKE_OVER_SECONDS)
@@ -216,7 +189,7 @@ def test_a_backlog_is_followed_at_once_and_another_leader_goes_on_from_there(
     assert memory["slow"] > 0
 
 
-def test_a_silent_gateway_lets_nothing_shrink(kube: Cluster, space: str, operators: Any, gateway: Gateway):
+def test_a_silent_gateway_lets_nothing_shrink(kube: Cluster, space: str, operators: Start, gateway: Gateway):
     operators()
     ask_for(kube, space, scaling={"idleTimeout": "1s"})
     wait_replicas(kube, space, 1)
@@ -233,7 +206,7 @@ def test_a_silent_gateway_lets_nothing_shrink(kube: Cluster, space: str, operato
     wait_replicas(kube, space, 1)
 
 
-def test_the_busiest_worker_is_the_one_that_stays(kube: Cluster, space: str, operators: Any, gateway: Gateway):
+def test_the_busiest_worker_is_the_one_that_stays(kube: Cluster, space: str, operators: Start, gateway: Gateway):
     operators()
     ask_for(kube, space, scaling={"minReplicas": 3, "maxReplicas": 3})
     pods = make_ready(kube, space, 3)
@@ -246,7 +219,7 @@ def test_the_busiest_worker_is_the_one_that_stays(kube: Cluster, space: str, ope
 
 
 def test_a_hand_a_pause_and_a_bad_policy_hold_the_count_and_say_so(
-    kube: Cluster, space: str, operators: Any, gateway: Gateway
+    kube: Cluster, space: str, operators: Start, gateway: Gateway
 ):
     operators()
     ask_for(kube, space, scaling={"maxReplicas": 5})

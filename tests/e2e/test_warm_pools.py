@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.test_operator_api import Operator
-from harness.cluster import ROOT, Cluster, devcluster, local_cluster, wait_for
+from harness.cluster import Cluster, wait_for
+from harness.operators import Operator, operators_of, own_cluster
 from harness.release import condition, namespace, reranker
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
@@ -41,14 +41,9 @@ STEP_SECONDS = 90
 
 @pytest.fixture(scope="module")
 def kube() -> Iterator[Cluster]:
-    name = "warm-pools"
-    devcluster("down", "--name", name)  # what a run that was killed has left behind
-    cluster = local_cluster(name, nodes=1)
-    cluster.kubectl("apply", "--server-side", "-f", ROOT / "crds")
-    cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
-    cluster.apply(namespace(SPACE))
-    yield cluster
-    devcluster("down", "--name", name)
+    with own_cluster("warm-pools", nodes=1) as cluster:
+        cluster.apply(namespace(SPACE))
+        yield cluster
 
 
 def pool(size: int, name: str = POOL, **spec: Any) -> dict[str, Any]:
@@ -178,11 +173,10 @@ def operator(kube: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("operator")
     key = folder / "key"
     key.write_bytes(os.urandom(32).hex().encode())
-    one = Operator(kube, folder / "operator.log", f"--warm-pool-key-file={key}")
-    wait_for("an operator that leads", one.leads, timeout=60)
-    yield one
-    one.end()
-    print(one.log.read_text()[-6000:])
+    with operators_of(kube, folder, f"--warm-pool-key-file={key}") as start:
+        one = start()
+        wait_for("an operator that leads", one.leads, timeout=60)
+        yield one
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +342,7 @@ def test_a_new_leader_goes_on_with_a_loan_that_the_old_one_has_begun(
     key = operator.log.parent / "key"
     standby = Operator(kube, tmp_path / "standby.log", f"--warm-pool-key-file={key}")
     try:
-        wait_for("a standby", lambda: standby.get("/readyz")[0] == 200, timeout=60)
+        wait_for("a standby", standby.ready, timeout=60)
         kube.apply(wish_for_one("handed", model_uri, runtime=NO_ROOM))
         wait_for("a claim", lambda: loans(kube, "handed"), timeout=STEP_SECONDS, poll=0.02)
         operator.signal(signal.SIGSTOP)
@@ -363,7 +357,6 @@ def test_a_new_leader_goes_on_with_a_loan_that_the_old_one_has_begun(
         standby.signal(signal.SIGTERM)
         standby.process.wait(timeout=30)
         standby.end()
-        print(standby.log.read_text()[-3000:])
     wait_for("leadership to return", operator.leads, timeout=STEP_SECONDS)
     kube.kubectl("delete", "reranker", "handed", "-n", SPACE)
     wait_no_loan(kube, "handed")
