@@ -178,11 +178,14 @@ class House:
             if line.startswith(name) and all(part in line for part in contains)
         )
 
-    async def until_waiting(self, count: int) -> None:
+    async def until_metric(self, name: str, value: float) -> None:
         end = time.monotonic() + DEADLINE
-        while await self.metric("rerank_gateway_waiting_requests") != count:
-            assert time.monotonic() < end, f"not in time: {count} waiting"
+        while (found := await self.metric(name)) != value:
+            assert time.monotonic() < end, f"not in time: {name} is {found:g}, not {value:g}"
             await asyncio.sleep(0.005)
+
+    async def until_waiting(self, count: int) -> None:
+        await self.until_metric("rerank_gateway_waiting_requests", count)
 
 
 @pytest.fixture

@@ -152,10 +152,7 @@ async def test_many_readers_are_told_the_same(house: House) -> None:
         await until(lambda: first.products.queued == second.products.queued == 0, "both are told of the end")
     async with reading(house) as third:
         assert third.products.arrived_requests == 1
-    end = time.monotonic() + 10
-    while await house.metric("rerank_gateway_demand_readers"):
-        assert time.monotonic() < end, "readers that went are still counted"
-        await asyncio.sleep(0.005)
+    await house.until_metric("rerank_gateway_demand_readers", 0)
 
 
 async def test_too_many_readers_are_refused(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
