@@ -36,7 +36,12 @@ LONG_CHARACTERS = (5_000, 50_000, 200_000, 1_000_000)
 REFERENCE_CHARACTERS = 20_000
 MOST_DOCUMENTS = 24
 MOST_AT_ONCE = 48
-SAMPLE_SECONDS = 10.0
+LOOK_SECONDS, SAMPLE_SECONDS = 0.5, 10.0
+"""How often the process is looked at, and what one kept sample stands for."""
+
+REST_SECONDS = 20.0
+"""Freed memory is given back every 15 s (rerank_worker.memory): in so long an idle worker has done so."""
+
 ANSWER_TIMEOUT = 120.0
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "int8": 1e-1}
 WARM_SHARE = 0.2
@@ -115,10 +120,9 @@ def main() -> int:
     with server:
         capacity = measured_capacity(server, questions)
         print(f"capacity about {capacity:.1f} pairs/s; {options.minutes:g} minutes at {options.share:.0%}", flush=True)
-        before = facts(server.pid)
+        before = at_rest(server.pid)
         findings = asyncio.run(traffic(server, questions, options, capacity))
-        time.sleep(2.0)
-        after = facts(server.pid)
+        after = at_rest(server.pid)
         info = server.get("/v1/info")
         alive = server.alive()
     result: dict[str, Any] = {
@@ -220,9 +224,25 @@ async def traffic(
 
 
 async def watch(pid: int, findings: Findings, begin: float) -> None:
+    """Keeps the least and the most memory of each SAMPLE_SECONDS: what was freed is given back for moments only."""
     while True:
-        findings.samples.append({"seconds": round(time.monotonic() - begin, 1), **facts(pid)})
-        await asyncio.sleep(SAMPLE_SECONDS)
+        sample = {"seconds": round(time.monotonic() - begin, 1), **facts(pid)}
+        sample["most_rss_mib"] = sample["rss_mib"]
+        findings.samples.append(sample)
+        while time.monotonic() - begin < sample["seconds"] + SAMPLE_SECONDS:
+            await asyncio.sleep(LOOK_SECONDS)
+            now = facts(pid)["rss_mib"]
+            sample["rss_mib"] = min(sample["rss_mib"], now)
+            sample["most_rss_mib"] = max(sample["most_rss_mib"], now)
+
+
+def at_rest(pid: int) -> dict[str, float]:
+    """The facts of a worker that nobody asks, at the moment when it has the least memory."""
+    seen = []
+    for _ in range(round(REST_SECONDS)):
+        time.sleep(1.0)
+        seen.append(facts(pid))
+    return min(seen, key=lambda one: one["rss_mib"])
 
 
 def facts(pid: int) -> dict[str, float]:
@@ -363,7 +383,7 @@ def memory(samples: Sequence[dict[str, float]]) -> dict[str, float]:
     return {
         "median_mib": median(one["rss_mib"] for one in rest),
         "min_mib": min(sizes),
-        "max_mib": max(one["rss_mib"] for one in rest),
+        "max_mib": max(one["most_rss_mib"] for one in rest),
         "slope_mib_per_hour": slope,
         "rise_mib": slope * (times[-1] - times[0]),
         "allowed_rise_mib": max(GROWTH_SHARE * median(sizes), GROWTH_MIB),
