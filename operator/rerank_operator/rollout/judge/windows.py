@@ -1,0 +1,14 @@
+"""What the judge is told of each arm. Holds no text and no identity of a request."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+
+class Window(msgspec.Struct, frozen=True):
+    """What one arm has answered since the last look, oldest first; requests that met a cold start are left out."""
+
+    seconds: Sequence[float] = ()
+    """Of every request, of failed ones too."""
+    failed: Sequence[int] = ()
+    """Places in ``seconds`` of those that failed, ascending."""
