@@ -24,7 +24,7 @@ from harness import figures, traces
 from harness.cluster import Cluster, CommandError, devcluster, local_cluster, wait_for
 from harness.paced import Profile
 from harness.release import Release, is_ready, namespace
-from harness.scenario import elastic, play, warm_pool
+from harness.scenario import elastic, paced_pool, play
 
 NAMESPACE, POOL = "bench", "shared"
 TRACES: dict[str, Callable[[float], traces.Trace]] = {
@@ -79,7 +79,7 @@ def one(
     cluster.apply(namespace(home))
     try:
         if size:
-            cluster.apply(warm_pool(POOL, home, profile, size))
+            cluster.apply(paced_pool(POOL, home, profile, size))
             wait_for("the pool", lambda: ready(cluster, home) >= size, timeout=DEADLINE)
         cluster.apply(elastic(name, home, profile, POOL if size else None, idleTimeout=idle_timeout))
         return play(cluster, release, home, name, TRACES[trace](profile.capacity), timeout=DEADLINE)

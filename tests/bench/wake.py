@@ -40,7 +40,7 @@ from harness import figures
 from harness.cluster import STATE, Cluster, devcluster, local_cluster, wait_for
 from harness.demand_lines import DemandLines
 from harness.load import Call, Outcome, Replay
-from harness.release import SYSTEM_NAMESPACE, Release, is_ready, namespace, reranker
+from harness.release import SYSTEM_NAMESPACE, Release, is_ready, namespace, reranker, warm_pool
 from harness.scenario import Fleet, fleet_of, history, workers_watched
 from harness.watching import Change
 
@@ -102,15 +102,7 @@ def sleeper(name: str, folder: str, pool: str | None = None) -> dict[str, Any]:
 @contextlib.contextmanager
 def pool(cluster: Cluster, name: str, models: int) -> Generator[None]:
     """A WarmPool of one pod, gone afterwards: its process would have a share of the cores."""
-    overlay = sleeper("any", MODELS["good"])["spec"]["runtime"]["podTemplate"]
-    cluster.apply(
-        {
-            "apiVersion": names.API_VERSION,
-            "kind": names.WARM_POOL_KIND,
-            "metadata": {"name": name, "namespace": NAMESPACE},
-            "spec": {"size": 1, "device": "cpu", "maxModelsPerPod": models, "podTemplate": overlay},
-        }
-    )
+    cluster.apply(warm_pool(name, NAMESPACE, 1, maxModelsPerPod=models))
     yield
     cluster.kubectl("delete", names.KIND, "--all", "-n", NAMESPACE, "--wait=true")
     cluster.kubectl("delete", names.WARM_POOL_PLURAL, name, "-n", NAMESPACE, "--wait=true")

@@ -17,7 +17,7 @@ from harness.cluster import Cluster, wait_for
 from harness.load import Call, Replay
 from harness.paced import Profile
 from harness.release import SYSTEM_NAMESPACE, Release, is_ready
-from harness.scenario import Fleet, elastic, history, warm_pool, workers_watched
+from harness.scenario import Fleet, elastic, history, paced_pool, workers_watched
 from harness.watching import Change
 from rerank_api import names
 
@@ -32,7 +32,7 @@ DEADLINE = 120.0
 @pytest.fixture(scope="module")
 def model(kube: Cluster, release: Release, test_namespace: str) -> str:
     kube.apply(
-        warm_pool(POOL, test_namespace, PROFILE, size=1),
+        paced_pool(POOL, test_namespace, PROFILE, size=1),
         elastic(NAME, test_namespace, PROFILE, POOL, idleTimeout="2s"),
     )
     return f"{test_namespace}/{NAME}"

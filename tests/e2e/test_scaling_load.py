@@ -14,7 +14,7 @@ from harness import traces
 from harness.cluster import Cluster, wait_for
 from harness.paced import Profile
 from harness.release import Release, is_ready
-from harness.scenario import elastic, play, warm_pool
+from harness.scenario import elastic, paced_pool, play
 from rerank_api import names
 
 pytestmark = pytest.mark.local_only
@@ -32,7 +32,7 @@ DEADLINE = 170.0
 def runs(kube: Cluster, release: Release, test_namespace: str) -> Iterator[dict[str, Future[dict[str, Any]]]]:
     """All at once, each on a Reranker of its own, to be done in time: the crowd beside a pool, the jobs without one."""
     kube.apply(
-        warm_pool(POOL, test_namespace, PROFILE, POOL_SIZE),
+        paced_pool(POOL, test_namespace, PROFILE, POOL_SIZE),
         elastic("crowd", test_namespace, PROFILE, POOL, idleTimeout="3s"),
         elastic("jobs", test_namespace, PROFILE, idleTimeout="3s"),
     )

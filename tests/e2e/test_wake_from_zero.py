@@ -6,22 +6,12 @@ import urllib.request
 from typing import Any
 
 from harness.cluster import Cluster, wait_for
-from harness.release import Release, reranker
+from harness.release import Release, reranker, warm_pool
 from rerank_api import names
 
 NAME, POOL = "sleepy", "shared"
 START_SECONDS = 240
 """Workers import their libraries, on a machine that may be busy."""
-
-
-def warm_pool(namespace: str) -> dict[str, Any]:
-    worker = {"name": "worker", "env": [{"name": "OMP_NUM_THREADS", "value": "1"}]}
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": names.WARM_POOL_KIND,
-        "metadata": {"name": POOL, "namespace": namespace},
-        "spec": {"size": 1, "device": "cpu", "podTemplate": {"spec": {"containers": [worker]}}},
-    }
 
 
 def pods(kube: Cluster, namespace: str, label: str) -> list[dict[str, Any]]:
@@ -53,7 +43,7 @@ def test_wakes_come_from_the_pool_and_the_pod_goes_back(
     kube: Cluster, release: Release, test_namespace: str, model_uri: str
 ):
     scaling = {"minReplicas": 0, "maxReplicas": 2, "idleTimeout": "5s", "warmPool": POOL}
-    kube.apply(warm_pool(test_namespace), reranker(NAME, test_namespace, model_uri, scaling=scaling))
+    kube.apply(warm_pool(POOL, test_namespace, 1), reranker(NAME, test_namespace, model_uri, scaling=scaling))
     seconds = []
     with release.reach_gateways() as urls:
         for _ in range(3):

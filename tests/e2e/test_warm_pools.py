@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from harness.cluster import Cluster, wait_for
 from harness.operators import Operator, operators_of, own_cluster
-from harness.release import condition, namespace, reranker
+from harness.release import condition, namespace, reranker, warm_pool
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
 from rerank_api import names
@@ -44,16 +44,6 @@ def kube() -> Iterator[Cluster]:
     with own_cluster("warm-pools", nodes=1) as cluster:
         cluster.apply(namespace(SPACE))
         yield cluster
-
-
-def pool(size: int, name: str = POOL, **spec: Any) -> dict[str, Any]:
-    env = {"name": "worker", "env": [{"name": "OMP_NUM_THREADS", "value": "1"}]}
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": names.WARM_POOL_KIND,
-        "metadata": {"name": name, "namespace": SPACE},
-        "spec": {"size": size, "device": "cpu", "podTemplate": {"spec": {"containers": [env]}}, **spec},
-    }
 
 
 # --- two controllers, one pod ---
@@ -119,7 +109,7 @@ def a_pod_that_is_ready(kube: Cluster, name: str, pool_name: str) -> None:
 
 
 async def test_two_controllers_never_lend_the_last_pod_twice(kube: Cluster):
-    kube.apply(pool(0, "race"))
+    kube.apply(warm_pool("race", SPACE, 0))
     for name in ("left", "right"):
         kube.apply(reranker(name, SPACE, "file:///models/a", scaling={"warmPool": "race"}))
     a_pod_that_is_ready(kube, "last-one", "race")
@@ -182,7 +172,7 @@ def operator(kube: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture(scope="module")
 def warm(kube: Cluster, operator: Operator) -> dict[str, Any]:
     """The pool, once both pods are ready."""
-    kube.apply(pool(2))
+    kube.apply(warm_pool(POOL, SPACE, 2))
 
     def ready() -> dict[str, Any] | None:
         found = kube.get("warmpool", POOL, "-n", SPACE)

@@ -8,6 +8,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from rerank_api import names
+
 from harness.cluster import ROOT, Cluster, CommandError, wait_for
 
 CHART = ROOT / "helm" / "rerank-operator"
@@ -150,18 +152,18 @@ def reranker(name: str, namespace: str, uri: str, **spec: Any) -> dict[str, Any]
     """A Reranker manifest on the CPU, with SMALL pods. Without ``replicas`` it is scaled on demand."""
     runtime = {"device": "cpu", **spec.pop("runtime", {})}
     return {
-        "apiVersion": "rerank.dev/v1alpha1",
-        "kind": "Reranker",
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
         "metadata": {"name": name, "namespace": namespace},
         "spec": {"model": {"uri": uri}, "runtime": {"podTemplate": SMALL, **runtime}, **spec},
     }
 
 
 def warm_pool(name: str, namespace: str, size: int, **spec: Any) -> dict[str, Any]:
-    """A WarmPool manifest on the CPU, with SMALL pods."""
+    """A WarmPool manifest on the CPU; its pods are SMALL where ``podTemplate`` is not given."""
     return {
-        "apiVersion": "rerank.dev/v1alpha1",
-        "kind": "WarmPool",
+        "apiVersion": names.API_VERSION,
+        "kind": names.WARM_POOL_KIND,
         "metadata": {"name": name, "namespace": namespace},
         "spec": {"size": size, "device": "cpu", "podTemplate": SMALL, **spec},
     }

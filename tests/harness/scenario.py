@@ -17,7 +17,7 @@ from harness import paced
 from harness.cluster import STATE, VENV_BIN, Cluster, CommandError, wait_for
 from harness.load import Call, Replay, Report
 from harness.paced import Profile
-from harness.release import Release, is_ready, reranker
+from harness.release import Release, is_ready, reranker, warm_pool
 from harness.traces import MEAN_TOKENS, Trace
 from harness.watching import Change, Watch
 
@@ -39,14 +39,9 @@ def elastic(name: str, namespace: str, profile: Profile, pool: str | None = None
     )
 
 
-def warm_pool(name: str, namespace: str, profile: Profile, size: int) -> dict[str, Any]:
+def paced_pool(name: str, namespace: str, profile: Profile, size: int) -> dict[str, Any]:
     """A WarmPool of paced workers."""
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": names.WARM_POOL_KIND,
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {"size": size, "device": "cpu", "podTemplate": paced.overlay(profile, VENV_BIN)},
-    }
+    return warm_pool(name, namespace, size, podTemplate=paced.overlay(profile, VENV_BIN))
 
 
 class Fleet(NamedTuple):
