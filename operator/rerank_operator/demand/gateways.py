@@ -20,7 +20,7 @@ from rerank_api.demand import DEMAND_PATH, DemandLine, decode_line
 
 from rerank_operator.controller import metrics
 from rerank_operator.controller.api import ApiError, KubeApi, Unreachable
-from rerank_operator.controller.kinds import Key, Kind
+from rerank_operator.controller.kinds import SERVICES, Key, Kind
 from rerank_operator.controller.leader import steady_clock
 from rerank_operator.controller.observe import parse_time
 from rerank_operator.demand.totals import SILENT_SECONDS, Totals
@@ -39,9 +39,6 @@ SAME_CLOCK_SECONDS = 1.0
 """Two clocks that are not further apart, with the way of a line, are taken for the same."""
 LONGEST_LINE = 16 * 2**20
 """Bytes: some 30,000 Rerankers."""
-
-
-SERVICES = Kind("Service", "", "v1", "services")
 
 
 class NotAGateway(Exception):
