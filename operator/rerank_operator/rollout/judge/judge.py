@@ -1,0 +1,154 @@
+"""The verdict on a canary: go on, take the next step, promote it, or roll it back. Decides; carries out nothing.
+
+Fails at any look with enough evidence that the canary is worse, and a healthy one fails with at most
+``error_probability`` in a whole rollout, however long it takes: that probability is split over the metrics, and each
+metric's evidence runs through all steps (evidence.py). A step is passed by requests, not by minutes, while nothing
+looks suspicious. Promotion asks for more than silence: for evidence that no metric is worse by its margin. Where
+neither can be shown the verdict is hold, for as long as it takes: no data is no verdict.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from rerank_operator.rollout.judge.errors import Errors
+from rerank_operator.rollout.judge.latency import Latency
+from rerank_operator.rollout.judge.quality import compare, queries_for
+from rerank_operator.rollout.judge.windows import Window
+
+Action = Literal["hold", "advance", "promote", "rollback"]
+
+SUSPICION = 5.0
+"""Evidence against a metric above which no step is taken. One healthy rollout in five comes to it, and waits until it
+has gone."""
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What a user may choose."""
+
+    error_probability: float = 0.01
+    """That a healthy canary is rolled back, in a whole rollout."""
+    miss_probability: float = 0.1
+    """That a metric which is worse by its margin is passed."""
+    step_requests: int = 50
+    """To the canary, before its next step."""
+    step_seconds: float = 60.0
+    """That a step takes at least: what comes with more traffic takes a moment to show."""
+    errors_tolerated: float = 0.001
+    """A larger share of failed requests, by so much, is no regression."""
+    errors_margin: float = 0.01
+    latency_tolerated: float = 0.05
+    """Slower by this share is no regression."""
+    latency_margin: float = 0.2
+    latency_quantile: float = 0.95
+    """Where the margin must be excluded: one of latency.QUANTILES."""
+    ndcg_margin: float = 0.02
+
+
+class MetricVerdict(msgspec.Struct, frozen=True):
+    """What one metric says, and the figures behind it."""
+
+    name: str
+    verdict: Literal["pass", "fail", "hold"]
+    message: str
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    action: Action
+    reason: str
+    """The metric that decided, or that is waited for; "requests" where they are too few; "" where none stands out."""
+    metrics: tuple[MetricVerdict, ...] = ()
+
+
+class Judge:
+    """One rollout. ``weights``: percent of the requests at each step, ascending; at 100 nobody is left to compare with,
+    so what passes the step before is promoted. ``baseline``: what stable did before it began.
+    """
+
+    def __init__(self, weights: Sequence[float], baseline: Window, settings: Settings, *, golden: bool = True) -> None:
+        """``golden``: whether there is a golden set; its share of the error probability goes to the others if not."""
+        self._settings = settings
+        self._weights = [weight for weight in weights if weight < 100]
+        if not self._weights:
+            raise ValueError("weights: there must be a step below 100 percent, at which both arms can be compared")
+        self._chance = settings.error_probability / (3 if golden else 2)
+        self._step = 0
+        self._since = 0.0
+        self._requests = 0
+        steps = len(self._weights)
+        self._errors = Errors.begin(baseline, settings.errors_tolerated, settings.errors_margin, steps)
+        self._latency = Latency.begin(baseline, settings.latency_tolerated, settings.latency_margin, steps)
+        self._begin_step(0.0)
+
+    @property
+    def weight(self) -> float:
+        """Percent of the requests that the canary gets now."""
+        return self._weights[self._step]
+
+    def golden(self, stable: Sequence[float], canary: Sequence[float]) -> Verdict:
+        """``stable``, ``canary``: nDCG of each golden query, in the same order, before any user's request."""
+        margin = self._settings.ndcg_margin
+        found = compare(stable, canary, self._settings.miss_probability, self._chance)
+        if found is None:
+            metric = MetricVerdict("quality", "hold", f"{len(stable)} golden queries are too few to compare")
+            return Verdict("hold", "quality", (metric,))
+        told = f"nDCG {found.mean:+.4f} over {found.queries} queries, between {found.low:+.4f} and {found.high:+.4f}"
+        if found.high < 0:
+            return Verdict("rollback", "quality", (MetricVerdict("quality", "fail", told),))
+        if found.low <= -margin:
+            more = (
+                f"{told}: a drop of {margin:g} is not excluded; that takes about {queries_for(found, margin)} queries"
+            )
+            return Verdict("hold", "quality", (MetricVerdict("quality", "hold", more),))
+        return Verdict("advance", "", (MetricVerdict("quality", "pass", told),))
+
+    def look(self, now: float, stable: Window, canary: Window) -> Verdict:
+        """What both arms have answered since the last look; an empty window is no data, and changes nothing.
+
+        ``now``: seconds since the rollout began.
+        """
+        self._requests += len(canary.seconds)
+        self._errors.look(stable, canary)
+        self._latency.look(stable, canary)
+        metrics = (self._judge_errors(), self._judge_latency())
+        failed = next((metric for metric in metrics if metric.verdict == "fail"), None)
+        if failed is not None:
+            return Verdict("rollback", failed.name, metrics)
+        return self._next(now, metrics)
+
+    def _begin_step(self, now: float) -> None:
+        self._since = now
+        self._requests = 0
+        self._errors.begin_step()
+        self._latency.begin_step()
+
+    def _next(self, now: float, metrics: tuple[MetricVerdict, ...]) -> Verdict:
+        last = self._step == len(self._weights) - 1
+        waiting = next((metric.name for metric in metrics if metric.verdict == "hold"), "")
+        short = now - self._since < self._settings.step_seconds
+        if short or self._requests < self._settings.step_requests:
+            return Verdict("hold", "requests", metrics)
+        if self._suspicious() or (last and waiting):
+            return Verdict("hold", waiting, metrics)
+        if last:
+            return Verdict("promote", "", metrics)
+        self._step += 1
+        self._begin_step(now)
+        return Verdict("advance", "", metrics)
+
+    def _suspicious(self) -> bool:
+        return max(self._errors.worse.value(self._errors.design_effect()), self._latency.worse()) >= SUSPICION
+
+    def _judge_errors(self) -> MetricVerdict:
+        effect = self._errors.design_effect()
+        return self._metric("errors", self._errors.worse.value(effect), self._errors.fine.value(effect))
+
+    def _judge_latency(self) -> MetricVerdict:
+        return self._metric("latency", self._latency.worse(), self._latency.fine(self._settings.latency_quantile))
+
+    def _metric(self, name: str, worse: float, fine: float) -> MetricVerdict:
+        needed, enough = 1 / self._chance, 1 / self._settings.miss_probability
+        told = f"evidence of worse {worse:.3g} of {needed:.3g}, of not worse by the margin {fine:.3g} of {enough:.3g}"
+        verdict = "fail" if worse >= needed else "pass" if fine >= enough else "hold"
+        return MetricVerdict(name, verdict, told)
