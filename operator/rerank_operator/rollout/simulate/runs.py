@@ -1,0 +1,79 @@
+"""Runs a scenario many times over the machine's cores. What comes out never depends on how many there are."""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from importlib import import_module
+from typing import Literal, NamedTuple
+
+from rerank_operator.rollout.simulate.policy import MakePolicy
+from rerank_operator.rollout.simulate.scenario import Scenario
+from rerank_operator.rollout.simulate.traffic import Traffic
+
+INSTANT = 1e-6
+"""Seconds; less than this before the horizon is left by sums of intervals, and is no interval of its own."""
+
+JUDGES = {
+    "ours": ("rerank_operator.rollout.simulate.ours", "Ours"),
+    "flagger": ("rerank_operator.rollout.simulate.flagger", "Flagger"),
+    "kayenta": ("rerank_operator.rollout.simulate.kayenta", "Kayenta"),
+}
+
+
+class Run(NamedTuple):
+    """How one rollout ended."""
+
+    outcome: Literal["rollback", "promote", "hold"]
+    """hold: nothing was decided until the horizon."""
+    reason: str
+    """What decided, as the judge says."""
+    seconds: float
+    """Until the decision, or the horizon."""
+    canary_requests: int
+    """Users' requests that the canary had got by then."""
+
+
+def maker(judge: str) -> MakePolicy:
+    """Of a key of ``JUDGES``."""
+    module, name = JUDGES[judge]
+    return getattr(import_module(module), name)
+
+
+def simulate(
+    scenario: Scenario, make: MakePolicy, processes: int | None = None, told: Callable[[int], None] = lambda done: None
+) -> list[Run]:
+    """Every run, in order. ``make`` must be importable (each process makes its own). ``processes``: None takes every
+    core. ``told``: the number of runs that have ended, as they do."""
+    processes = min(processes or os.cpu_count() or 1, scenario.runs)
+    runs = range(scenario.runs)
+    if processes == 1:
+        return _collect(map(partial(simulate_one, scenario, make), runs), told)
+    with ProcessPoolExecutor(processes) as pool:
+        # Few at a time: runs differ in length, and the last ones should not wait for one core.
+        share = max(1, scenario.runs // (16 * processes))
+        return _collect(pool.map(partial(simulate_one, scenario, make), runs, chunksize=share), told)
+
+
+def _collect(ended: Iterable[Run], told: Callable[[int], None]) -> list[Run]:
+    found: list[Run] = []
+    for run in ended:
+        found.append(run)
+        told(len(found))
+    return found
+
+
+def simulate_one(scenario: Scenario, make: MakePolicy, number: int) -> Run:
+    """Run ``number``: until the judge decides, or the horizon; the last look is at the horizon."""
+    traffic = Traffic(scenario, number)
+    policy = make(scenario.weights, traffic.baseline, scenario.horizon)
+    now, canary_requests = 0.0, 0
+    outcome = policy.golden(*traffic.golden()) if scenario.golden_queries else None
+    while outcome is None and now < scenario.horizon:
+        begin, now = now, now + policy.interval
+        if now > scenario.horizon - INSTANT:
+            now = scenario.horizon
+        stable, canary = traffic.between(begin, now, policy.weight)
+        canary_requests += len(canary.seconds)
+        outcome = policy.look(now, stable, canary)
+    return Run(outcome or "hold", policy.reason, now, canary_requests)
