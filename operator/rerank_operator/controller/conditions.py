@@ -3,15 +3,15 @@
 The first check with an answer wins; each names its reason and says in a sentence what is so. Pure.
 """
 
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from rerank_api import names
 from rerank_api.reranker import Condition, ConditionStatus, RejectedRevision, ScalingState
 
 from rerank_operator.controller.diagnose import Diagnosis
+from rerank_operator.controller.times import format_time
 from rerank_operator.controller.verdict import Verdict
 
 LONGEST_MESSAGE = 4096
@@ -58,13 +58,25 @@ class Facts(msgspec.Struct, frozen=True):
 
 Answer = tuple[ConditionStatus, str, str]
 Check = Callable[[Facts], Answer | None]
+AnyFacts = TypeVar("AnyFacts")
 
 
 def judge(facts: Facts, old: Sequence[dict[str, Any]], generation: int, now: float) -> tuple[Condition, ...]:
-    """``old``: the conditions as stored; a transition time changes only where the status does."""
+    """``old``: the conditions as stored."""
+    return judge_by(_CHAINS, facts, old, generation, now)
+
+
+def judge_by(
+    chains: Mapping[str, Sequence[Callable[[AnyFacts], Answer | None]]],
+    facts: AnyFacts,
+    old: Sequence[dict[str, Any]],
+    generation: int,
+    now: float,
+) -> tuple[Condition, ...]:
+    """A condition of each chain; a transition time changes only where the status does."""
     before = {condition.get("type"): condition for condition in old}
     judged = []
-    for kind, checks in _CHAINS.items():
+    for kind, checks in chains.items():
         status, reason, message = next(answer for check in checks if (answer := check(facts)) is not None)
         was = before.get(kind, {})
         since = was.get("lastTransitionTime") if was.get("status") == status else None
@@ -81,10 +93,6 @@ def keep(
     stored = [msgspec.convert(condition, Condition) for condition in old if condition.get("type") == kind]
     kept = [msgspec.structs.replace(condition, observed_generation=generation) for condition in stored]
     return tuple(kept[0] if kept and condition.type == kind else condition for condition in judged)
-
-
-def format_time(now: float) -> str:
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 # --- Ready: is at least one worker of this Reranker getting requests? ---

@@ -5,7 +5,6 @@ What was is read from the stored status, so a restart of the operator repeats no
 
 import hashlib
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -13,6 +12,7 @@ from rerank_api import names
 from rerank_api.reranker import Condition, Metadata
 
 from rerank_operator.controller.conditions import DEGRADED, READY
+from rerank_operator.controller.times import format_micro_time
 from rerank_operator.controller.verdict import Verdict
 
 LONGEST_NOTE = 1024
@@ -89,7 +89,7 @@ def of_condition(was: dict[str, Any], now: Condition) -> list[Event]:
 
 def manifest(event: Event, regarding: Metadata, instance: str, now: float, kind: str = names.KIND) -> dict[str, Any]:
     """The Event object. Its name is made of its content and time: the same one is never stored twice."""
-    time = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    time = format_micro_time(now)
     digest = hashlib.sha256(f"{regarding.uid}{event.reason}{event.note}{time}".encode()).hexdigest()[:16]
     return {
         "apiVersion": "events.k8s.io/v1",

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ import msgspec
 from rerank_operator.controller import metrics
 from rerank_operator.controller.api import ApiError, KubeApi, Unreachable
 from rerank_operator.controller.kinds import LEASES
+from rerank_operator.controller.times import format_micro_time
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Election:
     def manifest(self, lease: dict[str, Any] | None, namespace: str, name: str, wall: float) -> dict[str, Any]:
         """The lease as we want it, held by us."""
         spec = (lease or {}).get("spec") or {}
-        now = _micro_time(wall)
+        now = format_micro_time(wall)
         ours = spec.get("holderIdentity") == self.identity
         metadata = {"namespace": namespace, "name": name}
         if lease:
@@ -107,10 +107,6 @@ class Election:
                 "leaseTransitions": (spec.get("leaseTransitions") or 0) + (0 if ours or not lease else 1),
             },
         }
-
-
-def _micro_time(wall: float) -> str:
-    return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class Leader:

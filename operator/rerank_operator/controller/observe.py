@@ -1,6 +1,5 @@
 """From stored objects to the values that a plan is made of. Reads the store only: no requests, no clock."""
 
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -10,6 +9,7 @@ from rerank_api.revision import RevisionSpec, revision_from_data
 
 from rerank_operator.controller.kinds import BUDGETS, CONTROLLER_REVISIONS, DEPLOYMENTS, PODS, RERANKERS, Key
 from rerank_operator.controller.store import Store
+from rerank_operator.controller.times import parse_time
 
 
 class Termination(msgspec.Struct, frozen=True):
@@ -237,7 +237,3 @@ def _first(found: Any) -> Any:
 
 def _time_of(fields: dict[str, Any], name: str) -> float:
     return parse_time(fields[name]) if fields.get(name) else 0.0
-
-
-def parse_time(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()

@@ -19,6 +19,7 @@ from rerank_operator.controller.diagnose import Diagnosis, blocked, diagnose
 from rerank_operator.controller.events import Event
 from rerank_operator.controller.kinds import BUDGETS, CONTROLLER_REVISIONS, DEPLOYMENTS, Kind
 from rerank_operator.controller.observe import DeploymentState, Observed, PodState
+from rerank_operator.controller.times import format_time
 from rerank_operator.controller.verdict import Verdict, undecided
 from rerank_operator.manifests.common import differences, pod_selector
 from rerank_operator.manifests.controller_revision import controller_revision
@@ -448,7 +449,7 @@ def _scaling_status(verdict: Verdict) -> dict[str, Any]:
         capacity_tokens_per_second=verdict.capacity,
         start_seconds=verdict.start_seconds,
         wake_seconds=verdict.wake_seconds,
-        last_request_time=conditions.format_time(verdict.last_request) if verdict.last_request else None,
+        last_request_time=format_time(verdict.last_request) if verdict.last_request else None,
         memory=msgspec.json.encode(decision.memory).decode() if decision else None,
     )
     # By hand, without omit_defaults: a printer column shows a zero, and not nothing.

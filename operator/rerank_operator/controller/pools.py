@@ -11,7 +11,6 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import msgspec
@@ -27,6 +26,7 @@ from rerank_operator.controller.leader import steady_clock
 from rerank_operator.controller.outcome import OK, REFUSED, is_failure, outcome
 from rerank_operator.controller.queue import WorkQueue
 from rerank_operator.controller.store import Store
+from rerank_operator.controller.times import format_micro_time
 from rerank_operator.manifests.pod_template import WorkerImage
 from rerank_operator.warm import status as pool_status
 from rerank_operator.warm.calls import Calls
@@ -250,9 +250,11 @@ class Pools:
         return any(result is True for result in results), failed[0] if failed else None
 
     async def _claim(self, observed: Observed, claim: Claim) -> bool:
-        at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         labels = {names.LABEL_LOANED_TO: claim.reranker, names.LABEL_LOANED_REVISION: claim.revision}
-        annotations = {names.ANNOTATION_LOANED_AT: at, names.ANNOTATION_DELETION_COST: LENT_COST}
+        annotations = {
+            names.ANNOTATION_LOANED_AT: format_micro_time(time.time()),
+            names.ANNOTATION_DELETION_COST: LENT_COST,
+        }
         pod = await self._patch(observed, claim.pod, labels, annotations, "claim")
         if pod is None or pod.loan is None:
             return True

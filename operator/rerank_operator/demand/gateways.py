@@ -22,7 +22,7 @@ from rerank_operator.controller import metrics
 from rerank_operator.controller.api import ApiError, KubeApi, Unreachable
 from rerank_operator.controller.kinds import SERVICES, Key, Kind
 from rerank_operator.controller.leader import steady_clock
-from rerank_operator.controller.observe import parse_time
+from rerank_operator.controller.times import parse_time
 from rerank_operator.demand.totals import SILENT_SECONDS, Totals
 
 log = logging.getLogger(__name__)

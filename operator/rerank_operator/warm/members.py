@@ -11,8 +11,8 @@ from rerank_api.warm_pool import WarmPoolSpec
 from rerank_api.worker_config import WorkerConfig
 
 from rerank_operator.controller.kinds import CONTROLLER_REVISIONS, RERANKERS, Key
-from rerank_operator.controller.observe import parse_time
 from rerank_operator.controller.store import Store
+from rerank_operator.controller.times import time_or_zero
 from rerank_operator.manifests.common import amount
 from rerank_operator.manifests.pod_template import BadSpec, worker_config
 from rerank_operator.warm.observe import Wish
@@ -101,7 +101,7 @@ def _member(body: dict[str, Any], kept: dict[str, Any] | None, spec: WarmPoolSpe
         return Member(metadata, None, "the revision that serves cannot be read", unreadable=True)
     served, problem = _served(reranker, revision, spec)
     scaling = reranker.status.scaling
-    last = _time(scaling.last_request_time) if scaling is not None else 0.0
+    last = time_or_zero(scaling.last_request_time) if scaling is not None else 0.0
     return Member(metadata, served, problem, last_request=last)
 
 
@@ -158,10 +158,3 @@ def _extended(resources: dict[str, dict[str, str | int]]) -> dict[str, str | int
     """Devices: whatever has a domain in its name. They are limits, or both alike."""
     both = (resources.get("requests") or {}) | (resources.get("limits") or {})
     return {name: value for name, value in both.items() if "/" in name and amount(value) != 0}
-
-
-def _time(text: str | None) -> float:
-    try:
-        return parse_time(text) if text else 0.0
-    except ValueError:
-        return 0.0

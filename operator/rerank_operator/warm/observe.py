@@ -11,8 +11,9 @@ import msgspec
 from rerank_api import names
 
 from rerank_operator.controller.kinds import PODS, Key
-from rerank_operator.controller.observe import PodState, parse_time, pod_state
+from rerank_operator.controller.observe import PodState, pod_state
 from rerank_operator.controller.store import Store
+from rerank_operator.controller.times import time_or_zero
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -117,18 +118,10 @@ def _loan(metadata: dict[str, Any]) -> Loan | None:
     reranker = labels.get(names.LABEL_LOANED_TO)
     if not reranker:
         return None
-    at = annotations.get(names.ANNOTATION_LOANED_AT)
+    at = annotations.get(names.ANNOTATION_LOANED_AT)  # where it is no time, the loan is there all the same
     return Loan(
         reranker=reranker,
         revision=labels.get(names.LABEL_LOANED_REVISION, ""),
-        since=_time(at),
+        since=time_or_zero(at),
         serving=annotations.get(names.ANNOTATION_LOAN_SERVING),
     )
-
-
-def _time(text: str | None) -> float:
-    """0 where somebody has written what is no time: the loan is there all the same."""
-    try:
-        return parse_time(text) if text else 0.0
-    except ValueError:
-        return 0.0

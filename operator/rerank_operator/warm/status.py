@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 from rerank_api import names
-from rerank_api.reranker import Condition, ConditionStatus, Metadata
+from rerank_api.reranker import Condition, Metadata
 from rerank_api.warm_pool import LoanedModel, WarmPoolStatus
 
-from rerank_operator.controller.conditions import DEGRADED, LONGEST_MESSAGE, READY, Problem, format_time
+from rerank_operator.controller.conditions import DEGRADED, READY, Answer, Problem, judge_by
 from rerank_operator.controller.diagnose import Diagnosis
 from rerank_operator.controller.events import Event, of_condition
 from rerank_operator.manifests.warm_pool import pod_selector
@@ -43,7 +43,6 @@ class Facts(msgspec.Struct, frozen=True):
     """Models that could not be loaded to be kept ready, by their keys, and why."""
 
 
-Answer = tuple[ConditionStatus, str, str]
 Check = Callable[[Facts], Answer | None]
 
 
@@ -68,7 +67,7 @@ def status(
         loaned=sum(pod.loan is not None for pod in state.pods),
         selector=pod_selector(metadata.name),
         models=[model for model in held if model.pods],
-        conditions=list(_judge(facts, old.get("conditions", ()), metadata.generation, now)),
+        conditions=list(judge_by(_CHAINS, facts, old.get("conditions", ()), metadata.generation, now)),
     )
 
 
@@ -109,19 +108,6 @@ def _comparable(status: dict[str, Any]) -> dict[str, Any]:
         "models": sorted(status.get("models", ()), key=lambda model: (model["reranker"], model["revision"])),
         "conditions": sorted(status.get("conditions", ()), key=lambda condition: condition["type"]),
     }
-
-
-def _judge(facts: Facts, old: Sequence[dict[str, Any]], generation: int, now: float) -> Sequence[Condition]:
-    before = {condition.get("type"): condition for condition in old}
-    judged = []
-    for kind, checks in _CHAINS.items():
-        state, reason, message = next(answer for check in checks if (answer := check(facts)) is not None)
-        was = before.get(kind, {})
-        since = was.get("lastTransitionTime") if was.get("status") == state else None
-        judged.append(
-            Condition(kind, state, reason, message[:LONGEST_MESSAGE], generation, since or format_time(now)),
-        )
-    return judged
 
 
 # --- Ready: is there a pod that can be lent, or is lent? ---
