@@ -15,19 +15,25 @@ def deployment(
 ) -> dict[str, Any]:
     """Raises BadSpec when the overlay asks for something that it may not change."""
     template = pod_template(owner.namespace, owner.name, hash_, revision, timeout, worker)
+    selected = {
+        names.LABEL_RERANKER: owner.name,
+        names.LABEL_REVISION: hash_,
+        names.LABEL_COMPONENT: names.COMPONENT_WORKER,
+    }
+    return workers(metadata(owner, object_name(owner.name, hash_), hash_), replicas, selected, template)
+
+
+def workers(
+    metadata: dict[str, Any], replicas: int, selected: dict[str, str], template: dict[str, Any]
+) -> dict[str, Any]:
+    """``selected``: the labels by which the Deployment knows its pods."""
     manifest: dict[str, Any] = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": metadata(owner, object_name(owner.name, hash_), hash_),
+        "metadata": metadata,
         "spec": {
             "replicas": replicas,
-            "selector": {
-                "matchLabels": {
-                    names.LABEL_RERANKER: owner.name,
-                    names.LABEL_REVISION: hash_,
-                    names.LABEL_COMPONENT: names.COMPONENT_WORKER,
-                }
-            },
+            "selector": {"matchLabels": selected},
             "strategy": strategy(template),
             "progressDeadlineSeconds": STARTUP_SECONDS + 60,
             "revisionHistoryLimit": 1,

@@ -11,12 +11,11 @@ from rerank_api import names
 from rerank_api.reranker import Metadata
 from rerank_api.warm_pool import WarmPoolSpec
 
-from rerank_operator.manifests.common import owner_reference, stamp
-from rerank_operator.manifests.deployment import strategy
+from rerank_operator.manifests.common import owner_reference
+from rerank_operator.manifests.deployment import workers
 from rerank_operator.manifests.pod_template import (
     COMMAND,
     DRAIN_SECONDS,
-    STARTUP_SECONDS,
     BadSpec,
     WorkerImage,
     check_overlay,
@@ -43,30 +42,14 @@ def warm_pool_deployment(owner: Metadata, spec: WarmPoolSpec, token: str, worker
     check_overlay(spec.pod_template, own, "spec")
     _check_metadata(spec.pod_template.get("metadata", {}))
     template = merge(own, spec.pod_template)
-    manifest: dict[str, Any] = {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {
-            "name": deployment_name(owner.name),
-            "namespace": owner.namespace,
-            "labels": labels(owner.name),
-            "ownerReferences": [owner_reference(owner, names.WARM_POOL_KIND)],
-        },
-        "spec": {
-            "replicas": spec.size,
-            "selector": {
-                "matchLabels": {
-                    names.LABEL_WARM_POOL: owner.name,
-                    names.LABEL_COMPONENT: names.COMPONENT_WORKER,
-                }
-            },
-            "strategy": strategy(template),
-            "progressDeadlineSeconds": STARTUP_SECONDS + 60,
-            "revisionHistoryLimit": 1,
-            "template": template,
-        },
+    metadata = {
+        "name": deployment_name(owner.name),
+        "namespace": owner.namespace,
+        "labels": labels(owner.name),
+        "ownerReferences": [owner_reference(owner, names.WARM_POOL_KIND)],
     }
-    return stamp(manifest)
+    selected = {names.LABEL_WARM_POOL: owner.name, names.LABEL_COMPONENT: names.COMPONENT_WORKER}
+    return workers(metadata, spec.size, selected, template)
 
 
 def deployment_name(pool: str) -> str:
