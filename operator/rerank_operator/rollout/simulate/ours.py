@@ -1,0 +1,46 @@
+"""The operator's own judge under simulation. It decides nothing itself: it asks what the operator asks."""
+
+from collections.abc import Sequence
+
+from rerank_operator.rollout.judge.judge import Judge, Settings, Verdict
+from rerank_operator.rollout.judge.windows import Window
+from rerank_operator.rollout.simulate.policy import Outcome
+
+INTERVAL = 5.0
+"""Seconds."""
+
+
+class Ours:
+    """With the default settings. A golden set that shows too little lets no user's request to the canary."""
+
+    interval = INTERVAL
+
+    def __init__(self, weights: Sequence[float], baseline: Window, horizon: float) -> None:
+        """``horizon`` changes nothing: a verdict is valid whenever it comes."""
+        self._weights, self._baseline = weights, baseline
+        self._judge = Judge(weights, baseline, Settings(), golden=False)
+        self._held = False
+        self._reason = ""
+
+    @property
+    def weight(self) -> float:
+        return 0.0 if self._held else self._judge.weight
+
+    @property
+    def reason(self) -> str:
+        return self._reason
+
+    def golden(self, stable: Sequence[float], canary: Sequence[float]) -> Outcome | None:
+        self._judge = Judge(self._weights, self._baseline, Settings(), golden=True)
+        verdict = self._judge.golden(stable, canary)
+        self._held = verdict.action == "hold"
+        return self._outcome(verdict)
+
+    def look(self, now: float, stable: Window, canary: Window) -> Outcome | None:
+        return None if self._held else self._outcome(self._judge.look(now, stable, canary))
+
+    def _outcome(self, verdict: Verdict) -> Outcome | None:
+        if verdict.action in ("rollback", "promote"):
+            self._reason = verdict.reason
+            return verdict.action
+        return None
