@@ -284,7 +284,8 @@ async def held_requests(url: str, admin: str, count: int, pid: int) -> dict[str,
                 raise CommandError("requests still wait, though their clients have gone")
             await asyncio.sleep(0.1)
         emptied = time.monotonic() - began
-        await asyncio.sleep(2)  # allocators give back when they like: told as it is, not judged
+        # Part of what is measured, memory two seconds later: allocators give back when they like, and nothing tells.
+        await asyncio.sleep(2)
         after = rss_bytes(pid)
     return {
         "asked": count,

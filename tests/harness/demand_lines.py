@@ -1,4 +1,4 @@
-"""A second listener on a gateway's demand stream: when it first told of a waiting request. Reads only."""
+"""A second listener on a gateway's demand stream: when it told of a waiting request, and of none. Reads only."""
 
 import contextlib
 import http.client
@@ -16,8 +16,9 @@ SILENCE = 30.0
 class DemandLines:
     """``gateway``: base URL of its API; the stream is on its admin port."""
 
-    def __init__(self, gateway: str, namespace: str, name: str) -> None:
+    def __init__(self, gateway: str, namespace: str, name: str, port: int = ADMIN_PORT) -> None:
         self._host = str(urllib.parse.urlsplit(gateway).hostname)
+        self._port = port
         self._key = (namespace, name)
         self._queued: list[tuple[float, int]] = []
         self._thread = threading.Thread(target=self._read, name="demand lines", daemon=True)
@@ -28,8 +29,12 @@ class DemandLines:
         the stream has ended."""
         return next((seen for seen, queued in list(self._queued) if seen >= instant and queued > 0), None)
 
+    def quiet(self) -> bool:
+        """Whether the last line about the Reranker told that nobody waits; False before the first one."""
+        return bool(self._queued) and self._queued[-1][1] == 0
+
     def _read(self) -> None:
-        connection = http.client.HTTPConnection(self._host, ADMIN_PORT, timeout=SILENCE)
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=SILENCE)
         with contextlib.suppress(OSError, http.client.HTTPException):
             connection.request("GET", DEMAND_PATH)
             response = connection.getresponse()
