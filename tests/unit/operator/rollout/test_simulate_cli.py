@@ -1,0 +1,126 @@
+"""A scenario in, one JSON object out; and what is said about one that cannot be used."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rerank_operator.rollout.simulate.cli import main
+
+SCENARIO = """
+requests_per_second: 2
+horizon_seconds: 120
+runs: 2
+weights: [10, 50]
+golden_queries: 50
+stable: {error_rate: 0.001, latency: {p50_seconds: 0.05, p95_seconds: 0.12}, ndcg: 0.7, ndcg_sd: 0.1}
+canary: {error_rate: 0.001, latency: {samples: recorded.txt}, ndcg: 0.7, ndcg_sd: 0.1}
+"""
+KEYS = {
+    "judge",
+    "runs",
+    "rollback_rate",
+    "promote_rate",
+    "hold_rate",
+    "canary_requests_to_rollback_p50",
+    "canary_requests_to_rollback_p90",
+    "seconds_to_decision_p50",
+    "user_requests_on_canary_p50",
+    "reasons",
+    "settings",
+}
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    path = tmp_path / "scenario.yaml"
+    path.write_text(SCENARIO)
+    (tmp_path / "recorded.txt").write_text("0.05\n0.07\n0.04\n")
+    return path
+
+
+@pytest.mark.parametrize("judge", ["ours"])
+def test_json_has_what_is_promised(scenario: Path, capsys: pytest.CaptureFixture, judge: str):
+    assert main(["--scenario", str(scenario), "--judge", judge, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    found = json.loads(printed.out)
+    assert found.keys() == KEYS
+    assert (found["judge"], found["runs"]) == (judge, 2)
+    assert found["rollback_rate"] + found["promote_rate"] + found["hold_rate"] == pytest.approx(1)
+    settings = found["settings"]
+    assert (settings["requests_per_second"], settings["weights"], settings["golden_queries"]) == (2, [10, 50], 50)
+    assert settings["stable"]["latency"] == {"p50_seconds": 0.05, "p95_seconds": 0.12}
+    assert settings["canary"]["latency"] == {"samples": "recorded.txt", "recorded": 3}
+    assert (settings["correlation"], settings["bursts"]) == (None, None)
+
+
+def test_the_same_scenario_gives_the_same_figures(scenario: Path, capsys: pytest.CaptureFixture):
+    printed = []
+    for _ in range(2):
+        main(["--scenario", str(scenario), "--json"])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
+def test_runs_and_seed_may_be_given_anew(scenario: Path, capsys: pytest.CaptureFixture):
+    assert main(["--scenario", str(scenario), "--runs", "3", "--seed", "9", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["runs"], found["settings"]["runs"], found["settings"]["seed"]) == (3, 3, 9)
+
+
+def test_the_table_is_for_people(scenario: Path, capsys: pytest.CaptureFixture):
+    assert main(["--scenario", str(scenario)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "judge ours, 2 runs, seed 0"
+    assert lines[2].startswith("rolled back ")
+
+
+def test_a_bad_scenario_ends_with_2_and_its_field(scenario: Path, capsys: pytest.CaptureFixture):
+    scenario.write_text(SCENARIO.replace("runs: 2", "run: 2"))
+    assert main(["--scenario", str(scenario)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"simulate: {scenario}: run: there is no such field; the nearest is runs")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--judge", "theirs"], "argument --judge"),
+        (["--runs", "0"], "argument --runs"),
+        (["--runs", "1.5"], "argument --runs"),
+        (["--seed", "-1"], "argument --seed"),
+    ],
+)
+def test_bad_options_are_refused(scenario: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as ended:
+        main(["--scenario", str(scenario), *arguments])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_module_runs(scenario: Path):
+    command = [sys.executable, "-m", "rerank_operator.rollout.simulate", "--scenario", str(scenario), "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert json.loads(ended.stdout)["judge"] == "ours"
+
+
+def test_a_reader_that_has_had_enough_is_no_error(scenario: Path):
+    command = f"{sys.executable} -m rerank_operator.rollout.simulate --scenario {scenario} --json"
+    ended = subprocess.run(["sh", "-c", f"{command} | true"], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_without_numpy_it_says_what_to_install(scenario: Path):
+    """The operator's image has none; a None in sys.modules is what an import of a missing module meets."""
+    program = (
+        "import sys; sys.modules['numpy'] = None\n"
+        "from rerank_operator.rollout.simulate.cli import main\n"
+        f"sys.exit(main(['--scenario', {str(scenario)!r}]))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr == "simulate: needs numpy, which is not installed: install rerank-operator[simulate]\n"
