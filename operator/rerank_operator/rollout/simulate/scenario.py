@@ -125,6 +125,23 @@ def read_scenario(path: Path) -> Scenario:
         raise BadInput(f"{path}: {error}") from None
 
 
+def read_samples(name: str, path: Path) -> Samples:
+    """Recorded seconds, one a line. Raises BadInput, which calls the file ``name``."""
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise BadInput(
+            f"{name} cannot be read ({error.strerror}): give a path from the scenario's folder, or from where the "
+            "command runs"
+        ) from None
+    except UnicodeDecodeError:
+        raise BadInput(f"{name} is no text: write a number of seconds on each line") from None
+    seconds = [_positive(f"{name}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not seconds:
+        raise BadInput(f"{name} has no numbers: write recorded seconds, one on each line")
+    return Samples(name, tuple(seconds))
+
+
 def _scenario(body: Any, folder: Path) -> Scenario:
     fields = _mapping("", body, FIELDS)
     stable, stable_queries = _arm("stable", fields, folder)
@@ -210,20 +227,9 @@ def _samples(name: str, value: Any, folder: Path) -> Samples:
         raise ValueError(f"{name}: {value!r} must be the path of a file with a number of seconds on each line")
     path = folder / value if (folder / value).exists() else Path(value)
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except OSError as error:
-        raise ValueError(
-            f"{name}: {value} cannot be read ({error.strerror}): give a path from the scenario's folder, or from where "
-            "the command runs"
-        ) from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{name}: {value} is no text: write a number of seconds on each line") from None
-    seconds = [
-        _positive(f"{name}: {value}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()
-    ]
-    if not seconds:
-        raise ValueError(f"{name}: {value} has no numbers: write recorded seconds, one on each line")
-    return Samples(value, tuple(seconds))
+        return read_samples(value, path)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _bursts(value: Any) -> Bursts:
