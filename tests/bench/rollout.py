@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_operator.rollout.simulate.report import report
-from rerank_operator.rollout.simulate.runs import JUDGES, maker, simulate
+from rerank_operator.rollout.simulate.runs import JUDGES, simulate
 from rerank_operator.rollout.simulate.scenario import (
     GOLDEN_CORRELATION,
     RUNS,
@@ -129,7 +129,7 @@ def main() -> None:
             run = replace(found, runs=options.runs)
             row: dict[str, Any] = {"scenario": name, "judges": []}
             for judge in judges:
-                one = report(judge, simulate(run, maker(judge)), run)
+                one = report(judge, simulate(run, JUDGES[judge]), run)
                 row["settings"] = one.pop("settings")
                 row["judges"].append(one)
                 print(f"{time.perf_counter() - began:7.1f} s  {name}: {judge} done", file=sys.stderr)

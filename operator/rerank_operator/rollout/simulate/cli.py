@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         from rerank_operator.rollout.simulate.report import report, table
-        from rerank_operator.rollout.simulate.runs import maker, simulate
+        from rerank_operator.rollout.simulate.runs import JUDGES, simulate
     except ModuleNotFoundError as error:
         if error.name != "numpy":
             raise
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed=scenario.seed if options.seed is None else options.seed,
     )
     told = _Progress(scenario.runs)
-    runs = simulate(scenario, maker(options.judge), told=told)
+    runs = simulate(scenario, JUDGES[options.judge], told=told)
     told.end()
     found = report(options.judge, runs, scenario)
     print(json.dumps(found, indent=2) if options.json else table(found))

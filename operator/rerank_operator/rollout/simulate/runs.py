@@ -1,12 +1,14 @@
 """Runs a scenario many times over the machine's cores. What comes out never depends on how many there are."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from importlib import import_module
 from typing import Literal, NamedTuple
 
+from rerank_operator.rollout.simulate.flagger import Flagger
+from rerank_operator.rollout.simulate.kayenta import Kayenta
+from rerank_operator.rollout.simulate.ours import Ours
 from rerank_operator.rollout.simulate.policy import MakePolicy
 from rerank_operator.rollout.simulate.scenario import Scenario
 from rerank_operator.rollout.simulate.traffic import Traffic
@@ -14,11 +16,7 @@ from rerank_operator.rollout.simulate.traffic import Traffic
 INSTANT = 1e-6
 """Seconds; less than this before the horizon is left by sums of intervals, and is no interval of its own."""
 
-JUDGES = {
-    "ours": ("rerank_operator.rollout.simulate.ours", "Ours"),
-    "flagger": ("rerank_operator.rollout.simulate.flagger", "Flagger"),
-    "kayenta": ("rerank_operator.rollout.simulate.kayenta", "Kayenta"),
-}
+JUDGES: Mapping[str, MakePolicy] = {"ours": Ours, "flagger": Flagger, "kayenta": Kayenta}
 
 
 class Run(NamedTuple):
@@ -32,12 +30,6 @@ class Run(NamedTuple):
     """Until the decision, or the horizon."""
     canary_requests: int
     """Users' requests that the canary had got by then."""
-
-
-def maker(judge: str) -> MakePolicy:
-    """Of a key of ``JUDGES``."""
-    module, name = JUDGES[judge]
-    return getattr(import_module(module), name)
 
 
 def simulate(

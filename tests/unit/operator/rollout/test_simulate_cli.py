@@ -40,7 +40,7 @@ def scenario(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("judge", ["ours"])
+@pytest.mark.parametrize("judge", ["ours", "flagger", "kayenta"])
 def test_json_has_what_is_promised(scenario: Path, capsys: pytest.CaptureFixture, judge: str):
     assert main(["--scenario", str(scenario), "--judge", judge, "--json"]) == 0
     printed = capsys.readouterr()
