@@ -5,8 +5,11 @@ from typing import Self
 import msgspec
 
 from rerank_operator.rollout.judge.dependence import Flags, design_effect, larger
-from rerank_operator.rollout.judge.evidence import LESS, MORE, Count, Evidence
+from rerank_operator.rollout.judge.evidence import Count, Evidence
 from rerank_operator.rollout.judge.windows import Window
+
+MORE, LESS = (1.5, 3.0, 10.0, 100.0), (0.75, 0.5, 0.25, 0.1, 0.01)
+"""Odds ratios looked for."""
 
 
 class Errors(msgspec.Struct):

@@ -17,12 +17,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-MORE = (1.1, 1.25, 1.5, 2.0, 3.0, 6.0, 20.0, 100.0)
-"""Odds ratios looked for where the canary may have more events: any true one lies near one of them. That costs a factor
-of at most eight, two nats."""
-LESS = (0.9, 0.75, 0.5, 0.25, 0.1, 0.01)
-"""The same where it may have fewer."""
-
 _RARE = 1e-6
 """Rates nearer to 0 or 1 are taken for this."""
 
@@ -43,6 +37,8 @@ class Evidence(msgspec.Struct):
     """
 
     ratios: tuple[float, ...]
+    """Odds ratios of canary to stable that are looked for, all above 1 or all below: a true one lies near one of them,
+    which costs a factor of at most their number."""
     steps: int = 1
     """Beginnings that there will be: half of the weight is the first one's, the others share the rest."""
     tolerated: float = 0.0

@@ -15,13 +15,18 @@ import msgspec
 from rerank_operator.rollout.judge.errors import Errors
 from rerank_operator.rollout.judge.latency import Latency
 from rerank_operator.rollout.judge.quality import compare, queries_for
-from rerank_operator.rollout.judge.windows import Window
+from rerank_operator.rollout.judge.windows import Window, joined
 
 Action = Literal["hold", "advance", "promote", "rollback"]
 
-SUSPICION = 5.0
-"""Evidence against a metric above which no step is taken. One healthy rollout in five comes to it, and waits until it
-has gone."""
+SUSPICION = 2.0
+"""Evidence against a metric above which no step is taken: half of the healthy rollouts come to it once, and wait until
+it has gone. A bad canary gets no more traffic, and the fewer the requests it gets the more each of them tells."""
+
+
+TOGETHER = 20
+"""Requests of both arms that are compared at once. What they have in common must be learnt from them each time, which
+costs about as much as one request tells. When to look may depend on counts, not on what came out."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -35,7 +40,7 @@ class Settings(msgspec.Struct, frozen=True):
     """To the canary, before its next step."""
     step_seconds: float = 60.0
     """That a step takes at least: what comes with more traffic takes a moment to show."""
-    errors_tolerated: float = 0.001
+    errors_tolerated: float = 0.0005
     """A larger share of failed requests, by so much, is no regression."""
     errors_margin: float = 0.01
     latency_tolerated: float = 0.05
@@ -76,6 +81,7 @@ class Judge:
         self._step = 0
         self._since = 0.0
         self._requests = 0
+        self._stable = self._canary = Window()
         steps = len(self._weights)
         self._errors = Errors.begin(baseline, settings.errors_tolerated, settings.errors_margin, steps)
         self._latency = Latency.begin(baseline, settings.latency_tolerated, settings.latency_margin, steps)
@@ -104,13 +110,17 @@ class Judge:
         return Verdict("advance", "", (MetricVerdict("quality", "pass", told),))
 
     def look(self, now: float, stable: Window, canary: Window) -> Verdict:
-        """What both arms have answered since the last look; an empty window is no data, and changes nothing.
+        """What both arms have answered since the last look; too little of it is kept for the next, and changes nothing.
 
         ``now``: seconds since the rollout began.
         """
         self._requests += len(canary.seconds)
-        self._errors.look(stable, canary)
-        self._latency.look(stable, canary)
+        self._stable, self._canary = joined(self._stable, stable), joined(self._canary, canary)
+        counts = len(self._stable.seconds), len(self._canary.seconds)
+        if all(counts) and sum(counts) >= TOGETHER:
+            self._errors.look(self._stable, self._canary)
+            self._latency.look(self._stable, self._canary)
+            self._stable = self._canary = Window()
         metrics = (self._judge_errors(), self._judge_latency())
         failed = next((metric for metric in metrics if metric.verdict == "fail"), None)
         if failed is not None:

@@ -11,13 +11,17 @@ from typing import Self
 import msgspec
 
 from rerank_operator.rollout.judge.dependence import Flags, design_effect, larger
-from rerank_operator.rollout.judge.evidence import LESS, MORE, Count, Evidence
+from rerank_operator.rollout.judge.evidence import Count, Evidence
 from rerank_operator.rollout.judge.windows import Window
 
 QUANTILES = (0.5, 0.95, 0.99)
 """Where the canary may be slower: in general, in its tail, or in what clients take for hanging."""
+MORE, LESS = (1.25, 1.6, 2.5, 6.0, 20.0), (0.9, 0.75, 0.5, 0.25)
+"""Odds ratios of exceedances looked for."""
 KEPT = 2000
 """Latest requests of stable that its quantiles are taken from."""
+RENEWED = 100
+"""New requests of stable after which they are taken again."""
 FEWEST = 100
 """Of them, before which nothing is compared: one request would be the quantile."""
 
@@ -51,24 +55,24 @@ class Latency(msgspec.Struct):
 
     exceedances: list[Exceedance]
     recent: deque[float]
+    thresholds: list[float]
+    """By exceedance; empty where too little is known."""
+    fresh: int
+    """Requests of stable since they were taken."""
     tolerated: float
     margin: float
 
     @classmethod
     def begin(cls, baseline: Window, tolerated: float, margin: float, steps: int) -> Self:
         """``tolerated``, ``margin``: shares by which the canary may be slower."""
-        found = cls(
-            [Exceedance(quantile, Evidence(MORE, steps), Evidence(LESS), Flags(), Flags()) for quantile in QUANTILES],
-            deque(_answered(baseline), KEPT),
-            tolerated,
-            margin,
-        )
-        ordered = sorted(found.recent)
-        for one in found.exceedances:
+        exceedances = [Exceedance(q, Evidence(MORE, steps), Evidence(LESS), Flags(), Flags()) for q in QUANTILES]
+        found = cls(exceedances, deque(maxlen=KEPT), [], 0, tolerated, margin)
+        for one in exceedances:
             one.fine.begin_step()
-            if ordered:
-                threshold = _quantile(ordered, one.quantile)
-                one.stable.extend(seconds > threshold for seconds in _answered(baseline))
+        answered = _answered(baseline)
+        found._note(answered)
+        for one, threshold in zip(exceedances, found.thresholds, strict=False):
+            one.stable.extend(seconds > threshold for seconds in answered)
         return found
 
     def begin_step(self) -> None:
@@ -77,12 +81,18 @@ class Latency(msgspec.Struct):
 
     def look(self, stable: Window, canary: Window) -> None:
         fast, new = _answered(stable), _answered(canary)
-        if len(self.recent) >= FEWEST:
+        scales = 1 + self.tolerated, 1 + self.margin
+        for one, threshold in zip(self.exceedances, self.thresholds, strict=False):
+            one.look(threshold, fast, new, scales)
+        self._note(fast)
+
+    def _note(self, stable: Sequence[float]) -> None:
+        self.recent.extend(stable)
+        self.fresh += len(stable)
+        if len(self.recent) >= FEWEST and self.fresh >= RENEWED:
             ordered = sorted(self.recent)
-            scales = 1 + self.tolerated, 1 + self.margin
-            for one in self.exceedances:
-                one.look(_quantile(ordered, one.quantile), fast, new, scales)
-        self.recent.extend(fast)
+            self.thresholds = [ordered[int(one.quantile * len(ordered))] for one in self.exceedances]
+            self.fresh = 0
 
     def worse(self) -> float:
         """Evidence that the canary is slower at one of the quantiles."""
@@ -110,7 +120,3 @@ def _answered(window: Window) -> Sequence[float]:
 
 def _exceeding(values: Sequence[float], threshold: float) -> Count:
     return Count(len(values), sum(value > threshold for value in values))
-
-
-def _quantile(ordered: Sequence[float], quantile: float) -> float:
-    return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]

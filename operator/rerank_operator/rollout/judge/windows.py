@@ -12,3 +12,10 @@ class Window(msgspec.Struct, frozen=True):
     """Of every request, of failed ones too."""
     failed: Sequence[int] = ()
     """Places in ``seconds`` of those that failed, ascending."""
+
+
+def joined(earlier: Window, later: Window) -> Window:
+    if not later.seconds:
+        return earlier
+    before = len(earlier.seconds)
+    return Window([*earlier.seconds, *later.seconds], [*earlier.failed, *(before + place for place in later.failed)])
