@@ -1,6 +1,7 @@
 import itertools
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -104,12 +105,17 @@ def changes(decisions: list[Decision]) -> int:
 
 COUNTS = st.integers(0, 12)
 POLICIES = st.builds(
-    lambda low, more, depth, pool: Policy(
-        min_replicas=low, max_replicas=max(1, low + more), target_queue_depth=depth, warm_pool=pool
+    lambda low, more, depth, idle, pool: Policy(
+        min_replicas=low,
+        max_replicas=max(1, low + more),
+        target_queue_depth=depth,
+        idle_timeout=idle,
+        warm_pool=pool,
     ),
     st.integers(0, 4),
     st.integers(0, 10),
     st.floats(0.5, 10),
+    st.sampled_from([5.0, 300.0]),
     st.sampled_from([None, "shared"]),
 )
 FLEETS = st.builds(
@@ -164,7 +170,46 @@ def memories(draw: st.DrawFn) -> Memory:
         bursts=tuple(draw(st.lists(COUNTS, max_size=3))),
         active=NOON - draw(st.floats(0, 1000)),
         stepped=NOON - draw(st.floats(0, 1000)),
+        woken=draw(st.none() | st.floats(NOON - 2 * LONGEST_START_SECONDS, NOON)),
     )
+
+
+FEWER_WOULD_DO: dict[str, Any] = {"buckets": (Bucket(NOON - 1000, 0, 1),), "level": 0, "stepped": NOON - 1000}
+"""The part of a memory that lets replicas go."""
+
+
+@st.composite
+def near_zero(draw: st.DrawFn) -> tuple[Policy, Demand, Fleet, Memory]:
+    """Where the last replica may go or not: among all states these are rare."""
+    one_of_four, few, ages = st.sampled_from([0, 0, 0, 1]), st.integers(0, 2), st.sampled_from([0.0, 299.5, 300.0, 1e3])
+    queued, in_flight = draw(one_of_four), draw(one_of_four)
+    ended, active = (draw(st.none() | ages.map(lambda age: NOON - age)) for _ in range(2))
+    policy = replace(draw(POLICIES), min_replicas=0, idle_timeout=300.0)
+    demand = replace(
+        draw(demands()),
+        queued=queued,
+        queued_tokens=100 * queued,
+        in_flight=in_flight,
+        in_flight_tokens=100 * in_flight,
+        last_ended=ended,
+    )
+    fleet = replace(
+        draw(FLEETS),
+        wanted=draw(few),
+        ready=draw(few),
+        starting=draw(one_of_four),
+        loaners=draw(few),
+        claiming=draw(one_of_four),
+        unproven=bool(draw(one_of_four)),
+    )
+    silent: dict[str, Any] = {"seen": None, "fast": 0.0, "slow": 0.0} if draw(st.booleans()) else {}
+    memory = replace(
+        draw(memories()),
+        **silent,
+        **FEWER_WOULD_DO | {"level": draw(one_of_four), "stepped": NOON - draw(ages)},
+        active=active,
+    )
+    return policy, demand, fleet, memory
 
 
 @given(POLICIES, demands(), FLEETS, memories())
@@ -176,19 +221,33 @@ def test_bounds(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory):
     assert len(decision.memory.buckets) <= max(20, len(memory.buckets) + 1)
 
 
-@given(POLICIES, demands(), FLEETS, memories())
-def test_zero_only_from_one_and_only_when_idle(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory):
+@settings(max_examples=500)
+@given(near_zero())
+def test_zero_only_from_one_and_only_when_idle(state: tuple[Policy, Demand, Fleet, Memory]):
+    policy, demand, fleet, memory = state
     decision = decide(policy, demand, fleet, memory, NOON)
-    if fleet.wanted and not decision.replicas:
+    last_own = fleet.wanted > 0 and not decision.replicas
+    # Not the last one: a warm pod beside an own one that is to go, and still serves. Those of a pool that is no longer
+    # named go at once.
+    lent = fleet.loaners + fleet.claiming > 0 and not fleet.ready and policy.warm_pool is not None
+    if last_own:
         assert fleet.wanted == 1
-        assert not demand.queued + demand.in_flight
-    # Pods of a pool that it no longer names go at once; own ones that are going still serve, beside maxReplicas.
-    lent = fleet.loaners if policy.warm_pool else 0
-    if fleet.wanted + lent and fleet.ready <= fleet.wanted and not decision.replicas + decision.loaners:
+        assert fleet.ready <= 1
+    if last_own or (lent and not decision.replicas + decision.loaners):
         assert not demand.queued + demand.in_flight
         assert demand.complete
         assert demand.last_ended is None or NOON - demand.last_ended >= policy.idle_timeout
         assert memory.active is None or NOON - memory.active >= policy.idle_timeout
+
+
+@settings(max_examples=500)
+@given(near_zero())
+def test_who_asks_has_somebody_to_come(state: tuple[Policy, Demand, Fleet, Memory]):
+    policy, demand, fleet, memory = state
+    if not demand.queued + demand.in_flight:
+        demand = replace(demand, queued=1, queued_tokens=100)
+    decision = decide(policy, demand, replace(fleet, ready=0), memory, NOON)
+    assert decision.replicas + decision.loaners > 0
 
 
 @given(POLICIES, demands(), FLEETS, memories(), COUNTS, st.integers(0, 50_000), st.integers(0, 500_000))
@@ -209,6 +268,7 @@ def test_more_demand_never_gives_fewer(
 
 @given(POLICIES, demands(), FLEETS, memories())
 def test_nothing_shrinks_on_stale_figures(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory):
+    memory = replace(memory, **FEWER_WOULD_DO)
     decision = decide(policy, replace(demand, complete=False), fleet, memory, NOON)
     assert decision.replicas >= min(fleet.wanted, policy.max_replicas)
     if policy.warm_pool:
@@ -220,6 +280,19 @@ def test_nothing_shrinks_while_replicas_start_for_waiting_requests(
     policy: Policy, demand: Demand, fleet: Fleet, memory: Memory
 ):
     demand, fleet = replace(demand, queued=1, queued_tokens=100), replace(fleet, starting=1)
+    memory = replace(memory, **FEWER_WOULD_DO)
+    decision = decide(policy, demand, fleet, memory, NOON)
+    assert decision.replicas >= min(fleet.wanted, policy.max_replicas)
+    if policy.warm_pool:
+        assert decision.loaners >= min(fleet.loaners + fleet.claiming, max(0, policy.max_replicas - fleet.ready))
+
+
+@given(POLICIES, demands(), FLEETS, memories())
+def test_own_replicas_do_not_shrink_while_warm_pods_are_claimed_for_waiting_requests(
+    policy: Policy, demand: Demand, fleet: Fleet, memory: Memory
+):
+    demand, fleet = replace(demand, queued=1, queued_tokens=100), replace(fleet, starting=0, claiming=1)
+    memory = replace(memory, **FEWER_WOULD_DO)
     decision = decide(policy, demand, fleet, memory, NOON)
     assert decision.replicas >= min(fleet.wanted, policy.max_replicas)
 
