@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 
-from rerank_operator.rollout.judge.judge import Judge, Settings, Verdict
+from rerank_operator.rollout.judge.judge import TOGETHER, Judge, Settings, Verdict
 from rerank_operator.rollout.judge.windows import Window
 from rerank_operator.rollout.simulate.policy import Outcome
 
-INTERVAL = 5.0
-"""Seconds."""
+INTERVAL, SPARSE_INTERVAL = 5.0, 60.0
+"""Seconds between looks, and where so little comes that most looks would find nothing to compare."""
 
 
 class Ours:
     """With the default settings. A golden set that shows too little lets no user's request to the canary."""
-
-    interval = INTERVAL
 
     def __init__(self, weights: Sequence[float], baseline: Window, horizon: float) -> None:
         """``horizon`` changes nothing: a verdict is valid whenever it comes."""
@@ -21,6 +19,11 @@ class Ours:
         self._judge = Judge(weights, baseline, Settings(), golden=False)
         self._held = False
         self._reason = ""
+        self._came = TOGETHER
+
+    @property
+    def interval(self) -> float:
+        return INTERVAL if self._came >= TOGETHER else SPARSE_INTERVAL
 
     @property
     def weight(self) -> float:
@@ -37,6 +40,7 @@ class Ours:
         return self._outcome(verdict)
 
     def look(self, now: float, stable: Window, canary: Window) -> Outcome | None:
+        self._came = len(stable.seconds) + len(canary.seconds)
         return None if self._held else self._outcome(self._judge.look(now, stable, canary))
 
     def _outcome(self, verdict: Verdict) -> Outcome | None:
