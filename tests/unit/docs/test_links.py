@@ -1,6 +1,7 @@
 """Documents keep their word: links lead somewhere, and what a page tells to apply holds what it then asks for."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,31 @@ PAGES = sorted(
 )
 
 
+def without_blocks(page: Path) -> str:
+    return re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings: lower case, no punctuation, hyphens for spaces, a number at repeated ones."""
+    seen: Counter[str] = Counter()
+    found = set()
+    for heading in re.findall(r"^#+ +(.+?) *$", without_blocks(page), flags=re.MULTILINE):
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        anchor = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+        found.add(f"{anchor}-{seen[anchor]}" if seen[anchor] else anchor)
+        seen[anchor] += 1
+    return found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_lead_somewhere(page: Path):
-    prose = re.sub(r"`[^`]*`", "", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
-    targets = re.findall(r"\]\(([\w./-]+)(?:#[\w-]*)?\)", prose)
-    assert [target for target in targets if not (page.parent / target).exists()] == []
+    prose = re.sub(r"`[^`]*`", "", without_blocks(page))
+    lost = []
+    for target, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]*))?\)", prose):
+        place = page.parent / target if target else page
+        if not place.exists() or (anchor and anchor not in anchors(place)):
+            lost.append(f"{target}#{anchor}")
+    assert lost == []
 
 
 def test_the_readme_waits_for_the_reranker_that_it_applies():
