@@ -26,6 +26,7 @@ from rerank_operator.manifests.controller_revision import controller_revision
 from rerank_operator.manifests.deployment import deployment
 from rerank_operator.manifests.pod_disruption_budget import pod_disruption_budget
 from rerank_operator.manifests.pod_template import BadSpec, WorkerImage
+from rerank_operator.manifests.status import status_manifest
 from rerank_operator.rollout.replace import Handover, RevisionView, hand_over, share_traffic
 
 KEPT_REVISIONS = 10
@@ -423,15 +424,9 @@ def _tell(
         "scaling": scaling,
     }
     status |= {field: msgspec.to_builtins(value) for field, value in optional.items() if value is not None}
-    if _comparable(status) == _comparable(old):
+    manifest = status_manifest(names.KIND, metadata, status, old, traffic=("revision",))
+    if manifest is None:
         return None, ()
-    manifest = {
-        "apiVersion": names.API_VERSION,
-        "kind": names.KIND,
-        # The uid keeps it from a namesake that was made since.
-        "metadata": {"name": metadata.name, "namespace": metadata.namespace, "uid": metadata.uid},
-        "status": status,
-    }
     told = events.transitions(old, judged, facts.current, facts.target, complete)
     return manifest, told + events.scaled(old.get("scaling") or {}, facts.verdict)
 
@@ -455,11 +450,3 @@ def _scaling_status(verdict: Verdict) -> dict[str, Any]:
     # By hand, without omit_defaults: a printer column shows a zero, and not nothing.
     found = {field.encode_name: getattr(status, field.name) for field in msgspec.structs.fields(status)}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _comparable(status: dict[str, Any]) -> dict[str, Any]:
-    """Lists that the API server merges by key come back in an order of its own."""
-    return status | {
-        "traffic": sorted(status.get("traffic", ()), key=lambda share: share["revision"]),
-        "conditions": sorted(status.get("conditions", ()), key=lambda condition: condition["type"]),
-    }

@@ -15,6 +15,7 @@ from rerank_api.warm_pool import LoanedModel, WarmPoolStatus
 from rerank_operator.controller.conditions import DEGRADED, READY, Answer, Problem, judge_by
 from rerank_operator.controller.diagnose import Diagnosis
 from rerank_operator.controller.events import Event, of_condition
+from rerank_operator.manifests.status import status_manifest
 from rerank_operator.manifests.warm_pool import pod_selector
 from rerank_operator.warm.loans import Waiting
 from rerank_operator.warm.members import Member
@@ -74,16 +75,10 @@ def status(
 def manifest(metadata: Metadata, wanted: WarmPoolStatus, old: dict[str, Any]) -> dict[str, Any] | None:
     """What to apply; None: it stands already."""
     # Every field, also those that are 0: what is left out would keep its place in the printed columns empty.
-    content = {field.encode_name: _plain(getattr(wanted, field.name)) for field in msgspec.structs.fields(wanted)}
-    if _comparable(content) == _comparable(old):
-        return None
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": names.WARM_POOL_KIND,
-        # The uid keeps it from a namesake that was made since.
-        "metadata": {"name": metadata.name, "namespace": metadata.namespace, "uid": metadata.uid},
-        "status": content,
+    content = {
+        field.encode_name: msgspec.to_builtins(getattr(wanted, field.name)) for field in msgspec.structs.fields(wanted)
     }
+    return status_manifest(names.WARM_POOL_KIND, metadata, content, old, models=("reranker", "revision"))
 
 
 def told(old: dict[str, Any], written: dict[str, Any]) -> tuple[Event, ...]:
@@ -96,18 +91,6 @@ def told(old: dict[str, Any], written: dict[str, Any]) -> tuple[Event, ...]:
         if condition.type == DEGRADED
         for event in of_condition(before.get(DEGRADED, {}), condition)
     )
-
-
-def _plain(value: Any) -> Any:
-    return msgspec.to_builtins(value)
-
-
-def _comparable(status: dict[str, Any]) -> dict[str, Any]:
-    """Lists that the API server merges by key come back in an order of its own."""
-    return status | {
-        "models": sorted(status.get("models", ()), key=lambda model: (model["reranker"], model["revision"])),
-        "conditions": sorted(status.get("conditions", ()), key=lambda condition: condition["type"]),
-    }
 
 
 # --- Ready: is there a pod that can be lent, or is lent? ---

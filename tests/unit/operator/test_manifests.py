@@ -14,6 +14,7 @@ from rerank_operator.manifests.controller_revision import controller_revision
 from rerank_operator.manifests.deployment import deployment, strategy
 from rerank_operator.manifests.pod_disruption_budget import pod_disruption_budget
 from rerank_operator.manifests.pod_template import BadSpec, WorkerImage, merge, model_source, pod_template
+from rerank_operator.manifests.status import status_manifest
 
 WORKER = WorkerImage("registry.example/worker:1", "Always")
 OWNER = Metadata("products", "search", "uid-1")
@@ -232,3 +233,21 @@ def test_names_and_owners():
         ]
     selector = made[0]["spec"]["selector"]["matchLabels"].items()
     assert selector <= made[0]["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_a_status_is_applied_where_it_says_anything_new():
+    ready, degraded = {"type": "Ready", "status": "True"}, {"type": "Degraded", "status": "False"}
+    a, b = {"reranker": "a", "revision": "2"}, {"reranker": "b", "revision": "1"}
+    new = {"replicas": 2, "conditions": [ready, degraded], "models": [a, b]}
+
+    def made(old: dict[str, Any]) -> dict[str, Any] | None:
+        return status_manifest("WarmPool", OWNER, new, old, models=("reranker", "revision"))
+
+    assert made(new | {"conditions": [degraded, ready], "models": [b, a]}) is None
+    for old in ({}, new | {"replicas": 1}, new | {"models": [a]}, new | {"conditions": [ready]}):
+        assert made(old) == {
+            "apiVersion": "rerank.dev/v1alpha1",
+            "kind": "WarmPool",
+            "metadata": {"name": "products", "namespace": "search", "uid": "uid-1"},
+            "status": new,
+        }
