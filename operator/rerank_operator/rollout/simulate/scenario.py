@@ -126,7 +126,8 @@ def read_scenario(path: Path) -> Scenario:
 
 
 def read_samples(name: str, path: Path) -> Samples:
-    """Recorded seconds, one a line. Raises BadInput, which calls the file ``name``."""
+    """Recorded seconds, one a line; a line that begins with # is a comment. Raises BadInput, which calls the file
+    ``name``."""
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except OSError as error:
@@ -136,7 +137,11 @@ def read_samples(name: str, path: Path) -> Samples:
         ) from None
     except UnicodeDecodeError:
         raise BadInput(f"{name} is no text: write a number of seconds on each line") from None
-    seconds = [_positive(f"{name}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    seconds = [
+        _positive(f"{name}, line {number}", line)
+        for number, line in enumerate(lines, 1)
+        if line.strip() and not line.startswith("#")
+    ]
     if not seconds:
         raise BadInput(f"{name} has no numbers: write recorded seconds, one on each line")
     return Samples(name, tuple(seconds))

@@ -82,7 +82,7 @@ def test_the_golden_set_may_stand_at_the_top_or_in_the_arms(tmp_path: Path, shar
 def test_samples_are_beside_the_scenario_or_where_the_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()
-    (tmp_path / "here" / "a.txt").write_text("0.5\n0.25\n\n1e-1\n")
+    (tmp_path / "here" / "a.txt").write_text("# recorded\n0.5\n0.25\n\n1e-1\n")
     (tmp_path / "there" / "a.txt").write_text("7\n")
     (tmp_path / "there" / "b.txt").write_text("8\n")
     monkeypatch.chdir(tmp_path / "there")
