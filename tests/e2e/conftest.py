@@ -69,6 +69,13 @@ def space(kube: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
     kube.kubectl("delete", "namespace", name, "--wait=false")
 
 
+@pytest.fixture(scope="module")
+def gateways(release: Release) -> Iterator[list[str]]:
+    """Base URLs under which the gateways answer."""
+    with release.reach_gateways() as urls:
+        yield urls
+
+
 @pytest.fixture(scope="session")
 def model_uri() -> str:
     return MODEL_URI or f"file://{STATE / 'models' / 'demo-reranker'}"

@@ -1,7 +1,6 @@
 """One Reranker's life through the real parts: applied, scored, changed under load, scaled, suspended, deleted."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import cohere
@@ -14,12 +13,6 @@ from harness.release import Release, condition, reranker, wait_settled
 NAME = "products"
 DEMO = json.loads((ROOT / "tests" / "models" / "demo_query.json").read_text())
 SMALL: dict[str, Any] = {"query": DEMO["query"], "documents": [text[:120] for text in DEMO["documents"][:3]]}
-
-
-@pytest.fixture(scope="module")
-def gateways(release: Release) -> Iterator[list[str]]:
-    with release.reach_gateways() as urls:
-        yield urls
 
 
 @pytest.fixture(scope="module")

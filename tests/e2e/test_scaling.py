@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -14,12 +13,6 @@ NAME = "elastic"
 DEMO = json.loads((ROOT / "tests" / "models" / "demo_query.json").read_text())
 PATIENCE = 120
 """Seconds: a cold start on a busy machine of two cores."""
-
-
-@pytest.fixture(scope="module")
-def gateways(release: Release) -> Iterator[list[str]]:
-    with release.reach_gateways() as urls:
-        yield urls
 
 
 @pytest.fixture(scope="module")
