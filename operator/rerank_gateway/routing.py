@@ -3,6 +3,7 @@
 Pure: decided from the routing table, the load of each endpoint, the time and the request's own draw.
 """
 
+import hashlib
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -107,6 +108,14 @@ class Pools:
     def pick(self, draw: float) -> Pool | None:
         """The pool that a request with this draw (0 <= draw < 1) belongs to; None when there is none."""
         return self.pools[bisect_right(self.edges, draw)] if self.pools else None
+
+
+def draw_of(route: Route, key: str) -> float:
+    """The draw, 0 <= draw < 1, of all requests to ``route`` with this key: evenly spread over keys, the same in every
+    gateway. As a revision's share grows it keeps the draws that it had; a key's luck is another one at each Reranker.
+    """
+    digest = hashlib.blake2b(f"{route.label}\n{key}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest) >> 11) / 2**53  # as many bits as a float holds: never rounded up to 1
 
 
 def split(route: Route, loads: Mapping[str, Load], now: float) -> Pools:

@@ -4,7 +4,6 @@ Owns the order of the checks: what is cheap to refuse is refused first, and noth
 """
 
 import math
-import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +28,10 @@ from rerank_gateway.waiting import Ticket
 HEADER_CLIENT = "X-Rerank-Client"
 """Who asks, in the client's own words: clients take turns. Counts only where there are no API keys."""
 
-_CLIENT = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+HEADER_STICKY = "X-Rerank-Sticky"
+"""Whose requests are to meet the same revision while traffic is split: a user's or a session's id."""
+
+_NAME = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 _envelope_decoder = msgspec.json.Decoder(Envelope)
 
@@ -61,10 +63,13 @@ class Serving:
         path = _reranker_in_path(request)
         self._require_sync()
         timeout, priority, client = _asked_timeout(request), _asked_priority(request), _client(request)
+        sticky = _name(request, HEADER_STICKY)
         record.priority = priority
         with self._held.lease() as lease:
             # Only what is needed for the answer stays in memory while the request waits: neither body nor documents.
-            job = self._accept(await self._read(request, path, lease), path, with_texts, api_version, lease, record)
+            body = await self._read(request, path, lease)
+            job = self._accept(body, path, with_texts, api_version, sticky or record.request_id, lease, record)
+            del body
             ticket = Ticket(job.plan.estimate, self._clock() + timeout, job.plan.draw, priority, client)
             scored = await self._scoring.score(job.route, job.plan, ticket, record)
         record.truncated = len(scored.truncated)
@@ -79,9 +84,16 @@ class Serving:
         return web.Response(body=job.render(answer), content_type="application/json")
 
     def _accept(
-        self, body: bytes, path: Key | None, with_texts: bool, api_version: str, lease: Lease, record: Record
+        self,
+        body: bytes,
+        path: Key | None,
+        with_texts: bool,
+        api_version: str,
+        split_by: str,
+        lease: Lease,
+        record: Record,
     ) -> _Job:
-        """Decodes and checks; what was found is noted in ``record``."""
+        """Decodes and checks; what was found is noted in ``record``. ``split_by``: what decides on the revision."""
         record.body_bytes = len(body)
         envelope = decode(_envelope_decoder, body)
         route = routing.find_route(self._source.table, path, envelope.model)
@@ -89,8 +101,7 @@ class Serving:
         check_size(len(body), route.policy.max_body_bytes, route.label)
         query, render = _parse(body, route, with_texts and envelope.has_texts, api_version)
         record.documents = len(query.documents)
-        draw = random.random()  # noqa: S311 (spreads load, guards no secret)
-        plan = self._scoring.plan(route, query, draw, lease, record)
+        plan = self._scoring.plan(route, query, routing.draw_of(route, split_by), lease, record)
         return _Job(route, envelope.model or route.label, plan, query.refuse_truncation, render)
 
     async def _read(self, request: web.Request, path: Key | None, lease: Lease) -> bytes:
@@ -161,9 +172,12 @@ def _client(request: web.Request) -> str:
     index = request.get(KEY_INDEX)
     if index is not None:
         return f"key {index}"
-    given = request.headers.get(HEADER_CLIENT)
-    if given is None:
-        return f"peer {request.remote}"
-    if not _CLIENT.fullmatch(given):
-        raise invalid(HEADER_CLIENT, "expected 1 to 128 letters, digits or any of . _ : / + = @ -")
-    return f"name {given}"
+    given = _name(request, HEADER_CLIENT)
+    return f"peer {request.remote}" if given is None else f"name {given}"
+
+
+def _name(request: web.Request, header: str) -> str | None:
+    given = request.headers.get(header)
+    if given is not None and not _NAME.fullmatch(given):
+        raise invalid(header, "expected 1 to 128 letters, digits or any of . _ : / + = @ -")
+    return given

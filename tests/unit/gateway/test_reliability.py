@@ -209,6 +209,7 @@ async def test_the_timeout_counts_from_the_first_worker_on(house: House) -> None
         ("X-Rerank-Client", "a b"),
         ("X-Rerank-Client", "a" * 129),
         ("X-Rerank-Client", ""),
+        ("X-Rerank-Sticky", "a b"),
         ("X-Rerank-Timeout-Ms", "soon"),
     ],
 )
@@ -425,6 +426,23 @@ async def test_requests_in_flight_outlive_their_reranker(house: House) -> None:
     house.source.set([])
     go_on.set()
     assert (await request)[0] == 200
+
+
+@pytest.mark.parametrize("header", ["X-Rerank-Sticky", "X-Request-Id"])
+async def test_while_traffic_is_split_a_key_meets_one_revision(house: House, header: str) -> None:
+    old, new = await house.worker(revision="old"), await house.worker(revision="new")
+    house.serve(old, new, traffic=(("old", 50), ("new", 50)))
+    met = {}
+    for key in (f"key-{i}" for i in range(20)):
+        served = []
+        for _ in range(3):
+            before = len(old.headers)
+            status, _answer = await house.rerank(headers={header: key})
+            assert status == 200
+            served.append(len(old.headers) > before)
+        assert len(set(served)) == 1
+        met[key] = served[0]
+    assert set(met.values()) == {True, False}
 
 
 async def test_traffic_goes_by_percent(house: House) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rerank_api import names
 from rerank_gateway.cluster.state import Endpoint, Policy, Route, build_table, parse_pod, parse_policy
-from rerank_gateway.routing import RELEASE_TOKENS, Limits, Load, Pool, least_outstanding, split
+from rerank_gateway.routing import RELEASE_TOKENS, Limits, Load, Pool, draw_of, least_outstanding, split
 
 
 def _route(*revisions: str, traffic: tuple[tuple[str, int], ...] = ()) -> Route:
@@ -27,6 +27,35 @@ def test_the_split_follows_the_percents(percents: list[int]) -> None:
     total = sum(percents)
     for revision, percent in zip(revisions, percents, strict=True):
         assert abs(counts[revision] - (draws * percent / total if total else 0)) <= 1
+
+
+@given(st.text(max_size=20))
+def test_a_key_has_one_draw(key: str) -> None:
+    assert 0 <= draw_of(_route("a"), key) == draw_of(_route("b", traffic=(("b", 100),)), key) < 1
+
+
+def test_keys_are_spread_evenly_and_otherwise_at_each_reranker() -> None:
+    keys = [f"user-{i}" for i in range(10_000)]
+    draws = [draw_of(_route("a"), key) for key in keys]
+    counts = Counter(int(draw * 20) for draw in draws)
+    assert all(400 < counts[part] < 600 for part in range(20))
+    elsewhere = [draw_of(Route(Policy("ns", "other"), ()), key) for key in keys]
+    both = sum(here < 0.5 and there < 0.5 for here, there in zip(draws, elsewhere, strict=True))
+    assert 2300 < both < 2700
+
+
+@pytest.mark.parametrize("canary", ["a", "z"], ids=["sorted first", "sorted last"])
+def test_who_has_met_the_canary_meets_it_again_as_its_share_grows(canary: str) -> None:
+    met: set[float] = set()
+    for percent in (1, 5, 25, 50):
+        traffic = tuple(sorted(((canary, percent), ("m", 100 - percent))))
+        pools = split(_route("m", canary, traffic=traffic), {}, now=0)
+        now = {
+            draw for i in range(1000) if (pool := pools.pick(draw := i / 1000)) is not None and pool.revision == canary
+        }
+        assert len(now) == pytest.approx(10 * percent, abs=1)
+        assert met <= now
+        met = now
 
 
 @pytest.mark.parametrize(
