@@ -282,7 +282,7 @@ def _loaners(view: _View) -> int:
     want = max(view.floor, level) - fleet.ready
     if have > 0 and fleet.ready == 0 and view.idle < view.policy.idle_timeout:
         want = max(want, 1)
-    if want < have and (not view.demand.complete or (view.demand.queued and fleet.starting)):
+    if want < have and (not view.demand.complete or (view.demand.queued and fleet.starting + fleet.claiming)):
         want = have
     # An own replica that starts does not count yet: the loaner stands in for it.
     return max(0, min(want, most - fleet.ready))

@@ -275,26 +275,17 @@ def test_nothing_shrinks_on_stale_figures(policy: Policy, demand: Demand, fleet:
         assert decision.loaners >= min(fleet.loaners + fleet.claiming, max(0, policy.max_replicas - fleet.ready))
 
 
-@given(POLICIES, demands(), FLEETS, memories())
+@pytest.mark.parametrize("coming", [{"starting": 1}, {"starting": 0, "claiming": 1}], ids=["own", "warm"])
+@given(policy=POLICIES, demand=demands(), fleet=FLEETS, memory=memories())
 def test_nothing_shrinks_while_replicas_start_for_waiting_requests(
-    policy: Policy, demand: Demand, fleet: Fleet, memory: Memory
+    coming: dict[str, int], policy: Policy, demand: Demand, fleet: Fleet, memory: Memory
 ):
-    demand, fleet = replace(demand, queued=1, queued_tokens=100), replace(fleet, starting=1)
+    demand, fleet = replace(demand, queued=1, queued_tokens=100), replace(fleet, **coming)
     memory = replace(memory, **FEWER_WOULD_DO)
     decision = decide(policy, demand, fleet, memory, NOON)
     assert decision.replicas >= min(fleet.wanted, policy.max_replicas)
     if policy.warm_pool:
         assert decision.loaners >= min(fleet.loaners + fleet.claiming, max(0, policy.max_replicas - fleet.ready))
-
-
-@given(POLICIES, demands(), FLEETS, memories())
-def test_own_replicas_do_not_shrink_while_warm_pods_are_claimed_for_waiting_requests(
-    policy: Policy, demand: Demand, fleet: Fleet, memory: Memory
-):
-    demand, fleet = replace(demand, queued=1, queued_tokens=100), replace(fleet, starting=0, claiming=1)
-    memory = replace(memory, **FEWER_WOULD_DO)
-    decision = decide(policy, demand, fleet, memory, NOON)
-    assert decision.replicas >= min(fleet.wanted, policy.max_replicas)
 
 
 @given(POLICIES, demands(), FLEETS, memories())
