@@ -8,12 +8,12 @@ neither can be shown the verdict is hold, for as long as it takes: no data is no
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from rerank_operator.rollout.judge.errors import Errors
-from rerank_operator.rollout.judge.latency import Latency
+from rerank_operator.rollout.judge.latency import QUANTILES, Latency
 from rerank_operator.rollout.judge.quality import compare, queries_for
 from rerank_operator.rollout.judge.windows import Window, joined
 
@@ -29,26 +29,40 @@ TOGETHER = 20
 costs about as much as one request tells. When to look may depend on counts, not on what came out."""
 
 
-class Settings(msgspec.Struct, frozen=True):
-    """What a user may choose."""
+_Chance = Annotated[float, msgspec.Meta(gt=0, le=0.5)]
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Margin = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
-    error_probability: float = 0.01
+
+class Settings(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """What a user may choose. Raises ValueError (msgspec.ValidationError where it is decoded) naming the field."""
+
+    error_probability: _Chance = 0.01
     """That a healthy canary is rolled back, in a whole rollout."""
-    miss_probability: float = 0.1
+    miss_probability: _Chance = 0.1
     """That a metric which is worse by its margin is passed."""
-    step_requests: int = 50
+    step_requests: Annotated[int, msgspec.Meta(ge=1)] = 50
     """To the canary, before its next step."""
-    step_seconds: float = 60.0
+    step_seconds: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     """That a step takes at least: what comes with more traffic takes a moment to show."""
-    errors_tolerated: float = 0.0005
+    errors_tolerated: _Share = 0.0005
     """A larger share of failed requests, by so much, is no regression."""
-    errors_margin: float = 0.01
-    latency_tolerated: float = 0.05
+    errors_margin: _Margin = 0.01
+    latency_tolerated: _Share = 0.05
     """Slower by this share is no regression."""
-    latency_margin: float = 0.2
+    latency_margin: _Margin = 0.2
     latency_quantile: float = 0.95
     """Where the margin must be excluded: one of latency.QUANTILES."""
-    ndcg_margin: float = 0.02
+    ndcg_margin: _Margin = 0.02
+
+    def __post_init__(self) -> None:
+        if self.latency_quantile not in QUANTILES:
+            told = ", ".join(map(str, QUANTILES))
+            raise ValueError(f"latencyQuantile: {self.latency_quantile} must be one of {told}")
+        for metric in ("errors", "latency"):
+            tolerated, margin = getattr(self, f"{metric}_tolerated"), getattr(self, f"{metric}_margin")
+            if margin <= tolerated:
+                raise ValueError(f"{metric}Margin: {margin:g} must be more than {metric}Tolerated, {tolerated:g}")
 
 
 class MetricVerdict(msgspec.Struct, frozen=True):

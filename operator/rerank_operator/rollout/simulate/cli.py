@@ -5,8 +5,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import msgspec
+
+from rerank_operator.rollout.judge.judge import Settings
 from rerank_operator.rollout.simulate.scenario import MOST_RUNS, BadInput, read_scenario
 
 BAD_INPUT = 2
@@ -24,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status. Raises SystemExit for options that cannot be parsed, as argparse does."""
     options = _parser().parse_args(arguments)
     try:
+        from rerank_operator.rollout.simulate.ours import Ours
         from rerank_operator.rollout.simulate.report import report, table
         from rerank_operator.rollout.simulate.runs import JUDGES, simulate
     except ModuleNotFoundError as error:
@@ -33,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     try:
         scenario = read_scenario(options.scenario)
+        chosen = _settings(options.set, options.judge)
     except BadInput as error:
         print(f"simulate: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -42,11 +48,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed=scenario.seed if options.seed is None else options.seed,
     )
     told = _Progress(scenario.runs)
-    runs = simulate(scenario, JUDGES[options.judge], told=told)
+    make = partial(Ours, settings=chosen) if options.judge == "ours" else JUDGES[options.judge]
+    runs = simulate(scenario, make, told=told)
     told.end()
     found = report(options.judge, runs, scenario)
+    if options.judge == "ours":
+        found["settings"]["judge"] = msgspec.to_builtins(chosen)
     print(json.dumps(found, indent=2) if options.json else table(found))
     return 0
+
+
+def _settings(given: Sequence[str], judge: str) -> Settings:
+    if given and judge != "ours":
+        raise BadInput(f"--set: {judge} is played with its published defaults: only ours can be set")
+    values = {}
+    for one in given:
+        name, sign, value = one.partition("=")
+        if not sign:
+            raise BadInput(f"--set: {one!r} must be NAME=VALUE, such as errorProbability=0.02")
+        values[name] = value
+    try:
+        return msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        known = ", ".join(field.encode_name for field in msgspec.structs.fields(Settings))
+        raise BadInput(f"--set: {error}; there are {known}") from None
 
 
 class _Progress:
@@ -86,6 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seed", type=_whole(0, 2**63), metavar="N", help="of everything that is drawn; default: the scenario's"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a threshold of ours, such as errorProbability=0.02; repeatable; docs/canary-judge.md has them all",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return parser

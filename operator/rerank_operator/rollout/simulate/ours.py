@@ -9,14 +9,19 @@ from rerank_operator.rollout.simulate.policy import Outcome
 INTERVAL, SPARSE_INTERVAL = 5.0, 60.0
 """Seconds between looks, and where so little comes that most looks would find nothing to compare."""
 
+DEFAULT = Settings()
+
 
 class Ours:
-    """With the default settings. A golden set that shows too little lets no user's request to the canary."""
+    """A golden set that shows too little lets no user's request to the canary."""
 
-    def __init__(self, weights: Sequence[float], baseline: Window, horizon: float) -> None:
+    def __init__(
+        self, weights: Sequence[float], baseline: Window, horizon: float, settings: Settings = DEFAULT
+    ) -> None:
         """``horizon`` changes nothing: a verdict is valid whenever it comes."""
         self._weights, self._baseline = weights, baseline
-        self._judge = Judge(weights, baseline, Settings(), golden=False)
+        self._settings = settings
+        self._judge = Judge(weights, baseline, settings, golden=False)
         self._held = False
         self._reason = ""
         self._came = TOGETHER
@@ -34,7 +39,7 @@ class Ours:
         return self._reason
 
     def golden(self, stable: Sequence[float], canary: Sequence[float]) -> Outcome | None:
-        self._judge = Judge(self._weights, self._baseline, Settings(), golden=True)
+        self._judge = Judge(self._weights, self._baseline, self._settings, golden=True)
         verdict = self._judge.golden(stable, canary)
         self._held = verdict.action == "hold"
         return self._outcome(verdict)

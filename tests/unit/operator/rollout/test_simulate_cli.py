@@ -1,8 +1,11 @@
 """A scenario in, one JSON object out; and what is said about one that cannot be used."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -114,6 +117,34 @@ def test_a_reader_that_has_had_enough_is_no_error(scenario: Path):
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def test_who_watches_sees_it_begin_and_may_stop_it(scenario: Path):
+    """Ctrl-C goes to every process of the terminal's group: no traceback of any of them, and the line is taken away."""
+    watcher, terminal = os.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "rerank_operator.rollout.simulate",
+        "--scenario",
+        str(scenario),
+        "--runs",
+        "100000",
+    ]
+    started = subprocess.Popen(command, stdout=terminal, stderr=terminal, start_new_session=True)
+    os.close(terminal)
+    said = b""
+    while b"\r10 of" not in said:  # The workers are there.
+        said += os.read(watcher, 1024)
+    os.killpg(started.pid, signal.SIGINT)
+    assert started.wait(60) == 130
+    with suppress(OSError):  # A terminal's end.
+        while news := os.read(watcher, 1024):
+            said += news
+    os.close(watcher)
+    assert said.startswith(b"\r0 of 100000 runs")
+    assert b"Traceback" not in said, said.decode()
+    assert said.endswith(b" of 100000 runs\r\x1b[K"), said.decode()
+
+
 def test_without_numpy_it_says_what_to_install(scenario: Path):
     """The operator's image has none; a None in sys.modules is what an import of a missing module meets."""
     program = (
@@ -124,3 +155,37 @@ def test_without_numpy_it_says_what_to_install(scenario: Path):
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 2
     assert ended.stderr == "simulate: needs numpy, which is not installed: install rerank-operator[simulate]\n"
+
+
+def test_a_threshold_of_ours_can_be_set(scenario: Path, capsys: pytest.CaptureFixture):
+    def promoted(*options: str) -> float:
+        assert main(["--scenario", str(scenario), "--json", *options]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["settings"]["judge"]["stepRequests"] == (1 if options else 50)
+        return found["promote_rate"]
+
+    easy = [
+        f"{name}={value}"
+        for name, value in (("stepRequests", 1), ("stepSeconds", 0), ("missProbability", 0.5), ("ndcgMargin", 1))
+    ]
+    assert promoted() == 0
+    assert promoted(*(word for one in easy for word in ("--set", one)), "--set", "latencyQuantile=0.5") > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "judge", "told"),
+    [
+        ("stepRequests", "ours", "--set: 'stepRequests' must be NAME=VALUE"),
+        ("steps=3", "ours", "contains unknown field `steps`; there are errorProbability, "),
+        ("errorProbability=0", "ours", "`float` > 0"),
+        ("errorProbability=soon", "ours", "`$.errorProbability`"),
+        ("latencyQuantile=0.9", "ours", "latencyQuantile: 0.9 must be one of 0.5, 0.95, 0.99"),
+        ("errorsMargin=0.0001", "ours", "errorsMargin: 0.0001 must be more than errorsTolerated, 0.0005"),
+        ("stepRequests=3", "flagger", "--set: flagger is played with its published defaults"),
+    ],
+)
+def test_a_threshold_that_cannot_be_set_is_named(
+    scenario: Path, capsys: pytest.CaptureFixture, given: str, judge: str, told: str
+):
+    assert main(["--scenario", str(scenario), "--judge", judge, "--set", given]) == 2
+    assert told in capsys.readouterr().err
