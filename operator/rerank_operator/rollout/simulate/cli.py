@@ -49,8 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     told = _Progress(scenario.runs)
     make = partial(Ours, settings=chosen) if options.judge == "ours" else JUDGES[options.judge]
-    runs = simulate(scenario, make, told=told)
-    told.end()
+    told(0)
+    try:
+        runs = simulate(scenario, make, told=told)
+    finally:
+        told.end()
     found = report(options.judge, runs, scenario)
     if options.judge == "ours":
         found["settings"]["judge"] = msgspec.to_builtins(chosen)

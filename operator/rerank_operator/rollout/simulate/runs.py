@@ -1,6 +1,7 @@
 """Runs a scenario many times over the machine's cores. What comes out never depends on how many there are."""
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -15,6 +16,9 @@ from rerank_operator.rollout.simulate.traffic import Traffic
 
 INSTANT = 1e-6
 """Seconds; less than this before the horizon is left by sums of intervals, and is no interval of its own."""
+
+MOST_TOGETHER = 4
+"""Runs that a process is given at once."""
 
 JUDGES: Mapping[str, MakePolicy] = {"ours": Ours, "flagger": Flagger, "kayenta": Kayenta}
 
@@ -41,9 +45,10 @@ def simulate(
     runs = range(scenario.runs)
     if processes == 1:
         return _collect(map(partial(simulate_one, scenario, make), runs), told)
-    with ProcessPoolExecutor(processes) as pool:
-        # Few at a time: runs differ in length, and the last ones should not wait for one core.
-        share = max(1, scenario.runs // (16 * processes))
+    # An interrupt is for this process to tell of; the others end what they have begun.
+    with ProcessPoolExecutor(processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+        # Few at a time: runs differ in length, the last ones should not wait for one core, nor who watches for news.
+        share = min(MOST_TOGETHER, max(1, scenario.runs // (16 * processes)))
         return _collect(pool.map(partial(simulate_one, scenario, make), runs, chunksize=share), told)
 
 

@@ -4,6 +4,7 @@ Refuses what it does not understand with the file, the field and the remedy; it 
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -24,6 +25,8 @@ GOLDEN_CORRELATION = 0.8
 assumption, not a measurement."""
 
 FIELDS = (
+    "name",
+    "description",
     "requests_per_second",
     "horizon_seconds",
     "runs",
@@ -119,6 +122,10 @@ def read_scenario(path: Path) -> Scenario:
         raise BadInput(f"{path}: cannot be read ({error.strerror}): give the path of a scenario") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"{path}: is no YAML: {error}") from None
+    except RecursionError:
+        raise BadInput(f"{path}: is no YAML of a scenario: it is nested too deeply") from None
+    except ValueError as error:  # What looks like a date or a number, and is none that Python has.
+        raise BadInput(f"{path}: is no YAML that can be used ({error}): put a quote around such a value") from None
     try:
         return _scenario(body, path.parent)
     except ValueError as error:
@@ -172,7 +179,7 @@ def _scenario(body: Any, folder: Path) -> Scenario:
         seed=_whole("seed", fields.get("seed", 0), 0, 2**63),
         weights=_weights(fields["weights"]) if "weights" in fields else WEIGHTS,
         correlation=correlation if correlation is not None or recorded else 0.0,
-        bursts=_bursts(fields["bursts"]) if fields.get("bursts") is not None else None,
+        bursts=_bursts(fields["bursts"]) if "bursts" in fields else None,
         golden_queries=queries.pop() if stable.quality is not None else 0,
         golden_correlation=_number("golden_correlation", fields.get("golden_correlation", GOLDEN_CORRELATION), 0, 1),
         stable=stable,
@@ -230,9 +237,8 @@ def _latency(name: str, value: Any, folder: Path) -> LogNormal | Samples:
 def _samples(name: str, value: Any, folder: Path) -> Samples:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{name}: {value!r} must be the path of a file with a number of seconds on each line")
-    path = folder / value if (folder / value).exists() else Path(value)
     try:
-        return read_samples(value, path)
+        return read_samples(value, folder / value if os.path.exists(folder / value) else Path(value))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
@@ -254,7 +260,7 @@ def _weights(value: Any) -> tuple[float, ...]:
 
 
 def _mapping(name: str, value: Any, known: Sequence[str]) -> Mapping[str, Any]:
-    """``name``: of the field, empty for the whole file."""
+    """What is stated: a field that is left empty is not. ``name``: of the field, empty for the whole file."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{name or 'the scenario'}: {value!r} is not a mapping: write fields and values")
     for field in value:
@@ -263,11 +269,11 @@ def _mapping(name: str, value: Any, known: Sequence[str]) -> Mapping[str, Any]:
             raise ValueError(
                 f"{_path(name, field)}: there is no such field; the nearest is {near} (fields: {', '.join(known)})"
             )
-    return value
+    return {field: stated for field, stated in value.items() if stated is not None}
 
 
 def _required(name: str, fields: Mapping[str, Any], field: str) -> Any:
-    if fields.get(field) is None:
+    if field not in fields:
         raise ValueError(f"{_path(name, field)}: is missing: state it")
     return fields[field]
 
@@ -301,6 +307,8 @@ def _float(value: Any) -> float:
 
 
 def _whole(name: str, value: Any, least: int, most: int) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ValueError(f"{name}: {value!r} must be a whole number from {least} to {most}")
     return value

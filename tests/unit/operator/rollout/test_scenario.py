@@ -99,6 +99,23 @@ def test_samples_with_a_correlation_keep_the_stated_one(tmp_path: Path):
     assert read_scenario(write(tmp_path, LEAST | {"canary": arm, "correlation": 0})).correlation == 0
 
 
+def test_what_is_left_empty_is_not_stated(tmp_path: Path):
+    arm = STABLE | {"ndcg": None, "ndcg_sd": None, "golden_queries": None}
+    optional = ("runs", "seed", "weights", "correlation", "bursts", "golden_queries", "golden_correlation")
+    stated = LEAST | dict.fromkeys(optional) | {"stable": arm}
+    assert read_scenario(write(tmp_path, stated)) == read_scenario(write(tmp_path, LEAST))
+
+
+def test_a_whole_number_may_have_a_point(tmp_path: Path):
+    found = read_scenario(write(tmp_path, LEAST | {"runs": 300.0, "seed": 7.0}))
+    assert (found.runs, found.seed) == (300, 7)
+
+
+def test_a_scenario_may_have_a_name(tmp_path: Path):
+    named = LEAST | {"name": "healthy, 5 requests/s", "description": ["as good", "as stable"]}
+    assert read_scenario(write(tmp_path, named)) == read_scenario(write(tmp_path, LEAST))
+
+
 def with_arm(name: str = "canary", **fields: Any) -> dict[str, Any]:
     return LEAST | {name: {key: value for key, value in (STABLE | fields).items() if value is not None}}
 
@@ -110,6 +127,9 @@ QUALITY: dict[str, Any] = {"ndcg": 0.7, "ndcg_sd": 0.2, "golden_queries": 200}
     ("body", "said"),
     [
         ("{", "is no YAML"),
+        ("[" * 5000, "is no YAML"),
+        ("seed: 2001-13-45", "is no YAML that can be used (month must be in 1..12)"),
+        (f"seed: {'9' * 5000}", "is no YAML that can be used (Exceeds the limit"),
         ("", "the scenario: None is not a mapping"),
         ("[1]", "the scenario: [1] is not a mapping"),
         (LEAST | {"horizon": 3}, "horizon: there is no such field; the nearest is horizon_seconds"),
@@ -138,7 +158,7 @@ QUALITY: dict[str, Any] = {"ndcg": 0.7, "ndcg_sd": 0.2, "golden_queries": 200}
         (LEAST | {"runs": True}, "runs: True must be a whole number from 1"),
         (LEAST | {"seed": -1}, "seed: -1 must be a whole number from 0"),
         (LEAST | {"correlation": 1.5}, "correlation: 1.5 must be a number from 0 to 1"),
-        (LEAST | {"correlation": None}, "correlation: None must be a number from 0 to 1"),
+        (LEAST | {"requests_per_second": None}, "requests_per_second: is missing"),
         (LEAST | {"golden_correlation": -0.1}, "golden_correlation: -0.1 must be a number from 0 to 1"),
         (LEAST | {"bursts": {"factor": 0, "on_seconds": 1, "off_seconds": 1}}, "bursts.factor: 0 must be a number"),
         (LEAST | {"weights": []}, "weights: [] must be a list of percents"),
@@ -154,6 +174,7 @@ QUALITY: dict[str, Any] = {"ndcg": 0.7, "ndcg_sd": 0.2, "golden_queries": 200}
         (with_arm(latency={"p50_seconds": 2, "samples": "a"}), "canary.latency: has samples and quantiles"),
         (with_arm(latency={"samples": 3}), "canary.latency.samples: 3 must be the path of a file"),
         (with_arm(latency={"samples": "none.txt"}), "canary.latency.samples: none.txt cannot be read (No such file"),
+        (with_arm(latency={"samples": "a" * 400}), f"canary.latency.samples: {'a' * 400} cannot be read (File name"),
         (with_arm(latency={"samples": "empty.txt"}), "canary.latency.samples: empty.txt has no numbers"),
         (with_arm(latency={"samples": "words.txt"}), "canary.latency.samples: words.txt, line 2: 'soon' must be"),
         (with_arm(latency={"samples": "minus.txt"}), "canary.latency.samples: minus.txt, line 1: '-1' must be"),
