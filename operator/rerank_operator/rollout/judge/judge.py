@@ -41,8 +41,8 @@ class Settings(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_field
     """That a healthy canary is rolled back, in a whole rollout."""
     miss_probability: _Chance = 0.1
     """That a metric which is worse by its margin is passed."""
-    step_requests: Annotated[int, msgspec.Meta(ge=1)] = 50
-    """To the canary, before its next step."""
+    step_requests: Annotated[int, msgspec.Meta(ge=1)] = 20
+    """To the canary, before its next step. Enough to meet what is grossly wrong; the rest is asked of the promotion."""
     step_seconds: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     """That a step takes at least: what comes with more traffic takes a moment to show."""
     errors_tolerated: _Share = 0.0005

@@ -161,7 +161,7 @@ def test_a_threshold_of_ours_can_be_set(scenario: Path, capsys: pytest.CaptureFi
     def promoted(*options: str) -> float:
         assert main(["--scenario", str(scenario), "--json", *options]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert found["settings"]["judge"]["stepRequests"] == (1 if options else 50)
+        assert found["settings"]["judge"]["stepRequests"] == (1 if options else 20)
         return found["promote_rate"]
 
     easy = [
