@@ -49,7 +49,10 @@ def simulate(
     with ProcessPoolExecutor(processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         # Few at a time: runs differ in length, the last ones should not wait for one core, nor who watches for news.
         share = min(MOST_TOGETHER, max(1, scenario.runs // (16 * processes)))
-        return _collect(pool.map(partial(simulate_one, scenario, make), runs, chunksize=share), told)
+        try:
+            return _collect(pool.map(partial(simulate_one, scenario, make), runs, chunksize=share), told)
+        finally:
+            pool.shutdown(cancel_futures=True)  # else who stops it waits for all runs
 
 
 def _collect(ended: Iterable[Run], told: Callable[[int], None]) -> list[Run]:

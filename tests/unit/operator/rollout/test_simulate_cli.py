@@ -132,10 +132,14 @@ def test_who_watches_sees_it_begin_and_may_stop_it(scenario: Path):
     started = subprocess.Popen(command, stdout=terminal, stderr=terminal, start_new_session=True)
     os.close(terminal)
     said = b""
-    while b"\r9 of" not in said:  # The workers are there.
-        said += os.read(watcher, 1024)
-    os.killpg(started.pid, signal.SIGINT)
-    assert started.wait(60) == 130
+    try:
+        while b"\r9 of" not in said:  # The workers are there.
+            said += os.read(watcher, 1024)
+        os.killpg(started.pid, signal.SIGINT)
+        assert started.wait(60) == 130
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
     with suppress(OSError):  # A terminal's end.
         while news := os.read(watcher, 1024):
             said += news
