@@ -8,8 +8,8 @@ from rerank_operator.rollout.judge.dependence import Flags, design_effect, large
 from rerank_operator.rollout.judge.evidence import Count, Evidence
 from rerank_operator.rollout.judge.windows import Window
 
-MORE, LESS = (1.5, 3.0, 10.0, 100.0), (0.75, 0.5, 0.25, 0.1, 0.01)
-"""Odds ratios looked for."""
+MORE, LESS = (1.15, 1.5, 3.0, 10.0, 100.0), (0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.01)
+"""Odds ratios looked for: a point more is 1.1 where ten in a hundred fail, and ten where one in a thousand does."""
 
 
 class Errors(msgspec.Struct):

@@ -1,10 +1,13 @@
 """The verdict on a canary: go on, take the next step, promote it, or roll it back. Decides; carries out nothing.
 
-Fails at any look with enough evidence that the canary is worse, and a healthy one fails with at most
-``error_probability`` in a whole rollout, however long it takes: that probability is split over the metrics, and each
-metric's evidence runs through all steps (evidence.py). A step is passed by requests, not by minutes, while nothing
-looks suspicious. Promotion asks for more than silence: for evidence that no metric is worse by its margin. Where
-neither can be shown the verdict is hold, for as long as it takes: no data is no verdict.
+Fails at any look with enough evidence that the canary is worse. A healthy one fails with at most ``error_probability``
+in a whole rollout, however long it takes: that probability is split over the metrics, and each metric's evidence runs
+through all steps (evidence.py). That is proven for requests that are independent within an arm; for others it rests on
+an estimate of how alike they are (dependence.py), which holds within limits (docs/canary-judge.md, "Too alike").
+
+A step is passed by requests, not by minutes, while nothing looks suspicious. Promotion asks for more than silence: for
+evidence that no metric is worse by its margin. Where neither can be shown the verdict is hold, for as long as it takes:
+no data is no verdict.
 """
 
 from collections.abc import Sequence
@@ -29,7 +32,7 @@ TOGETHER = 20
 costs about as much as one request tells. When to look may depend on counts, not on what came out."""
 
 
-_Chance = Annotated[float, msgspec.Meta(gt=0, le=0.5)]
+_Chance = Annotated[float, msgspec.Meta(ge=1e-6, le=0.5)]
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Margin = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
@@ -43,7 +46,7 @@ class Settings(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_field
     """That a metric which is worse by its margin is passed."""
     step_requests: Annotated[int, msgspec.Meta(ge=1)] = 20
     """To the canary, before its next step. Enough to meet what is grossly wrong; the rest is asked of the promotion."""
-    step_seconds: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+    step_seconds: Annotated[float, msgspec.Meta(ge=0, le=604_800)] = 60.0
     """That a step takes at least: what comes with more traffic takes a moment to show."""
     errors_tolerated: _Share = 0.0005
     """A larger share of failed requests, by so much, is no regression."""
@@ -53,13 +56,15 @@ class Settings(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_field
     latency_margin: _Margin = 0.2
     latency_quantile: float = 0.95
     """Where the margin must be excluded: one of latency.QUANTILES."""
+    ndcg_tolerated: _Share = 0.001
+    """A drop of the mean by so much is no regression."""
     ndcg_margin: _Margin = 0.02
 
     def __post_init__(self) -> None:
         if self.latency_quantile not in QUANTILES:
             told = ", ".join(map(str, QUANTILES))
             raise ValueError(f"latencyQuantile: {self.latency_quantile} must be one of {told}")
-        for metric in ("errors", "latency"):
+        for metric in ("errors", "latency", "ndcg"):
             tolerated, margin = getattr(self, f"{metric}_tolerated"), getattr(self, f"{metric}_margin")
             if margin <= tolerated:
                 raise ValueError(f"{metric}Margin: {margin:g} must be more than {metric}Tolerated, {tolerated:g}")
@@ -114,7 +119,7 @@ class Judge:
             metric = MetricVerdict("quality", "hold", f"{len(stable)} golden queries are too few to compare")
             return Verdict("hold", "quality", (metric,))
         told = f"nDCG {found.mean:+.4f} over {found.queries} queries, between {found.low:+.4f} and {found.high:+.4f}"
-        if found.high < 0:
+        if found.high < -self._settings.ndcg_tolerated:
             return Verdict("rollback", "quality", (MetricVerdict("quality", "fail", told),))
         if found.low <= -margin:
             more = (

@@ -6,6 +6,8 @@ before the look. Failed requests are left out: they are counted by errors.py.
 
 from collections import deque
 from collections.abc import Sequence
+from functools import cache
+from statistics import NormalDist
 from typing import Self
 
 import msgspec
@@ -15,7 +17,7 @@ from rerank_operator.rollout.judge.evidence import Count, Evidence
 from rerank_operator.rollout.judge.windows import Window
 
 QUANTILES = (0.5, 0.95, 0.99)
-"""Where the canary may be slower: in general, in its tail, or in what clients take for hanging."""
+"""Where the canary may be slower: in general (first of all), in its tail, or in what clients take for hanging."""
 MORE, LESS = (1.25, 1.6, 2.5, 6.0, 20.0), (0.9, 0.75, 0.5, 0.25)
 """Odds ratios of exceedances looked for."""
 KEPT = 2000
@@ -39,10 +41,13 @@ class Exceedance(msgspec.Struct):
         """``scales``: the canary is taken to be so many times faster: what is tolerated, and the margin."""
         tolerated, margin = scales
         slow = [seconds > threshold for seconds in stable]
-        count = Count(len(slow), sum(slow))
         rate = 1 - self.quantile
-        self.worse.add(count, _exceeding(canary, threshold * tolerated), rate)
-        self.fine.add(count, _exceeding(canary, threshold * margin), rate)
+        limit = threshold * tolerated
+        self.worse.add(Count(len(slow), sum(slow)), Count(len(canary), sum(took > limit for took in canary)), rate)
+        # Where many of stable's requests took equally long none may exceed them: reaching them counts here, in both.
+        limit = threshold * margin
+        reached = sum(took >= threshold for took in stable), sum(took >= limit for took in canary)
+        self.fine.add(Count(len(stable), reached[0]), Count(len(canary), reached[1]), rate)
         self.stable.extend(slow)
         self.canary.extend(seconds > threshold for seconds in canary)
 
@@ -96,19 +101,20 @@ class Latency(msgspec.Struct):
 
     def worse(self) -> float:
         """Evidence that the canary is slower at one of the quantiles."""
-        return sum(one.worse.value(effect) for one, effect in self._with_effects()) / len(self.exceedances)
+        return sum(one.worse.value(effect) for one, effect in self.with_effects()) / len(self.exceedances)
 
     def fine(self, quantile: float) -> float:
         """Evidence that it is not slower by the margin at that one."""
-        return next(one.fine.value(effect) for one, effect in self._with_effects() if one.quantile == quantile)
+        return next(one.fine.value(effect) for one, effect in self.with_effects() if one.quantile == quantile)
 
-    def _with_effects(self) -> list[tuple[Exceedance, float]]:
-        """Where a tail has too few events to tell, its neighbour's effect is taken: tails are alike for less long."""
-        found, effect = [], 1.0
-        for one in self.exceedances:
-            effect = one.design_effect() or effect
-            found.append((one, effect))
-        return found
+    def with_effects(self) -> list[tuple[Exceedance, float]]:
+        """Each with its design effect. A tail has few events, and what is not seen in few is not absent: its effect is
+        at least what the median's comes to there."""
+        median = self.exceedances[0].design_effect() or 1.0
+        return [
+            (one, max(one.design_effect() or 1.0, 1 + _dependence_at(one.quantile) * (median - 1)))
+            for one in self.exceedances
+        ]
 
 
 def _answered(window: Window) -> Sequence[float]:
@@ -118,5 +124,9 @@ def _answered(window: Window) -> Sequence[float]:
     return [seconds for place, seconds in enumerate(window.seconds) if place not in failed]
 
 
-def _exceeding(values: Sequence[float], threshold: float) -> Count:
-    return Count(len(values), sum(value > threshold for value in values))
+@cache
+def _dependence_at(quantile: float) -> float:
+    """Autocorrelation of exceedances over that at the median, where log latencies are normal and weakly alike: the
+    square of the density at the quantile over the variance there."""
+    density = NormalDist().pdf(NormalDist().inv_cdf(quantile))
+    return density**2 / (quantile * (1 - quantile)) / (NormalDist().pdf(0) ** 2 / 0.25)

@@ -16,8 +16,8 @@ import numpy as np
 from rerank_operator.rollout.judge.windows import Window
 from rerank_operator.rollout.simulate import scenario as described
 
-BASELINE_REQUESTS = 2000
-"""What stable has answered before the rollout."""
+BASELINE_REQUESTS = 8192
+"""What stable has answered before the rollout: as much as the judge can look at (rollout.judge.dependence.KEPT)."""
 
 BLOCK = 1024
 """Requests that are drawn at once; a matter of speed only for correlated ones, but part of what a seed gives."""

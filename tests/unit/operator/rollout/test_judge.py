@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rerank_operator.rollout.judge.judge import Judge, Settings, Verdict
+from rerank_operator.rollout.judge.latency import Latency
 from rerank_operator.rollout.judge.windows import Window, joined
 
 STEPS = (1, 5, 25, 50, 100)
@@ -151,23 +152,63 @@ def test_a_golden_set_that_is_too_small_says_how_many_queries_it_takes():
     assert "a drop of 0.02 is not excluded; that takes about 178 queries" in verdict.metrics[0].message
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.9])
-def test_healthy_canaries_are_rolled_back_no_more_often_than_asked_for(correlation: float):
+class Alike(Arm):
+    """Log latencies are an autoregression of order one."""
+
+    correlation = 0.9
+    _state = 0.0
+
+    def __call__(self, count: int) -> Window:
+        seconds = []
+        for news in self._chance.standard_normal(count) * (1 - self.correlation**2) ** 0.5:
+            self._state = self.correlation * self._state + news
+            seconds.append(0.1 * float(np.exp(0.4 * self._state)))
+        return Window(seconds, np.flatnonzero(self._chance.random(count) < 0.005).tolist())
+
+
+class Regimes(Arm):
+    """As fast or as slow for some 300 requests: a tail that hardly shows how alike neighbours are."""
+
+    _level = 0.0
+
+    def __call__(self, count: int) -> Window:
+        seconds = []
+        for changes in self._chance.random(count) < 1 / 300:
+            if changes:
+                self._level = 0.4 * self._chance.standard_normal()
+            seconds.append(0.1 * float(np.exp(self._level + 0.3 * self._chance.standard_normal())))
+        return Window(seconds, np.flatnonzero(self._chance.random(count) < 0.005).tolist())
+
+
+@pytest.mark.parametrize("kind", [Arm, Alike, Regimes])
+def test_healthy_canaries_are_rolled_back_no_more_often_than_asked_for(kind: type[Arm]):
     """With an error probability of 20 %, so that few runs can tell; 60 runs with 20 % come to 22 once in a thousand."""
-
-    class Correlated(Arm):
-        _state = 0.0
-
-        def __call__(self, count: int) -> Window:
-            seconds = []
-            for news in self._chance.standard_normal(count) * (1 - correlation**2) ** 0.5:
-                self._state = correlation * self._state + news
-                seconds.append(0.1 * float(np.exp(0.4 * self._state)))
-            return Window(seconds, np.flatnonzero(self._chance.random(count) < 0.005).tolist())
-
     rolled_back = 0
     for run in range(60):
-        arms = Correlated(2 * run), Correlated(2 * run + 1)
-        verdict, _ = _roll_out(*arms, looks=30, requests=200, error_probability=0.2, miss_probability=1e-9)
+        arms = kind(2 * run), kind(2 * run + 1)
+        verdict, _ = _roll_out(*arms, looks=30, requests=200, error_probability=0.2, miss_probability=1e-6)
         rolled_back += verdict.action == "rollback"
     assert rolled_back < 22
+
+
+def test_a_tail_is_taken_to_be_as_alike_as_the_median_makes_it():
+    regimes = Regimes(7)
+    latency = Latency.begin(regimes(8192), 0.05, 0.2, steps=1)
+    median, *tails = [effect for _, effect in latency.with_effects()]
+    assert median > 20
+    assert tails[0] >= 1 + 0.35 * (median - 1)
+    assert tails[1] >= 1 + 0.11 * (median - 1)
+
+
+@pytest.mark.parametrize(("slower", "action"), [(1.0, "promote"), (1.3, "rollback")])
+def test_latencies_that_are_all_the_same_can_be_judged(slower: float, action: str):
+    def arm(seconds: float) -> Draw:
+        return lambda count: Window([seconds] * count)
+
+    assert _roll_out(arm(0.1), arm(0.1 * slower))[0].action == action
+
+
+@pytest.mark.parametrize(("more", "action"), [(0.0, "promote"), (0.02, "rollback")])
+def test_where_many_requests_fail_a_few_more_are_found_all_the_same(more: float, action: str):
+    verdict, _ = _roll_out(Arm(1, errors=0.1), Arm(2, errors=0.1 + more), requests=2000)
+    assert (verdict.action, verdict.reason) == (action, "errors" if more else "")

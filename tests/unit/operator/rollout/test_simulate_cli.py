@@ -170,7 +170,13 @@ def test_a_threshold_of_ours_can_be_set(scenario: Path, capsys: pytest.CaptureFi
 
     easy = [
         f"{name}={value}"
-        for name, value in (("stepRequests", 1), ("stepSeconds", 0), ("missProbability", 0.5), ("ndcgMargin", 1))
+        for name, value in (
+            ("stepRequests", 1),
+            ("stepSeconds", 0),
+            ("errorsMargin", 0.5),
+            ("latencyMargin", 1),
+            ("ndcgMargin", 1),
+        )
     ]
     assert promoted() == 0
     assert promoted(*(word for one in easy for word in ("--set", one)), "--set", "latencyQuantile=0.5") > 0
@@ -181,7 +187,7 @@ def test_a_threshold_of_ours_can_be_set(scenario: Path, capsys: pytest.CaptureFi
     [
         ("stepRequests", "ours", "--set: 'stepRequests' must be NAME=VALUE"),
         ("steps=3", "ours", "contains unknown field `steps`; there are errorProbability, "),
-        ("errorProbability=0", "ours", "`float` > 0"),
+        ("errorProbability=0", "ours", "`float` >= 1e-06"),
         ("errorProbability=soon", "ours", "`$.errorProbability`"),
         ("latencyQuantile=0.9", "ours", "latencyQuantile: 0.9 must be one of 0.5, 0.95, 0.99"),
         ("errorsMargin=0.0001", "ours", "errorsMargin: 0.0001 must be more than errorsTolerated, 0.0005"),

@@ -10,6 +10,7 @@ from rerank_operator.rollout.simulate.policy import Outcome
 from rerank_operator.rollout.simulate.report import quantile, report, table
 from rerank_operator.rollout.simulate.runs import Run, simulate, simulate_one
 from rerank_operator.rollout.simulate.scenario import Arm, LogNormal, Quality, Scenario
+from rerank_operator.rollout.simulate.traffic import BASELINE_REQUESTS
 
 ARM = Arm(0.01, LogNormal(0.05, 0.12), Quality(0.7, 0.2))
 SCENARIO = Scenario(
@@ -103,7 +104,7 @@ def test_a_judge_is_told_the_weights_the_baseline_and_the_horizon_and_looks_at_i
     Watched.made.clear()
     found = simulate_one(replace(SCENARIO, horizon=35.0), Watched, 0)
     (judge,) = Watched.made
-    assert (judge.weights, judge.horizon, len(judge.baseline.seconds)) == ((10, 50, 100), 35, 2000)
+    assert (judge.weights, judge.horizon, len(judge.baseline.seconds)) == ((10, 50, 100), 35, BASELINE_REQUESTS)
     assert judge.looks == [10, 20, 30, 35]
     assert found == Run("hold", "", 35.0, judge.requests)
     assert 30 < judge.requests < 120  # a tenth of about 700
