@@ -1,7 +1,7 @@
 """``python -m rerank_operator.scaling.simulate``: see ``--help``."""
 
+from rerank_operator.commands import end_with
 from rerank_operator.scaling.simulate.cli import main
-from rerank_operator.simulators import end_with
 
 if __name__ == "__main__":
     end_with(main)

@@ -1,4 +1,4 @@
-"""How a simulator's command ends, whoever reads its output. Knows nothing of what is simulated."""
+"""How a command of its own ends, whoever reads its output. Knows nothing of what it does."""
 
 import os
 import signal

@@ -1,0 +1,45 @@
+"""Two revisions on one golden set: how well each ranks it, how sure the difference is, and the verdict. Pure."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from rerank_operator.rollout.golden.measures import Quality
+from rerank_operator.rollout.judge.judge import Judge, Settings, Verdict
+from rerank_operator.rollout.judge.quality import compare
+from rerank_operator.rollout.judge.windows import Window
+
+INTERVAL = 0.95
+"""Of the differences that are told; the verdict has probabilities of its own (Settings)."""
+
+
+class Compared(msgspec.Struct, frozen=True):
+    """One measure: means, and the interval of canary minus stable; None: too few queries to tell."""
+
+    measure: str
+    stable: float
+    canary: float
+    low: float | None
+    high: float | None
+
+
+def compared(stable: Sequence[Quality], canary: Sequence[Quality], k: int) -> list[Compared]:
+    """Of each measure; ``stable``, ``canary``: of the same queries in the same order."""
+    measures = {f"nDCG@{k}": "ndcg", f"accuracy@{k}": "accuracy", "MRR": "reciprocal_rank"}
+    return [
+        _one(told, *([getattr(each, name) for each in arm] for arm in (stable, canary)))
+        for told, name in measures.items()
+    ]
+
+
+def _one(measure: str, stable: Sequence[float], canary: Sequence[float]) -> Compared:
+    half = (1 - INTERVAL) / 2
+    found = compare(stable, canary, half, half)
+    low, high = (found.low, found.high) if found is not None else (None, None)
+    return Compared(measure, sum(stable) / len(stable), sum(canary) / len(canary), low, high)
+
+
+def verdict(stable: Sequence[Quality], canary: Sequence[Quality], settings: Settings) -> Verdict:
+    """What the judge of a rollout says of the golden set: advance, rollback or hold."""
+    judge = Judge((50,), Window(), settings)
+    return judge.golden([each.ndcg for each in stable], [each.ndcg for each in canary])

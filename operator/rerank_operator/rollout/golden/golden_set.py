@@ -1,0 +1,65 @@
+"""Reads a golden set, and refuses what could not be judged by, with the query and the field. Never guesses a label."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+
+MOST_QUERIES, MOST_DOCUMENTS, MOST_GRADE = 10_000, 1_000, 10
+
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1_000_000)]
+Grade = Annotated[int, msgspec.Meta(ge=0, le=MOST_GRADE)]
+
+
+class BadGoldenSet(ValueError):
+    """A file that cannot be used; the message names it, the place in it, and the remedy."""
+
+
+class GoldenQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    query: Text
+    documents: Annotated[list[Text], msgspec.Meta(min_length=2, max_length=MOST_DOCUMENTS)]
+    labels: list[Grade]
+    """How relevant each document is: 0 is not at all. One at least is above 0, and not all are equal."""
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != len(self.documents):
+            raise ValueError(f"labels: {len(self.labels)} for {len(self.documents)} documents: give one for each")
+        if len(set(self.labels)) < 2:
+            raise ValueError(f"labels: all are {self.labels[0]}: any order would be as good; leave the query out")
+
+
+class GoldenSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    queries: Annotated[list[GoldenQuery], msgspec.Meta(min_length=1, max_length=MOST_QUERIES)]
+    k: Annotated[int, msgspec.Meta(ge=1, le=MOST_DOCUMENTS)] = 10
+    """How many of the first documents count for nDCG and accuracy."""
+
+
+def read_golden_set(path: Path) -> GoldenSet:
+    """The golden set in ``path``: YAML or JSON with ``queries`` and perhaps ``k``, or JSON lines (*.jsonl), one query
+    each. Raises BadGoldenSet."""
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise BadGoldenSet(f"{path}: cannot be read ({error.strerror}): give the path of a golden set") from None
+    except UnicodeDecodeError:
+        raise BadGoldenSet(f"{path}: is no text in UTF-8") from None
+    try:
+        body = {"queries": _lines(text)} if path.suffix == ".jsonl" else yaml.safe_load(text)
+        return msgspec.convert(body, GoldenSet)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise BadGoldenSet(f"{path}: is neither YAML nor JSON: {error}") from None
+    except ValueError as error:
+        raise BadGoldenSet(f"{path}: {error}") from None
+
+
+def _lines(text: str) -> list[Any]:
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                found.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"line {number}: is no JSON: {error}") from None
+    return found
