@@ -141,10 +141,10 @@ def end_to_end(cluster: Cluster, wakes: int) -> dict[str, Any]:
         def at_zero() -> bool:
             """A line that is still to come of the last request must not be taken for one of the next."""
             seen = history(NAME, changes())
-            return bool(seen) and seen[-1].fleet == Workers() and lines.quiet()
+            return bool(seen) and seen[-1].fleet == Workers() and not lines.waiting()
 
         for number in range(wakes):
-            wait_for("zero replicas, and a gateway that says so", at_zero, timeout=DEADLINE)
+            wait_for("zero replicas, and no line of a waiting request", at_zero, timeout=DEADLINE)
             with Replay(lambda: gateways[:1], f"{NAMESPACE}/{NAME}", [Call(0.0, 500)], timeout=3) as load:
                 sent = load.began - time.monotonic() + time.time()
 

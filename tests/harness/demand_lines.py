@@ -29,9 +29,10 @@ class DemandLines:
         the stream has ended."""
         return next((seen for seen, queued in list(self._queued) if seen >= instant and queued > 0), None)
 
-    def quiet(self) -> bool:
-        """Whether the last line about the Reranker told that nobody waits; False before the first one."""
-        return bool(self._queued) and self._queued[-1][1] == 0
+    def waiting(self) -> bool:
+        """Whether the last line about the Reranker told of a waiting request. Of one that nobody has asked for yet a
+        gateway tells nothing."""
+        return bool(self._queued) and self._queued[-1][1] > 0
 
     def _read(self) -> None:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=SILENCE)

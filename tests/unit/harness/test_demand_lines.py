@@ -42,18 +42,15 @@ def line(name: str, queued: int) -> bytes:
     return encode_line(DemandLine("g", 0.0, full=True, rerankers=[RerankerDemand("s", name, queued, 0, 0, 0, 0, 0)]))
 
 
-def test_quiet_once_a_line_tells_that_nobody_waits(server: tuple[int, Lines]):
+def test_waiting_until_a_line_tells_that_nobody_does(server: tuple[int, Lines]):
     port, lines = server
     told = DemandLines("http://127.0.0.1:1", "s", "a", port)
-    assert not told.quiet()
-    lines.put(line("other", 0))
-    lines.put(line("a", 0))
-    wait_for("a quiet gateway", told.quiet, timeout=10, poll=0.01)
-    assert told.first_since(0.0) is None
+    assert not told.waiting()
+    lines.put(line("other", 3))
     lines.put(line("a", 2))
     waits = wait_for("the line that tells of requests", lambda: told.first_since(0.0), timeout=10, poll=0.01)
-    assert not told.quiet()
+    assert told.waiting()
     lines.put(line("a", 0))
-    wait_for("a quiet gateway again", told.quiet, timeout=10, poll=0.01)
+    wait_for("the line that tells of none", lambda: not told.waiting(), timeout=10, poll=0.01)
     assert told.first_since(0.0) == waits
     assert told.first_since(waits + 1000) is None
