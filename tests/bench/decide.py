@@ -36,7 +36,8 @@ from harness.scenario import elastic, fleet_of, history, workers_watched
 NAMESPACE, NAME = "bench", "decided"
 COUNTS = (1, 100, 1_000)
 FILL_SECONDS = 120
-SLOW_START = Profile(start_seconds=60)
+QUICK_START = Profile()
+"""Its workers must serve in the end: what starts is not stopped before it could, so nothing would go back to zero."""
 DEADLINE = 60.0
 
 
@@ -131,7 +132,7 @@ def end_to_end(cluster: Cluster, wakes: int) -> dict[str, Any]:
     figures.note("end to end: chart and Reranker")
     release = Release(cluster)
     release.install()
-    cluster.apply(namespace(NAMESPACE), elastic(NAME, NAMESPACE, SLOW_START, idleTimeout="1s"))
+    cluster.apply(namespace(NAMESPACE), elastic(NAME, NAMESPACE, QUICK_START, idleTimeout="1s"))
     gateways = wait_for("gateways", release.gateway_urls, timeout=60)
     lines = DemandLines(gateways[0], NAMESPACE, NAME)
     from_client: list[float] = []
@@ -145,7 +146,7 @@ def end_to_end(cluster: Cluster, wakes: int) -> dict[str, Any]:
 
         for number in range(wakes):
             wait_for("zero replicas, and no line of a waiting request", at_zero, timeout=DEADLINE)
-            with Replay(lambda: gateways[:1], f"{NAMESPACE}/{NAME}", [Call(0.0, 500)], timeout=3) as load:
+            with Replay(lambda: gateways[:1], f"{NAMESPACE}/{NAME}", [Call(0.0, 500)], timeout=30) as load:
                 sent = load.began - time.monotonic() + time.time()
 
                 def written(since: float = sent) -> float | None:
@@ -166,7 +167,7 @@ def end_to_end(cluster: Cluster, wakes: int) -> dict[str, Any]:
         "request_to_write": figures.spread(from_client),
         "demand_line_to_write": figures.spread(from_line),
         "wakes_without_a_line": len(from_client) - len(from_line),
-        "note": "the write is seen on the API server's watch; workers never serve",
+        "note": "the write is seen on the API server's watch",
     }
 
 
