@@ -4,8 +4,8 @@ back, and after how many requests a bad one; JSON out.
     python tests/bench/rollout.py [--runs 200] [--judges ours,flagger,kayenta] [--only SUBSTRING] [--samples FILE]
 
 Healthy canaries at each rate, share of errors and correlation of latencies; then bad ones at each rate. Each row can be
-run alone: --only takes a part of its name. No recorded latencies are part of the repository: --samples adds healthy
-rows that replay a file of them (seconds, one a line) in both arms.
+run alone: --only takes a part of its name. --samples adds healthy rows
+that replay a file of recorded latencies (seconds, one a line; tests/bench/latencies.py records one) in both arms.
 
 Every run is deterministic, and each judge meets the same draws. The figures are of a model (docs/canary-judge.md), not
 of a cluster. A share of N runs is known to about 2 sqrt(share (1 - share) / N); none in 200 still allows 1.5 %.
