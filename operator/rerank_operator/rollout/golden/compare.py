@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import msgspec
 
 from rerank_operator.rollout.golden.measures import Quality
-from rerank_operator.rollout.judge.judge import Judge, Settings, Verdict
+from rerank_operator.rollout.judge.judge import Settings, Verdict, judge_golden
 from rerank_operator.rollout.judge.quality import compare
-from rerank_operator.rollout.judge.windows import Window
 
 INTERVAL = 0.95
 """Of the differences that are told; the verdict has probabilities of its own (Settings)."""
@@ -41,5 +40,4 @@ def _one(measure: str, stable: Sequence[float], canary: Sequence[float]) -> Comp
 
 def verdict(stable: Sequence[Quality], canary: Sequence[Quality], settings: Settings) -> Verdict:
     """What the judge of a rollout says of the golden set: advance, rollback or hold."""
-    judge = Judge((50,), Window(), settings)
-    return judge.golden([each.ndcg for each in stable], [each.ndcg for each in canary])
+    return judge_golden([each.ndcg for each in stable], [each.ndcg for each in canary], settings)

@@ -76,6 +76,8 @@ class MetricVerdict(msgspec.Struct, frozen=True):
     name: str
     verdict: Literal["pass", "fail", "hold"]
     message: str
+    worse: float = 1.0
+    """Evidence that the canary is worse; 1 is none."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -83,6 +85,27 @@ class Verdict(msgspec.Struct, frozen=True):
     reason: str
     """The metric that decided, or that is waited for; "requests" where they are too few; "" where none stands out."""
     metrics: tuple[MetricVerdict, ...] = ()
+
+
+def judge_golden(stable: Sequence[float], canary: Sequence[float], settings: Settings) -> Verdict:
+    """``stable``, ``canary``: nDCG of each golden query, in the same order, before any user's request."""
+    found = compare(stable, canary, settings.miss_probability, _chance(settings, golden=True))
+    if found is None:
+        metric = MetricVerdict("quality", "hold", f"{len(stable)} golden queries are too few to compare")
+        return Verdict("hold", "quality", (metric,))
+    told = f"nDCG {found.mean:+.4f} over {found.queries} queries, between {found.low:+.4f} and {found.high:+.4f}"
+    if found.high < -settings.ndcg_tolerated:
+        return Verdict("rollback", "quality", (MetricVerdict("quality", "fail", told),))
+    margin = settings.ndcg_margin
+    if found.low <= -margin:
+        told += f": a drop of {margin:g} is not excluded; that takes about {queries_for(found, margin)} queries"
+        return Verdict("hold", "quality", (MetricVerdict("quality", "hold", told),))
+    return Verdict("advance", "", (MetricVerdict("quality", "pass", told),))
+
+
+def _chance(settings: Settings, golden: bool) -> float:
+    """That one metric fails a healthy canary: errors, latency and, where there is a golden set, quality share it."""
+    return settings.error_probability / (3 if golden else 2)
 
 
 class Judge:
@@ -96,7 +119,7 @@ class Judge:
         self._weights = [weight for weight in weights if weight < 100]
         if not self._weights:
             raise ValueError("weights: there must be a step below 100 percent, at which both arms can be compared")
-        self._chance = settings.error_probability / (3 if golden else 2)
+        self._chance = _chance(settings, golden)
         self._step = 0
         self._since = 0.0
         self._requests = 0
@@ -110,23 +133,6 @@ class Judge:
     def weight(self) -> float:
         """Percent of the requests that the canary gets now."""
         return self._weights[self._step]
-
-    def golden(self, stable: Sequence[float], canary: Sequence[float]) -> Verdict:
-        """``stable``, ``canary``: nDCG of each golden query, in the same order, before any user's request."""
-        margin = self._settings.ndcg_margin
-        found = compare(stable, canary, self._settings.miss_probability, self._chance)
-        if found is None:
-            metric = MetricVerdict("quality", "hold", f"{len(stable)} golden queries are too few to compare")
-            return Verdict("hold", "quality", (metric,))
-        told = f"nDCG {found.mean:+.4f} over {found.queries} queries, between {found.low:+.4f} and {found.high:+.4f}"
-        if found.high < -self._settings.ndcg_tolerated:
-            return Verdict("rollback", "quality", (MetricVerdict("quality", "fail", told),))
-        if found.low <= -margin:
-            more = (
-                f"{told}: a drop of {margin:g} is not excluded; that takes about {queries_for(found, margin)} queries"
-            )
-            return Verdict("hold", "quality", (MetricVerdict("quality", "hold", more),))
-        return Verdict("advance", "", (MetricVerdict("quality", "pass", told),))
 
     def look(self, now: float, stable: Window, canary: Window) -> Verdict:
         """What both arms have answered since the last look; too little of it is kept for the next, and changes nothing.
@@ -158,16 +164,13 @@ class Judge:
         short = now - self._since < self._settings.step_seconds
         if short or self._requests < self._settings.step_requests:
             return Verdict("hold", "requests", metrics)
-        if self._suspicious() or (last and waiting):
+        if any(metric.worse >= SUSPICION for metric in metrics) or (last and waiting):
             return Verdict("hold", waiting, metrics)
         if last:
             return Verdict("promote", "", metrics)
         self._step += 1
         self._begin_step(now)
         return Verdict("advance", "", metrics)
-
-    def _suspicious(self) -> bool:
-        return max(self._errors.worse.value(self._errors.design_effect()), self._latency.worse()) >= SUSPICION
 
     def _judge_errors(self) -> MetricVerdict:
         effect = self._errors.design_effect()
@@ -180,4 +183,4 @@ class Judge:
         needed, enough = 1 / self._chance, 1 / self._settings.miss_probability
         told = f"evidence of worse {worse:.3g} of {needed:.3g}, of not worse by the margin {fine:.3g} of {enough:.3g}"
         verdict = "fail" if worse >= needed else "pass" if fine >= enough else "hold"
-        return MetricVerdict(name, verdict, told)
+        return MetricVerdict(name, verdict, told, worse)

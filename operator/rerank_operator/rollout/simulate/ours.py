@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rerank_operator.rollout.judge.judge import TOGETHER, Judge, Settings, Verdict
+from rerank_operator.rollout.judge.judge import TOGETHER, Judge, Settings, Verdict, judge_golden
 from rerank_operator.rollout.judge.windows import Window
 from rerank_operator.rollout.simulate.policy import Outcome
 
@@ -40,7 +40,7 @@ class Ours:
 
     def golden(self, stable: Sequence[float], canary: Sequence[float]) -> Outcome | None:
         self._judge = Judge(self._weights, self._baseline, self._settings, golden=True)
-        verdict = self._judge.golden(stable, canary)
+        verdict = judge_golden(stable, canary, self._settings)
         self._held = verdict.action == "hold"
         return self._outcome(verdict)
 

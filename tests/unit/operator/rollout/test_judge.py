@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rerank_operator.rollout.judge.judge import Judge, Settings, Verdict
+from rerank_operator.rollout.judge.judge import Judge, Settings, Verdict, judge_golden
 from rerank_operator.rollout.judge.latency import Latency
 from rerank_operator.rollout.judge.windows import Window, joined
 
@@ -137,17 +137,17 @@ def test_windows_join_in_order():
 def test_golden_queries_decide_before_any_request(drop: float, queries: int, action: str):
     stable = [0.5 + 0.01 * (place % 7) for place in range(queries)]
     canary = [score - drop + (0.08 if place % 2 else -0.08) for place, score in enumerate(stable)]
-    assert Judge(STEPS, Window(), Settings()).golden(stable, canary).action == action
+    assert judge_golden(stable, canary, Settings()).action == action
 
 
 def test_the_same_ranking_passes_the_golden_queries():
     stable = [0.1 * place for place in range(10)]
-    assert Judge(STEPS, Window(), Settings()).golden(stable, stable).action == "advance"
+    assert judge_golden(stable, stable, Settings()).action == "advance"
 
 
 def test_a_golden_set_that_is_too_small_says_how_many_queries_it_takes():
     canary = [0.7 if place % 2 else 0.3 for place in range(30)]
-    verdict = Judge(STEPS, Window(), Settings()).golden([0.5] * 30, canary)
+    verdict = judge_golden([0.5] * 30, canary, Settings())
     assert verdict.action == "hold"
     assert "a drop of 0.02 is not excluded; that takes about 178 queries" in verdict.metrics[0].message
 
