@@ -45,7 +45,21 @@ ANNOTATION_LENT_TO = f"{GROUP}/lent-to"
 ANNOTATION_FITS = f"{GROUP}/fits"
 """Workers of all revisions together that there was room for at that time."""
 
+# Annotations of the ControllerRevision of a canary.
+ANNOTATION_EVIDENCE = f"{GROUP}/evidence"
+"""What the judge of its rollout must remember over a restart of the operator."""
+ANNOTATION_OUTCOME = f"{GROUP}/outcome"
+"""How its last rollout ended, and the figures: JSON, a reranker.RolloutStatus."""
+
 # Annotations of Rerankers that people write.
+ANNOTATION_PROMOTE = f"{GROUP}/promote"
+"""A canary's revision: promoted without the gates that are left."""
+ANNOTATION_ABORT = f"{GROUP}/abort"
+"""A canary's revision: taken back."""
+ANNOTATION_RETRY = f"{GROUP}/retry"
+"""RFC 3339: a revision that was rejected before then is tried again."""
+ANNOTATION_ROLLOUT_PAUSED = f"{GROUP}/rollout-paused"
+"""The value true: a canary does not go on; it still goes back where it is worse."""
 ANNOTATION_SCALING_PAUSED = f"{GROUP}/scaling-paused"
 """The value true: replicas and loaners stay as they are, whatever is demanded."""
 

@@ -18,6 +18,10 @@ ChunkPooling = Literal["max", "mean"]
 ConditionStatus = Literal["True", "False", "Unknown"]
 ScalingMode = Literal["auto", "recommend"]
 ScalingState = Literal["Auto", "Recommend", "Paused", "ByHand", "Suspended"]
+RolloutStrategy = Literal["Replace", "Canary", "ABTest"]
+WhenFull = Literal["wait", "replaceOne"]
+RolloutPhase = Literal["Starting", "Golden", "Mirror", "Traffic", "Promoting", "Promoted", "RolledBack", "Cancelled"]
+CheckVerdict = Literal["pass", "fail", "hold"]
 
 
 class _Resource(msgspec.Struct, rename="camel", frozen=True, omit_defaults=True):
@@ -122,10 +126,48 @@ class Slo(_Resource, frozen=True):
     latency: LatencyObjective = LatencyObjective()
 
 
-class Rollout(_Resource, frozen=True):
-    """How a new revision takes over."""
+class RolloutLimits(_Resource, frozen=True):
+    """What is worse than can be promoted. Each must be excluded by evidence."""
 
-    strategy: Literal["Replace"] = "Replace"
+    latency_increase: float = 0.2
+    """Share by which the 95th percentile may be longer."""
+    error_increase: float = 0.01
+    """Difference of the shares of requests that fail."""
+    quality_drop: float = 0.02
+    """Of the golden set's measure, in the mean over its queries."""
+    rank_agreement: float | None = None
+    """Least mean Kendall's tau between both revisions' rankings of mirrored requests; None: only told."""
+
+
+class GoldenSetSource(_Resource, frozen=True):
+    """Where the golden set is: a ConfigMap of the same namespace."""
+
+    config_map: str
+    key: str | None = None
+    """None: the only one that it has."""
+    metric: str = "ndcg@10"
+    """ndcg@K, accuracy@K or mrr."""
+
+
+class Rollout(_Resource, frozen=True):
+    """How a new revision takes over; durations are strings."""
+
+    strategy: RolloutStrategy = "Replace"
+    steps: list[int] = [1, 5, 25, 50]
+    """Percent of the users' requests, ascending."""
+    step_requests: int = 20
+    """Of users that the canary answers before its next step."""
+    step_duration: str = "1m"
+    """That a step takes at least."""
+    mirror_percent: int = 10
+    error_probability: float = 0.01
+    """That a canary which is no worse is taken back, in a whole rollout."""
+    limits: RolloutLimits = RolloutLimits()
+    golden_set: GoldenSetSource | None = None
+    when_full: WhenFull = "wait"
+    deadline: str = "24h"
+    """After which a canary that is not promoted waits for a person."""
+    paused: bool = False
 
 
 class RerankerSpec(_Resource, frozen=True):
@@ -153,7 +195,10 @@ class Condition(_Resource, frozen=True):
 
 
 class TrafficShare(_Resource, frozen=True):
-    """``percent`` of requests that go to the workers of ``revision`` (the value of the revision label)."""
+    """``percent`` of requests that go to the workers of ``revision`` (the value of the revision label).
+
+    0 where it must get none of a user's, whatever happens to the others: a canary before its first step.
+    """
 
     revision: str
     percent: int
@@ -165,6 +210,40 @@ class RejectedRevision(_Resource, frozen=True):
     revision: str
     reason: str
     message: str
+    time: str = ""
+    """RFC 3339, UTC; empty where an older operator has written it."""
+
+
+class RolloutCheck(_Resource, frozen=True):
+    """What one gate or metric of a canary says: load, golden, mirror, errors, latency."""
+
+    name: str
+    verdict: CheckVerdict
+    message: str
+    """With the figures."""
+
+
+class RolloutStatus(_Resource, frozen=True):
+    """The rollout that goes on, or the last one."""
+
+    revision: str
+    """The canary."""
+    stable: str
+    phase: RolloutPhase
+    message: str = ""
+    percent: int = 0
+    """Of the users' requests that the canary is to get now."""
+    step: int = 0
+    """Steps that are passed."""
+    requests: int = 0
+    """Of users that the canary has answered, as far as gateways have told."""
+    paused: str = ""
+    """Why it does not go on; empty where it does."""
+    checks: list[RolloutCheck] = []
+    started: str = ""
+    """RFC 3339, UTC; as the two below."""
+    phase_started: str = ""
+    ended: str = ""
 
 
 class ScalingStatus(_Resource, frozen=True):
@@ -203,6 +282,7 @@ class RerankerStatus(_Resource, frozen=True):
     updated_revision: str | None = None
     """The revision that the spec asks for."""
     rejected_revision: RejectedRevision | None = None
+    rollout: RolloutStatus | None = None
     traffic: list[TrafficShare] = []
     scaling: ScalingStatus | None = None
     conditions: list[Condition] = []
