@@ -153,7 +153,7 @@ class Rollout(_Resource, frozen=True):
     """How a new revision takes over; durations are strings."""
 
     strategy: RolloutStrategy = "Replace"
-    steps: list[int] = [1, 5, 25, 50]
+    steps: tuple[int, ...] = (1, 5, 25, 50)
     """Percent of the users' requests, ascending."""
     step_requests: int = 20
     """Of users that the canary answers before its next step."""
