@@ -106,7 +106,8 @@ def _allowed(field: Schema) -> str:
     if "pattern" in field:
         bounds.append(f"`{field['pattern']}`")
     if "maxItems" in field:
-        bounds.append(f"at most {field['maxItems']} items")
+        fewest = field.get("minItems", 0)
+        bounds.append(f"{fewest} to {field['maxItems']} items" if fewest else f"at most {field['maxItems']} items")
     if "maxProperties" in field and "properties" not in field:
         bounds.append(f"at most {field['maxProperties']} entries")
     inner = field.get("items") or field.get("additionalProperties")

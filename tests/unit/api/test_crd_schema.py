@@ -117,7 +117,7 @@ def agree(path: str, schema: Schema, struct: type[msgspec.Struct]) -> None:
             if isinstance(default, msgspec.Struct):
                 assert there["default"] == {}, here
             else:
-                assert there.get("default") == default, here
+                assert there.get("default") == (list(default) if isinstance(default, tuple) else default), here
         if get_origin(hint) is Literal:
             assert there["enum"] == list(get_args(hint)), here
         inner = get_args(hint)[0] if get_origin(hint) is list else hint
