@@ -8,15 +8,17 @@ from typing import Any, TypeVar
 
 import msgspec
 from rerank_api import names
-from rerank_api.reranker import Condition, ConditionStatus, RejectedRevision, ScalingState
+from rerank_api.reranker import Condition, ConditionStatus, RejectedRevision, RolloutStatus, ScalingState
 
 from rerank_operator.controller.diagnose import Diagnosis
 from rerank_operator.controller.times import format_time
 from rerank_operator.controller.verdict import Verdict
+from rerank_operator.rollout.canary import ENDED
 
 LONGEST_MESSAGE = 4096
 
 READY, PROGRESSING, DEGRADED, SCALING = "Ready", "Progressing", "Degraded", "Scaling"
+CANARY_HEALTHY = "CanaryHealthy"
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -42,6 +44,8 @@ class Facts(msgspec.Struct, frozen=True):
     suspended: bool = False
     rejected: RejectedRevision | None = None
     """The target, where it was taken back."""
+    rollout: RolloutStatus | None = None
+    """Of a canary: what goes on, or the last one."""
     problem: Problem | None = None
     target_trouble: Diagnosis | None = None
     serving_trouble: Diagnosis | None = None
@@ -155,6 +159,12 @@ def _taken_back(facts: Facts) -> Answer | None:
     return "False", "RevisionRejected", _rejection(facts.rejected)
 
 
+def _canary(facts: Facts) -> Answer | None:
+    if facts.rollout is None or facts.rollout.phase in ENDED:
+        return None
+    return "True", "Canary", f"revision {facts.rollout.revision}, {facts.rollout.phase}: {facts.rollout.message}"
+
+
 def _rolling_out(facts: Facts) -> Answer | None:
     if facts.desired == 0 and facts.current is not None and facts.target != facts.current:
         note = f"revision {facts.target} has not served yet; until it does, revision {facts.current} is what serves"
@@ -210,8 +220,36 @@ def _healthy(facts: Facts) -> Answer | None:
 def _rejection(rejected: RejectedRevision) -> str:
     return (
         f"revision {rejected.revision} was taken back and is tried again when the model, runtime or batching part of "
-        f"the spec changes: {rejected.reason}: {rejected.message}"
+        f"the spec changes, or when asked to (kubectl rerank retry): {rejected.reason}: {rejected.message}"
     )
+
+
+# --- CanaryHealthy: is the new revision no worse than the one that serves, as far as is known? ---
+
+
+def _no_canary(facts: Facts) -> Answer | None:
+    return ("True", "NoCanary", "no canary has been tried") if facts.rollout is None else None
+
+
+def _canary_over(facts: Facts) -> Answer | None:
+    rollout = facts.rollout
+    if rollout is None or rollout.phase not in ENDED:
+        return None
+    bad = rollout.phase == "RolledBack" and facts.rejected is not None and facts.rejected.revision == rollout.revision
+    return "False" if bad else "True", rollout.phase, f"revision {rollout.revision}: {rollout.message}"
+
+
+def _canary_paused(facts: Facts) -> Answer | None:
+    if facts.rollout is None or not facts.rollout.paused:
+        return None
+    return "Unknown", "Paused", f"revision {facts.rollout.revision}: {facts.rollout.message}"
+
+
+def _canary_judged(facts: Facts) -> Answer | None:
+    assert facts.rollout is not None
+    passed = facts.rollout.phase == "Promoting"
+    note = f"revision {facts.rollout.revision}: {facts.rollout.message}"
+    return ("True", "Promoting", note) if passed else ("Unknown", f"Judging{facts.rollout.phase}", note)
 
 
 # --- Scaling: does demand decide how many workers there are, and what does it ask for? ---
@@ -281,7 +319,16 @@ def scaling_message(verdict: Verdict) -> str:
 
 _CHAINS: dict[str, tuple[Check, ...]] = {
     READY: (_suspended, _none_wanted, _serving, _unheard, _not_ready_trouble, _waiting),
-    PROGRESSING: (_suspended, _cannot_roll_out, _taken_back, _none_wanted, _rolling_out, _updating, _rolled_out),
+    PROGRESSING: (
+        _suspended,
+        _cannot_roll_out,
+        _taken_back,
+        _canary,
+        _none_wanted,
+        _rolling_out,
+        _updating,
+        _rolled_out,
+    ),
     DEGRADED: (
         _degraded_problem,
         _degraded_rejection,
@@ -290,6 +337,7 @@ _CHAINS: dict[str, tuple[Check, ...]] = {
         _degraded_last_time,
         _healthy,
     ),
+    CANARY_HEALTHY: (_no_canary, _canary_over, _canary_paused, _canary_judged),
     SCALING: (
         _scaling_suspended,
         _scaling_not_understood,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 from rerank_api import names
-from rerank_api.reranker import Condition, Metadata
+from rerank_api.reranker import Condition, Metadata, RolloutStatus
 
 from rerank_operator.controller.conditions import DEGRADED, READY
 from rerank_operator.controller.times import format_micro_time
@@ -41,6 +41,27 @@ def transitions(
     before = {condition.get("type"): condition for condition in old.get("conditions", ())}
     for condition in conditions:
         events.extend(of_condition(before.get(condition.type, {}), condition))
+    return tuple(events)
+
+
+def of_rollout(was: RolloutStatus | None, now: RolloutStatus | None) -> tuple[Event, ...]:
+    """What a canary has come to since ``was``. That it was taken back, the condition Degraded tells."""
+    if now is None:
+        return ()
+    same = was is not None and (was.revision, was.started) == (now.revision, now.started)
+    had = {check.name: check.verdict for check in was.checks} if was is not None and same else {}
+    canary, events = f"canary {now.revision}", []
+    for check in now.checks:
+        if check.verdict == "pass" and had.get(check.name) != "pass" and check.name in ("load", "golden", "mirror"):
+            events.append(Event("Normal", "GatePassed", "Rollout", f"{canary}: {check.name}: {check.message}"))
+    before = was.percent if was is not None and same else 0
+    if now.phase == "Traffic" and now.percent != before:
+        note = f"{canary} gets {now.percent} % of the requests (step {now.step + 1})"
+        events.append(Event("Normal", "CanaryStep", "Rollout", note))
+    if now.paused and not (was is not None and same and was.paused):
+        events.append(Event("Warning", "RolloutPaused", "Rollout", f"{canary}: {now.paused}"))
+    if now.phase == "Promoting" and not (was is not None and same and was.phase == "Promoting"):
+        events.append(Event("Normal", "CanaryPromoted", "Rollout", f"{canary}: {now.message}"))
     return tuple(events)
 
 

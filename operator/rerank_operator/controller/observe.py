@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 from rerank_api import names
-from rerank_api.reranker import Metadata, Reranker, parse_reranker
+from rerank_api.reranker import Metadata, Reranker, RolloutStatus, parse_reranker
 from rerank_api.revision import RevisionSpec, revision_from_data
 
 from rerank_operator.controller.kinds import BUDGETS, CONTROLLER_REVISIONS, DEPLOYMENTS, PODS, RERANKERS, Key
@@ -33,6 +33,8 @@ class PodState(msgspec.Struct, frozen=True):
     name: str
     revision: str
     uid: str = ""
+    address: str = ""
+    """Empty while it has none."""
     ready: bool = False
     ready_since: float = 0.0
     """0: it is not ready, or nobody says since when."""
@@ -90,6 +92,8 @@ class RevisionState(msgspec.Struct, frozen=True):
     resource_version: str
     spec: RevisionSpec | None
     """None: stored by a version whose form is no longer understood."""
+    notes: dict[str, str] = {}
+    """Annotations of ours: what its rollouts left."""
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -100,6 +104,8 @@ class Observed(msgspec.Struct, frozen=True):
     invalid: str | None = None
     """Why ``reranker`` is None."""
     status: dict[str, Any] = {}
+    rollout: RolloutStatus | None = None
+    """As the status says."""
     deployments: tuple[DeploymentState, ...] = ()
     revisions: tuple[RevisionState, ...] = ()
     """Newest first."""
@@ -124,6 +130,7 @@ def observe(store: Store, key: Key) -> Observed | None:
         reranker=reranker,
         invalid=invalid,
         status=body.get("status") or {},
+        rollout=_rollout(body.get("status") or {}),
         deployments=tuple(deployment_state(b) for b in store.children(DEPLOYMENTS, key) if _owned(b, metadata.uid)),
         revisions=tuple(sorted(revisions, key=lambda r: -r.number)),
         pods=tuple(pod_state(b) for b in store.children(PODS, key) if _is_own(b)),
@@ -151,9 +158,27 @@ def _revision(body: dict[str, Any]) -> RevisionState:
     except msgspec.ValidationError:
         spec = None
     metadata = body["metadata"]
+    annotations = metadata.get("annotations", {})
     return RevisionState(
-        metadata["name"], _revision_label(body), body["revision"], metadata["uid"], metadata["resourceVersion"], spec
+        name=metadata["name"],
+        revision=_revision_label(body),
+        number=body["revision"],
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+        spec=spec,
+        notes={name: annotations[name] for name in _NOTES if name in annotations},
     )
+
+
+_NOTES = (names.ANNOTATION_EVIDENCE, names.ANNOTATION_OUTCOME)
+
+
+def _rollout(status: dict[str, Any]) -> RolloutStatus | None:
+    """None also where it was written in another form: the rollout begins anew then."""
+    try:
+        return msgspec.convert(status["rollout"], RolloutStatus) if status.get("rollout") else None
+    except msgspec.ValidationError:
+        return None
 
 
 def deployment_state(body: dict[str, Any]) -> DeploymentState:
@@ -200,6 +225,7 @@ def pod_state(body: dict[str, Any]) -> PodState:
         name=metadata["name"],
         revision=_revision_label(body),
         uid=metadata.get("uid", ""),
+        address=status.get("podIP", ""),
         ready=ready,
         ready_since=_time_of(conditions["Ready"], "lastTransitionTime") if ready else 0.0,
         created=_time_of(metadata, "creationTimestamp"),

@@ -19,6 +19,7 @@ from rerank_operator.controller.diagnose import Diagnosis, blocked, diagnose
 from rerank_operator.controller.events import Event
 from rerank_operator.controller.kinds import BUDGETS, CONTROLLER_REVISIONS, DEPLOYMENTS, Kind
 from rerank_operator.controller.observe import DeploymentState, Observed, PodState
+from rerank_operator.controller.scene import notes_to_leave, scene_of
 from rerank_operator.controller.times import format_time
 from rerank_operator.controller.verdict import Verdict, undecided
 from rerank_operator.manifests.common import differences, pod_selector
@@ -27,6 +28,8 @@ from rerank_operator.manifests.deployment import deployment
 from rerank_operator.manifests.pod_disruption_budget import pod_disruption_budget
 from rerank_operator.manifests.pod_template import BadSpec, WorkerImage
 from rerank_operator.manifests.status import status_manifest
+from rerank_operator.rollout.canary import ENDED, Findings, course, promoted
+from rerank_operator.rollout.carry import carry, promote, shares
 from rerank_operator.rollout.replace import Handover, RevisionView, hand_over, share_traffic
 
 KEPT_REVISIONS = 10
@@ -97,8 +100,10 @@ def make_plan(
     now: float,
     problem: Problem | None = None,
     verdict: Verdict | None = None,
+    findings: Findings | None = None,
 ) -> Plan:
     """``verdict``: what scaling comes to; None: nobody has looked at the demand, so the numbers stay as they are.
+    ``findings``: about the canary; None: nobody has looked at it.
     ``problem``: why carrying out this same plan failed just now; it then only tells so in the status.
     """
     if observed.metadata.deletion_timestamp:
@@ -106,7 +111,7 @@ def make_plan(
     if observed.reranker is None:
         return _plan_for_invalid(observed, Problem("InvalidSpec", observed.invalid or "unreadable"), now)
     scaling = verdict or undecided(observed, observed.reranker)
-    return _Planner(observed, observed.reranker, worker, now, problem, scaling).plan()
+    return _Planner(observed, observed.reranker, worker, now, problem, scaling, findings).plan()
 
 
 def _plan_for_invalid(observed: Observed, problem: Problem, now: float) -> Plan:
@@ -131,6 +136,7 @@ class _Planner:
         now: float,
         problem: Problem | None,
         verdict: Verdict,
+        findings: Findings | None,
     ) -> None:
         self.observed = observed
         self.owner: Metadata = observed.metadata
@@ -146,18 +152,24 @@ class _Planner:
         self.deployments = {state.revision: state for state in observed.deployments}
         self.stored = {state.revision: state for state in observed.revisions}
         self.trouble = self._diagnose(self.target)
+        scene = scene_of(observed, reranker, self.target, self.desired, self.trouble, findings, now)
+        self.course = course(scene)
+        self.findings = findings
 
     def plan(self) -> Plan:
         handover, rejected, look_again = self._hand_over()
+        if handover.complete and self.course.promoting:
+            self.course = promoted(self.course, format_time(self.now))
         actions = [
             *self._revision_actions(),
+            *self._note_actions(),
             *self._budget_actions(),
             *self._deployment_actions(handover, rejected),
             *self._prune(handover),
         ]
         serving = handover.current
         mine = self.deployments.get(self.target)
-        sharing = {share.revision for share in handover.traffic}
+        sharing = {share.revision for share in handover.traffic if share.percent}
         facts = Facts(
             desired=self.desired,
             ready=sum(pod.ready and pod.counts for pod in self.observed.pods if pod.revision in sharing),
@@ -169,13 +181,19 @@ class _Planner:
             suspended=self.spec.suspend,
             verdict=self.verdict,
             rejected=rejected,
+            rollout=self.course.state,
             problem=self.problem,
             target_trouble=self.trouble,
             serving_trouble=self._diagnose(serving) if serving and serving != self.target else None,
             last_trouble=self._last_trouble(),
         )
         status, told = _tell(self.observed, facts, handover.traffic, handover.complete, self.now)
-        return Plan(tuple(actions), status, told, look_again)
+        return Plan(tuple(actions), status, told, 0.0 if self._moved_on() else look_again)
+
+    def _moved_on(self) -> bool:
+        """What the next plan is made of changes with this one's status, of which no watch will tell."""
+        before, after = self.observed.rollout, self.course.state
+        return after is not None and (before is None or before.phase != after.phase)
 
     def _diagnose(self, revision: str) -> Diagnosis | None:
         return diagnose(_pods_of(self.observed.pods, revision), self.deployments.get(revision))
@@ -205,10 +223,34 @@ class _Planner:
             msgspec.structs.replace(view, blocked=stuck if view.revision == self.target else self._waiting(view))
             for view in _views(self.observed, self._restorable(), self.now)
         ]
-        rejected = self._rejected(views)
-        taken_back, warm = rejected is not None, self.verdict.warm
-        decided = hand_over(self.target, self.current, self.desired, views, rejected=taken_back, warm=warm)
-        return decided, rejected, look_again
+        rejected = self.course.rejected or (None if self.course.judging else self._rejected(views))
+        return self._shared_out(views, rejected), rejected, look_again
+
+    def _shared_out(self, views: list[RevisionView], rejected: RejectedRevision | None) -> Handover:
+        """Replicas and traffic, by how far a canary has come."""
+        state, warm = self.course.state, self.verdict.warm
+        if (
+            state is None
+            or self.current is None
+            or state.revision != self.target
+            or state.phase in ENDED - {"RolledBack"}
+        ):
+            return hand_over(self.target, self.current, self.desired, views, rejected=rejected is not None, warm=warm)
+        if self.course.judging:
+            replace_one = self.spec.rollout.when_full == "replaceOne"
+            of_phase = {"percent": state.percent, "replace_one": replace_one, "warm": warm}
+            return carry(self.target, self.current, self.desired, views, **of_phase)
+        if self.course.promoting:
+            return promote(self.target, self.current, self.desired, views, percent=state.percent, warm=warm)
+        decided = hand_over(self.target, self.current, self.desired, views, rejected=True, warm=warm)
+        old = [view for view in views if view.revision != self.target]
+        decided = msgspec.structs.replace(decided, traffic=shares(old, self.target, self.current, 0, warm))
+        if self.observed.rollout is not None and self.observed.rollout.phase != "RolledBack":
+            # First it gets no more requests; its workers go with the next plan.
+            mine = self.deployments.get(self.target)
+            found = {self.target: mine.replicas if mine is not None else 0}
+            decided = msgspec.structs.replace(decided, replicas=decided.replicas | found)
+        return decided
 
     def _waiting(self, old: RevisionView) -> int:
         """Workers of an old revision that find no room."""
@@ -221,14 +263,11 @@ class _Planner:
         return {stored.revision} if stored is not None and stored.spec is not None else set()
 
     def _rejected(self, views: Sequence[RevisionView]) -> RejectedRevision | None:
-        """The target, where it was taken back before, or now: an old replica has been freed for nothing."""
-        before = self.observed.status.get("rejectedRevision")
-        if before and before.get("revision") == self.target:
-            return RejectedRevision(self.target, before["reason"], before["message"])
+        """The target, where an old replica has been freed for nothing."""
         lent = any(view.lent for view in views)
         ready = any(view.revision == self.target and view.ready for view in views)
         if lent and not ready and self.trouble is not None and self.trouble.hopeless and self.desired > 0:
-            return RejectedRevision(self.target, self.trouble.reason, self.trouble.message)
+            return RejectedRevision(self.target, self.trouble.reason, self.trouble.message, format_time(self.now))
         return None
 
     # --- what to write ---
@@ -239,12 +278,26 @@ class _Planner:
         if found is not None and found.number == newest:
             return []
         number = newest + 1
-        manifest = controller_revision(self.owner, self.target, self.revision, number)
+        notes = found.notes if found is not None else None
+        manifest = controller_revision(self.owner, self.target, self.revision, number, notes)
         if found is not None:
             return [Apply(CONTROLLER_REVISIONS, manifest, "update", found.resource_version)]
         note = f"the spec asks for a new revision, {self.target}"
         event = Event("Normal", "RevisionCreated", "CreateRevision", note)
         return [Apply(CONTROLLER_REVISIONS, manifest, "create", event=event)]
+
+    def _note_actions(self) -> list[Action]:
+        left = notes_to_leave(self.observed, self.course, self.findings, self.now)
+        return [
+            Apply(
+                CONTROLLER_REVISIONS,
+                controller_revision(self.owner, revision, kept.spec, kept.number, notes),
+                "update",
+                kept.resource_version,
+            )
+            for revision, notes in left.items()
+            if (kept := self.stored[revision]).spec is not None
+        ]
 
     def _budget_actions(self) -> list[Action]:
         found = self.observed.budget
@@ -421,6 +474,7 @@ def _tell(
         "currentRevision": facts.current,
         "updatedRevision": facts.target,
         "rejectedRevision": facts.rejected,
+        "rollout": facts.rollout,
         "scaling": scaling,
     }
     status |= {field: msgspec.to_builtins(value) for field, value in optional.items() if value is not None}
@@ -428,6 +482,7 @@ def _tell(
     if manifest is None:
         return None, ()
     told = events.transitions(old, judged, facts.current, facts.target, complete)
+    told += events.of_rollout(observed.rollout, facts.rollout)
     return manifest, told + events.scaled(old.get("scaling") or {}, facts.verdict)
 
 

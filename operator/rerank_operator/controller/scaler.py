@@ -27,6 +27,7 @@ from rerank_operator.controller.status_writes import STATUS_SECONDS, worth_writi
 from rerank_operator.controller.store import Store
 from rerank_operator.controller.verdict import Verdict, held_replicas, replicas_in_force, scaling_mode
 from rerank_operator.demand.totals import Told, Totals
+from rerank_operator.rollout.canary import JUDGED
 from rerank_operator.scaling.decide import Decision, Memory, decide
 from rerank_operator.scaling.demand import Fleet
 from rerank_operator.scaling.policy import Policy, policy_from_manifest
@@ -273,7 +274,8 @@ class Scaler:
 
     @staticmethod
     def _fleet(known: _Known, observed: Observed, wanted: int, serving: int, claiming: int, free: int) -> Fleet:
-        counting = [pod for pod in observed.pods if pod.counts]
+        spare = _canary(observed)
+        counting = [pod for pod in observed.pods if pod.counts and pod.revision != spare]
         ready = sum(pod.ready for pod in counting)
         return Fleet(
             wanted=wanted,
@@ -343,12 +345,21 @@ def _brief(decision: Decision | None) -> tuple[Any, ...]:
 
 
 def _unproven(observed: Observed) -> bool:
-    """Whether the revision that the spec asks for, where it may be tried, has not served yet, and another one has."""
-    if observed.reranker is None:
+    """Whether the revision that the spec asks for, where it may be tried, has not served yet, and another one has.
+
+    A canary that is judged by users' requests waits for some, and needs no worker until they come.
+    """
+    if observed.reranker is None or (observed.rollout is not None and observed.rollout.phase in ("Mirror", "Traffic")):
         return False
     target, status = revision_hash(revision_of(observed.reranker.spec)), observed.status
     rejected = (status.get("rejectedRevision") or {}).get("revision")
     return status.get("currentRevision") not in (None, target) and rejected != target
+
+
+def _canary(observed: Observed) -> str | None:
+    """The revision whose workers are there beside all that are needed."""
+    rollout = observed.rollout
+    return rollout.revision if rollout is not None and rollout.phase in JUDGED else None
 
 
 def _coming(observed: Observed) -> int:

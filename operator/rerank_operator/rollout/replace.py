@@ -63,8 +63,8 @@ def hand_over(
     new = next((view for view in revisions if view.revision == target), RevisionView(target))
     old = [view for view in revisions if view.revision != target]
     if rejected and old:
-        return _restore(new, _serving_first(old, current), desired, warm)
-    old = _serving_first(old, current)
+        return _restore(new, serving_first(old, current), desired, warm)
+    old = serving_first(old, current)
     lent, fits = any(view.lent for view in old), next((view.fits for view in old if view.lent), None)
     if not lent and _stuck(new, old, desired - new.ready, current):
         lent, fits = True, min(desired, _placed([new, *old]))
@@ -84,7 +84,7 @@ def hand_over(
     needed = goal - new.ready - lent
     if current is None and not any(view.ready for view in old):
         needed = lent = 0  # nothing has ever served: unready leftovers would only hold resources
-    replicas = _spread(needed, old, grow=current != target, spared=warm.get(old[0].revision, 0))
+    replicas = spread(needed, old, grow=current != target, spared=warm.get(old[0].revision, 0))
     lent_by = old[0].revision if lent else None
     serving = target if current == target else old[0].revision if current or old[0].ready else None
     traffic = share_traffic([new, *old], warm)
@@ -110,15 +110,15 @@ def _restore(new: RevisionView, old: list[RevisionView], desired: int, warm: Map
     """Everything back to the revision that served; the rejected one goes to zero."""
     traffic = share_traffic(old, {revision: pods for revision, pods in warm.items() if revision != new.revision})
     traffic = traffic or share_traffic([new], warm)
-    return Handover(_spread(desired, old) | {new.revision: 0}, old[0].revision, False, traffic)
+    return Handover(spread(desired, old) | {new.revision: 0}, old[0].revision, False, traffic)
 
 
-def _serving_first(old: list[RevisionView], current: str | None) -> list[RevisionView]:
+def serving_first(old: list[RevisionView], current: str | None) -> list[RevisionView]:
     """The revision that served comes first; where that is unknown, the one with most ready workers does."""
     return sorted(old, key=lambda view: (view.revision != current, -view.ready))
 
 
-def _spread(needed: int, old: list[RevisionView], grow: bool = True, spared: int = 0) -> dict[str, int]:
+def spread(needed: int, old: list[RevisionView], grow: bool = True, spared: int = 0) -> dict[str, int]:
     """``needed`` replicas over the old revisions: ready ones first; what is missing then is the first one's to grow,
     but for as many as are ``spared``.
 

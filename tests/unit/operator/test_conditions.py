@@ -58,7 +58,7 @@ STOPPED = SERVING | {"suspended": True, "desired": 0}
 def test_conditions(facts: dict[str, Any], ready: str, progressing: str, degraded: str):
     judged = judge(Facts(**facts), [], 3, NOW)
     assert [f"{c.status} {c.reason}" for c in judged][:3] == [ready, progressing, degraded]
-    assert [c.type for c in judged] == ["Ready", "Progressing", "Degraded", "Scaling"]
+    assert [c.type for c in judged] == ["Ready", "Progressing", "Degraded", "CanaryHealthy", "Scaling"]
     assert all(c.message and c.observed_generation == 3 for c in judged)
 
 
@@ -110,6 +110,7 @@ def test_the_time_of_transition_changes_with_the_status_only():
         "Ready": "2020-01-01T00:00:00Z",
         "Progressing": "2027-01-15T08:00:00Z",
         "Degraded": "2027-01-15T08:00:00Z",
+        "CanaryHealthy": "2027-01-15T08:00:00Z",
     }
 
 

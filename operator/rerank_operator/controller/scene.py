@@ -1,0 +1,84 @@
+"""From what is observed to what a canary's course is decided by, and to what its rollouts leave behind. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from rerank_api import names
+from rerank_api.reranker import RejectedRevision, Reranker, RolloutStatus
+
+from rerank_operator.controller.diagnose import Diagnosis
+from rerank_operator.controller.observe import Observed
+from rerank_operator.controller.times import format_time, time_or_zero
+from rerank_operator.rollout.canary import Course, Findings, Scene, outcome_of
+
+MAY_PASS = frozenset({"ImagePullFailed"})
+"""Hopeless only where a replica waits in vain: stable serves all the while, so a registry may take its time."""
+
+
+def scene_of(
+    observed: Observed,
+    reranker: Reranker,
+    target: str,
+    desired: int,
+    trouble: Diagnosis | None,
+    findings: Findings | None,
+    now: float,
+) -> Scene:
+    """``trouble``: of the target's workers."""
+    status, annotations = observed.status, reranker.metadata.annotations
+    current = status.get("currentRevision")
+    rejected = rejection_of(status)
+    hopeless = trouble is not None and trouble.hopeless and trouble.reason not in MAY_PASS
+    return Scene(
+        now=now,
+        time=format_time(now),
+        rollout=reranker.spec.rollout,
+        target=target,
+        current=current,
+        known=any(state.revision == current for state in observed.deployments)
+        or any(state.revision == current and state.spec is not None for state in observed.revisions),
+        desired=desired,
+        ready=sum(pod.ready and pod.counts for pod in observed.pods if pod.revision == target),
+        hopeless=(trouble.reason, trouble.message) if trouble is not None and hopeless else None,
+        waiting=trouble.message if trouble is not None else "",
+        state=observed.rollout,
+        rejected=rejected,
+        findings=findings,
+        promote=annotations.get(names.ANNOTATION_PROMOTE, ""),
+        abort=annotations.get(names.ANNOTATION_ABORT, ""),
+        paused=annotations.get(names.ANNOTATION_ROLLOUT_PAUSED, "").lower() == "true",
+        retry=retry_asked(annotations, rejected),
+    )
+
+
+def rejection_of(status: dict[str, Any]) -> RejectedRevision | None:
+    found = status.get("rejectedRevision")
+    return msgspec.convert(found, RejectedRevision) if found else None
+
+
+def retry_asked(annotations: Mapping[str, str], rejected: RejectedRevision | None) -> bool:
+    """Whether a person has asked for another try since."""
+    return rejected is not None and time_or_zero(annotations.get(names.ANNOTATION_RETRY)) > time_or_zero(rejected.time)
+
+
+def notes_to_leave(
+    observed: Observed, course: Course, findings: Findings | None, now: float
+) -> dict[str, dict[str, str]]:
+    """Annotations by revision that are not yet as they should be: evidence that goes on, and how a rollout ended."""
+    left: dict[str, dict[str, str]] = {}
+    if findings is not None and findings.evidence is not None and course.judging:
+        left[findings.revision] = {names.ANNOTATION_EVIDENCE: findings.evidence}
+    ended = outcome_of(observed.rollout, course.state, format_time(now))
+    if ended is not None:
+        left.setdefault(ended.revision, {})[names.ANNOTATION_OUTCOME] = _as_json(ended)
+    kept = {state.revision: state.notes for state in observed.revisions}
+    return {
+        revision: kept[revision] | notes
+        for revision, notes in left.items()
+        if revision in kept and kept[revision] | notes != kept[revision]
+    }
+
+
+def _as_json(ended: RolloutStatus) -> str:
+    return msgspec.json.encode(ended).decode()
