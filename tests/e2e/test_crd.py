@@ -47,7 +47,18 @@ DEFAULTS = {
         "mode": "auto",
     },
     "slo": {"latency": {"quantile": 0.95, "threshold": "150ms"}},
-    "rollout": {"strategy": "Replace"},
+    "rollout": {
+        "strategy": "Replace",
+        "steps": [1, 5, 25, 50],
+        "stepRequests": 20,
+        "stepDuration": "1m",
+        "mirrorPercent": 10,
+        "errorProbability": 0.01,
+        "limits": {"latencyIncrease": 0.2, "errorIncrease": 0.01, "qualityDrop": 0.02},
+        "whenFull": "wait",
+        "deadline": "24h",
+        "paused": False,
+    },
     "suspend": False,
 }
 MODEL_DEFAULTS = {"allowFloatingRevision": False, "activation": "auto", "temperature": 1, "trustRemoteCode": False}
@@ -101,15 +112,17 @@ def answers(crds: dict[str, Any], kube: Cluster) -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="module")
 def stored(crds: dict[str, Any], kube: Cluster, test_namespace: str) -> dict[str, tuple[Any, Any]]:
     """Each good manifest as written and as read back. They are suspended, or of no size, so that no worker starts."""
-    written = {}
+    written, beside = {}, []
     for path in GOOD + EXAMPLES:
-        manifest = yaml.safe_load(path.read_text())
-        manifest["metadata"] |= {"namespace": test_namespace}
+        manifest, *others = yaml.safe_load_all(path.read_text())
+        for one in (manifest, *others):
+            one["metadata"] |= {"namespace": test_namespace}
+        beside += others
         if path in EXAMPLES:
             manifest["metadata"]["name"] = f"example-{path.stem}"
         manifest["spec"] |= {"suspend": True} if manifest["kind"] == names.KIND else {"size": 0}
         written[path.stem] = manifest
-    kube.kubectl("create", "-f", "-", input=yaml.safe_dump_all(written.values()))
+    kube.kubectl("create", "-f", "-", input=yaml.safe_dump_all([*written.values(), *beside]))
     items = kube.items("rerankers,warmpools", "-n", test_namespace)
     found = {(item["kind"], item["metadata"]["name"]): item for item in items}
     return {key: (one, found[one["kind"], one["metadata"]["name"]]) for key, one in written.items()}
@@ -184,6 +197,8 @@ CONDITION = {
 }  # fmt: skip
 SCALING = {"mode": "Auto", "desiredReplicas": 2, "lastRequestTime": TIME}
 REJECTED = {"revision": "b2c4", "reason": "ModelLoadFailed", "message": "spec.model.uri: no such folder"}
+CHECK = {"name": "errors", "verdict": "hold", "message": "0 of 12 requests failed, of stable's 3 of 3,020"}
+ROLLOUT = {"revision": "d5f6", "stable": "b2c4", "phase": "Traffic"}
 
 
 def patch_status(kube: Cluster, namespace: str, status: dict[str, Any]) -> list[str]:
@@ -207,6 +222,15 @@ def patch_status(kube: Cluster, namespace: str, status: dict[str, Any]) -> list[
         ({"conditions": [{"type": "Ready"}]}, "status.conditions[0].message"),
         ({"conditions": [CONDITION, CONDITION]}, "status.conditions[1]"),
         ({"rejectedRevision": {"revision": "b2c4"}}, "status.rejectedRevision.reason"),
+        ({"rejectedRevision": {**REJECTED, "time": "now"}}, "status.rejectedRevision.time"),
+        ({"traffic": [{"revision": "a", "percent": -1}]}, "status.traffic[0].percent"),
+        ({"rollout": {"revision": "d5f6", "phase": "Traffic"}}, "status.rollout.stable"),
+        ({"rollout": {**ROLLOUT, "phase": "Failed"}}, "status.rollout.phase"),
+        ({"rollout": {**ROLLOUT, "percent": 101}}, "status.rollout.percent"),
+        ({"rollout": {**ROLLOUT, "requests": -1}}, "status.rollout.requests"),
+        ({"rollout": {**ROLLOUT, "started": "now"}}, "status.rollout.started"),
+        ({"rollout": {**ROLLOUT, "checks": [{**CHECK, "verdict": "maybe"}]}}, "status.rollout.checks[0].verdict"),
+        ({"rollout": {**ROLLOUT, "checks": [CHECK, CHECK]}}, "status.rollout.checks[1]"),
         ({"scaling": {**SCALING, "desiredReplicas": None}}, "status.scaling.desiredReplicas"),
         ({"scaling": {**SCALING, "mode": "Asleep"}}, "status.scaling.mode"),
         ({"scaling": {**SCALING, "loaners": -1}}, "status.scaling.loaners"),
@@ -260,8 +284,20 @@ def test_status_is_kept(kube: Cluster, stored: dict[str, tuple[Any, Any]], test_
         "selector": "rerank.dev/reranker=pvc-root",
         "currentRevision": "b2c4",
         "updatedRevision": "d5f6",
-        "rejectedRevision": REJECTED,
-        "traffic": [{"revision": "b2c4", "percent": 90}, {"revision": "d5f6", "percent": 10}],
+        "rejectedRevision": {**REJECTED, "time": TIME},
+        "rollout": {
+            **ROLLOUT,
+            "message": "step 2 of 4: 12 of 20 requests",
+            "percent": 5,
+            "step": 1,
+            "requests": 32,
+            "paused": "by the annotation rerank.dev/rollout-paused",
+            "checks": [{**CHECK, "name": "load", "verdict": "pass"}, CHECK],
+            "started": TIME,
+            "phaseStarted": TIME,
+            "ended": TIME,
+        },
+        "traffic": [{"revision": "b2c4", "percent": 100}, {"revision": "d5f6", "percent": 0}],
         "scaling": {
             **SCALING,
             "desiredLoaners": 1,
@@ -281,7 +317,8 @@ def test_status_is_kept(kube: Cluster, stored: dict[str, tuple[Any, Any]], test_
 
 
 COLUMNS = [
-    "NAME", "READY", "REPLICAS", "READY REPLICAS", "QUEUE", "REVISION", "AGE", "MODEL", "REASON", "LOANERS",
+    "NAME", "READY", "REPLICAS", "READY REPLICAS", "QUEUE", "REVISION", "CANARY", "AGE", "MODEL", "REASON",
+    "LOANERS",
 ]  # fmt: skip
 POOL_COLUMNS = ["NAME", "SIZE", "READY", "FREE", "LOANED", "AGE", "REASON"]
 
@@ -306,6 +343,7 @@ def test_explain_is_the_manual(kube: Cluster, crds: dict[str, Any]) -> None:
     assert "FIELD: uri <string>" in text
     assert "pvc://claim/path" in text
     assert "Europe/Berlin" in kube.kubectl("explain", "rr.spec.scaling.schedules.timezone").stdout
+    assert "products-golden" in kube.kubectl("explain", "rr.spec.rollout.goldenSet").stdout
     assert "FIELD: size <integer>" in kube.kubectl("explain", "warmpool.spec.size").stdout
 
 

@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 import yaml
 from rerank_api import names
+from rerank_operator.rollout.golden.golden_set import read_golden_set
 from rerank_operator.scaling.policy import policy_from_manifest
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -51,17 +52,27 @@ def test_bad_manifest_says_what_it_expects(path: Path) -> None:
 @pytest.mark.parametrize("path", GOOD + EXAMPLES, ids=lambda path: path.stem)
 def test_good_manifest_is_one_described_object(path: Path) -> None:
     assert path.read_text().startswith("# ")
-    manifest = yaml.safe_load(path.read_text())
+    manifest, *others = yaml.safe_load_all(path.read_text())
     assert manifest["apiVersion"] == names.API_VERSION
     assert manifest["kind"] in KINDS
+    assert {one["kind"] for one in others} <= {"ConfigMap"}, "what it needs beside it"
 
 
 @pytest.mark.parametrize("path", GOOD + EXAMPLES, ids=lambda path: path.stem)
 def test_the_operator_understands_the_policy_of_a_good_manifest(path: Path) -> None:
     """Schedules above all: the schema checks their form only, and with a library of another language."""
-    manifest = yaml.safe_load(path.read_text())
+    manifest, *_ = yaml.safe_load_all(path.read_text())
     if manifest["kind"] == names.KIND:
         policy_from_manifest(manifest)
+
+
+def test_the_golden_set_of_the_example_can_be_used(tmp_path: Path) -> None:
+    reranker, config_map = yaml.safe_load_all((ROOT / "docs" / "examples" / "canary.yaml").read_text())
+    assert reranker["spec"]["rollout"]["goldenSet"]["configMap"] == config_map["metadata"]["name"]
+    assert reranker["metadata"]["namespace"] == config_map["metadata"]["namespace"]
+    ((key, text),) = config_map["data"].items()
+    (tmp_path / key).write_text(text)
+    assert len(read_golden_set(tmp_path / key).queries) >= 12
 
 
 def test_there_are_enough_of_both() -> None:
