@@ -22,6 +22,11 @@ warm pods and to say which one may go first.
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, patch]
+# Golden sets of canaries: the ConfigMap that spec.rollout.goldenSet names, read when its gate comes. Only Rerankers say which
+# names those are, so they cannot be listed here; without list and watch no other ConfigMap is met or kept.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]
