@@ -5,7 +5,7 @@ from typing import Self
 import msgspec
 
 from rerank_operator.rollout.judge.dependence import Flags, design_effect, larger
-from rerank_operator.rollout.judge.evidence import Count, Evidence
+from rerank_operator.rollout.judge.evidence import Count, Evidence, Totals, share
 from rerank_operator.rollout.judge.windows import Window
 
 MORE, LESS = (1.15, 1.5, 3.0, 10.0, 100.0), (0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.01)
@@ -24,6 +24,7 @@ class Errors(msgspec.Struct):
     requests: int = 0
     """Of stable, before and during the rollout."""
     failed: int = 0
+    totals: Totals = msgspec.field(default_factory=Totals)
 
     @classmethod
     def begin(cls, baseline: Window, tolerated: float, margin: float, steps: int) -> Self:
@@ -41,8 +42,19 @@ class Errors(msgspec.Struct):
         counts = Count(len(stable.seconds), len(stable.failed)), Count(len(canary.seconds), len(canary.failed))
         self.worse.add(*counts, rate)
         self.fine.add(*counts, rate)
+        self.totals.add(*counts)
         self._note(stable)
         self.canary.extend(_flags(canary))
+
+    def told(self) -> str:
+        """The figures, for people."""
+        stable, canary = self.totals.stable, self.totals.canary
+        if not canary.requests:
+            return "nothing to compare yet"
+        return (
+            f"canary {canary.events} of {canary.requests} failed ({share(canary)}), "
+            f"stable {stable.events} of {stable.requests} ({share(stable)})"
+        )
 
     def design_effect(self) -> float:
         return larger(design_effect(self.stable), design_effect(self.canary)) or 1.0

@@ -28,6 +28,25 @@ class Count(msgspec.Struct, frozen=True):
     events: int
 
 
+class Totals(msgspec.Struct):
+    """Of all looks that compared both arms: for people, nothing is decided by them."""
+
+    stable: Count = Count(0, 0)
+    canary: Count = Count(0, 0)
+
+    def add(self, stable: Count, canary: Count) -> None:
+        self.stable = Count(self.stable.requests + stable.requests, self.stable.events + stable.events)
+        self.canary = Count(self.canary.requests + canary.requests, self.canary.events + canary.events)
+
+
+def share(count: Count) -> str:
+    """Of the requests that had the event, in percent with two digits, for people."""
+    if not count.requests:
+        return "none"
+    percent = 100 * count.events / count.requests
+    return f"{percent:.2g} %" if percent < 99 else f"{percent:.3g} %"
+
+
 class Evidence(msgspec.Struct):
     """What was seen so far, since the rollout began and, for trouble that comes with more traffic, since each of its
     steps began.

@@ -11,14 +11,14 @@ no data is no verdict.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import msgspec
 
 from rerank_operator.rollout.judge.errors import Errors
 from rerank_operator.rollout.judge.latency import QUANTILES, Latency
 from rerank_operator.rollout.judge.quality import compare, queries_for
-from rerank_operator.rollout.judge.windows import Window, joined
+from rerank_operator.rollout.judge.windows import Window, joined, latest, rounded
 
 Action = Literal["hold", "advance", "promote", "rollback"]
 
@@ -30,6 +30,8 @@ it has gone. A bad canary gets no more traffic, and the fewer the requests it ge
 TOGETHER = 20
 """Requests of both arms that are compared at once. What they have in common must be learnt from them each time, which
 costs about as much as one request tells. When to look may depend on counts, not on what came out."""
+WAITING = 2048
+"""Latest requests of one arm that are kept while the other has none to compare them with."""
 
 
 _Chance = Annotated[float, msgspec.Meta(ge=1e-6, le=0.5)]
@@ -108,6 +110,30 @@ def _chance(settings: Settings, golden: bool) -> float:
     return settings.error_probability / (3 if golden else 2)
 
 
+class Seen(msgspec.Struct):
+    """All that later verdicts depend on, besides the weights and the settings."""
+
+    errors: Errors
+    latency: Latency
+    step: int = 0
+    """Steps that are passed."""
+    since: float = 0.0
+    """When this step began, in seconds since the rollout did."""
+    requests: int = 0
+    """Of the canary in this step."""
+    canary_requests: int = 0
+    """Since the rollout began."""
+    stable: Window = Window()
+    """Not compared yet, as the next."""
+    canary: Window = Window()
+
+    def begin_step(self, now: float) -> None:
+        self.since = now
+        self.requests = 0
+        self.errors.begin_step()
+        self.latency.begin_step()
+
+
 class Judge:
     """One rollout. ``weights``: percent of the requests at each step, ascending; at 100 nobody is left to compare with,
     so what passes the step before is promoted. ``baseline``: what stable did before it began.
@@ -115,72 +141,106 @@ class Judge:
 
     def __init__(self, weights: Sequence[float], baseline: Window, settings: Settings, *, golden: bool = True) -> None:
         """``golden``: whether there is a golden set; its share of the error probability goes to the others if not."""
-        self._settings = settings
-        self._weights = [weight for weight in weights if weight < 100]
-        if not self._weights:
-            raise ValueError("weights: there must be a step below 100 percent, at which both arms can be compared")
+        self.weights = below_100(weights)
+        self.settings = settings
+        self.golden = golden
         self._chance = _chance(settings, golden)
-        self._step = 0
-        self._since = 0.0
-        self._requests = 0
-        self._stable = self._canary = Window()
-        steps = len(self._weights)
-        self._errors = Errors.begin(baseline, settings.errors_tolerated, settings.errors_margin, steps)
-        self._latency = Latency.begin(baseline, settings.latency_tolerated, settings.latency_margin, steps)
-        self._begin_step(0.0)
+        baseline, steps = rounded(baseline), len(self.weights)
+        errors = Errors.begin(baseline, settings.errors_tolerated, settings.errors_margin, steps)
+        latency = Latency.begin(baseline, settings.latency_tolerated, settings.latency_margin, steps)
+        self.seen = Seen(errors, latency)
+        self.seen.begin_step(0.0)
+
+    @classmethod
+    def resumed(cls, weights: Sequence[float], seen: Seen, settings: Settings, *, golden: bool) -> Self:
+        """One that goes on from what another one under the same weights and settings has seen."""
+        judge = cls(weights, Window(), settings, golden=golden)
+        judge.seen = seen
+        return judge
 
     @property
     def weight(self) -> float:
         """Percent of the requests that the canary gets now."""
-        return self._weights[self._step]
+        return self.weights[self.seen.step]
+
+    @property
+    def step(self) -> int:
+        """Steps that are passed, of those below 100 percent; the weight in force is ``weights[step]``."""
+        return self.seen.step
+
+    @property
+    def canary_requests(self) -> int:
+        """That were told of, since the rollout began."""
+        return self.seen.canary_requests
+
+    def skip_to(self, step: int, now: float) -> None:
+        """Begins steps up to this one without a verdict on those before: they were taken already, and what led to it
+        was not kept. Raises ValueError where there is no such step; one that is passed changes nothing."""
+        if step >= len(self.weights):
+            raise ValueError(f"step: {step} must be below {len(self.weights)}, the number of steps below 100 percent")
+        while self.seen.step < step:
+            self.seen.step += 1
+            self.seen.begin_step(now)
 
     def look(self, now: float, stable: Window, canary: Window) -> Verdict:
         """What both arms have answered since the last look; too little of it is kept for the next, and changes nothing.
 
         ``now``: seconds since the rollout began.
         """
-        self._requests += len(canary.seconds)
-        self._stable, self._canary = joined(self._stable, stable), joined(self._canary, canary)
-        counts = len(self._stable.seconds), len(self._canary.seconds)
+        seen = self.seen
+        seen.requests += len(canary.seconds)
+        seen.canary_requests += len(canary.seconds)
+        seen.stable, seen.canary = joined(seen.stable, rounded(stable)), joined(seen.canary, rounded(canary))
+        counts = len(seen.stable.seconds), len(seen.canary.seconds)
         if all(counts) and sum(counts) >= TOGETHER:
-            self._errors.look(self._stable, self._canary)
-            self._latency.look(self._stable, self._canary)
-            self._stable = self._canary = Window()
+            seen.errors.look(seen.stable, seen.canary)
+            seen.latency.look(seen.stable, seen.canary)
+            seen.stable = seen.canary = Window()
+        else:
+            seen.stable, seen.canary = latest(seen.stable, WAITING), latest(seen.canary, WAITING)
         metrics = (self._judge_errors(), self._judge_latency())
         failed = next((metric for metric in metrics if metric.verdict == "fail"), None)
         if failed is not None:
             return Verdict("rollback", failed.name, metrics)
         return self._next(now, metrics)
 
-    def _begin_step(self, now: float) -> None:
-        self._since = now
-        self._requests = 0
-        self._errors.begin_step()
-        self._latency.begin_step()
-
     def _next(self, now: float, metrics: tuple[MetricVerdict, ...]) -> Verdict:
-        last = self._step == len(self._weights) - 1
+        seen, settings = self.seen, self.settings
+        last = seen.step == len(self.weights) - 1
         waiting = next((metric.name for metric in metrics if metric.verdict == "hold"), "")
-        short = now - self._since < self._settings.step_seconds
-        if short or self._requests < self._settings.step_requests:
+        short = now - seen.since < settings.step_seconds
+        if short or seen.requests < settings.step_requests:
             return Verdict("hold", "requests", metrics)
         if any(metric.worse >= SUSPICION for metric in metrics) or (last and waiting):
             return Verdict("hold", waiting, metrics)
         if last:
             return Verdict("promote", "", metrics)
-        self._step += 1
-        self._begin_step(now)
+        seen.step += 1
+        seen.begin_step(now)
         return Verdict("advance", "", metrics)
 
     def _judge_errors(self) -> MetricVerdict:
-        effect = self._errors.design_effect()
-        return self._metric("errors", self._errors.worse.value(effect), self._errors.fine.value(effect))
+        errors = self.seen.errors
+        effect = errors.design_effect()
+        return self._metric("errors", errors.told(), errors.worse.value(effect), errors.fine.value(effect))
 
     def _judge_latency(self) -> MetricVerdict:
-        return self._metric("latency", self._latency.worse(), self._latency.fine(self._settings.latency_quantile))
+        worse, fine, told = self.seen.latency.found(self.settings.latency_quantile)
+        return self._metric("latency", told, worse, fine)
 
-    def _metric(self, name: str, worse: float, fine: float) -> MetricVerdict:
-        needed, enough = 1 / self._chance, 1 / self._settings.miss_probability
-        told = f"evidence of worse {worse:.3g} of {needed:.3g}, of not worse by the margin {fine:.3g} of {enough:.3g}"
+    def _metric(self, name: str, figures: str, worse: float, fine: float) -> MetricVerdict:
+        needed, enough = 1 / self._chance, 1 / self.settings.miss_probability
+        told = (
+            f"{figures}; evidence of worse {worse:.3g} of {needed:.3g}, "
+            f"of not worse by the margin {fine:.3g} of {enough:.3g}"
+        )
         verdict = "fail" if worse >= needed else "pass" if fine >= enough else "hold"
         return MetricVerdict(name, verdict, told, worse)
+
+
+def below_100(weights: Sequence[float]) -> list[float]:
+    """The steps at which both arms serve. Raises ValueError where there is none."""
+    found = [weight for weight in weights if weight < 100]
+    if not found:
+        raise ValueError("weights: there must be a step below 100 percent, at which both arms can be compared")
+    return found

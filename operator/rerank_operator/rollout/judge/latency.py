@@ -13,7 +13,7 @@ from typing import Self
 import msgspec
 
 from rerank_operator.rollout.judge.dependence import Flags, design_effect, larger
-from rerank_operator.rollout.judge.evidence import Count, Evidence
+from rerank_operator.rollout.judge.evidence import Count, Evidence, Totals, share
 from rerank_operator.rollout.judge.windows import Window
 
 QUANTILES = (0.5, 0.95, 0.99)
@@ -36,6 +36,7 @@ class Exceedance(msgspec.Struct):
     fine: Evidence
     stable: Flags
     canary: Flags
+    totals: Totals = msgspec.field(default_factory=Totals)
 
     def look(self, threshold: float, stable: Sequence[float], canary: Sequence[float], scales: Sequence[float]) -> None:
         """``scales``: the canary is taken to be so many times faster: what is tolerated, and the margin."""
@@ -49,7 +50,9 @@ class Exceedance(msgspec.Struct):
         reached = sum(took >= threshold for took in stable), sum(took >= limit for took in canary)
         self.fine.add(Count(len(stable), reached[0]), Count(len(canary), reached[1]), rate)
         self.stable.extend(slow)
-        self.canary.extend(seconds > threshold for seconds in canary)
+        late = [seconds > threshold for seconds in canary]
+        self.canary.extend(late)
+        self.totals.add(Count(len(slow), sum(slow)), Count(len(late), sum(late)))
 
     def design_effect(self) -> float | None:
         return larger(design_effect(self.stable), design_effect(self.canary))
@@ -99,13 +102,29 @@ class Latency(msgspec.Struct):
             self.thresholds = [ordered[int(one.quantile * len(ordered))] for one in self.exceedances]
             self.fresh = 0
 
-    def worse(self) -> float:
-        """Evidence that the canary is slower at one of the quantiles."""
-        return sum(one.worse.value(effect) for one, effect in self.with_effects()) / len(self.exceedances)
+    def found(self, quantile: float) -> tuple[float, float, str]:
+        """Evidence that the canary is slower at one of the quantiles; that it is not slower by the margin at this one;
+        and the figures, for people."""
+        effects = self.with_effects()
+        worse = [one.worse.value(effect) for one, effect in effects]
+        ours = QUANTILES.index(quantile)
+        one, effect = effects[ours]
+        worst = max(range(len(worse)), key=worse.__getitem__)
+        told = self._told(worst if worse[worst] > 2 * max(worse[ours], 1.0) else ours)
+        return sum(worse) / len(worse), one.fine.value(effect), told
 
-    def fine(self, quantile: float) -> float:
-        """Evidence that it is not slower by the margin at that one."""
-        return next(one.fine.value(effect) for one, effect in self.with_effects() if one.quantile == quantile)
+    def _told(self, place: int) -> str:
+        if not self.thresholds:
+            return f"stable's latency is not known yet: that takes {FEWEST} answers of it, and {len(self.recent)} came"
+        one, threshold = self.exceedances[place], self.thresholds[place]
+        stable, canary = one.totals.stable, one.totals.canary
+        name, expected = f"stable's p{100 * one.quantile:g} ({threshold:.3g} s now)", 100 - 100 * one.quantile
+        if not canary.requests:
+            return f"no answer of the canary to compare with {name} yet"
+        return (
+            f"canary slower than {name} in {share(canary)} of {canary.requests} requests ({expected:.3g} % expected), "
+            f"stable in {share(stable)} of {stable.requests}"
+        )
 
     def with_effects(self) -> list[tuple[Exceedance, float]]:
         """Each with its design effect. A tail has few events, and what is not seen in few is not absent: its effect is

@@ -1,5 +1,6 @@
 """What the judge is told of each arm. Holds no text and no identity of a request."""
 
+from array import array
 from collections.abc import Sequence
 
 import msgspec
@@ -19,3 +20,16 @@ def joined(earlier: Window, later: Window) -> Window:
         return earlier
     before = len(earlier.seconds)
     return Window([*earlier.seconds, *later.seconds], [*earlier.failed, *(before + place for place in later.failed)])
+
+
+def rounded(window: Window) -> Window:
+    """With seconds to seven significant digits, as four bytes each hold them: so they can be kept."""
+    return Window(array("f", window.seconds).tolist(), window.failed)
+
+
+def latest(window: Window, most: int) -> Window:
+    """The last ``most`` requests of it."""
+    surplus = len(window.seconds) - most
+    if surplus <= 0:
+        return window
+    return Window(window.seconds[surplus:], [place - surplus for place in window.failed if place >= surplus])
