@@ -1,0 +1,196 @@
+"""Rerankers as text for a terminal and as JSON. Pure: the time and the width are passed in."""
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from rerank_api.reranker import Reranker, RolloutStatus
+
+from rerank_kubectl.commands import Call, next_commands
+from rerank_kubectl.state import canary, observed, rejected, time_in, unproven
+
+_LABEL = 11
+
+
+def reranker_table(rerankers: Sequence[Reranker], *, namespaces: bool) -> str:
+    """One line a Reranker. ``namespaces``: with a column of them."""
+    head = ["NAME", "PHASE", "PERCENT", "STEP", "REQUESTS", "REVISION"]
+    rows = [_row(one) for one in rerankers]
+    if namespaces:
+        head.insert(0, "NAMESPACE")
+        rows = [[one.metadata.namespace, *row] for one, row in zip(rerankers, rows, strict=True)]
+    return table([head, *rows])
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def status_page(reranker: Reranker, now: datetime, call: Call, width: int = 80) -> str:
+    """Everything that stands in the status about revisions, and what can be done next."""
+    status, rollout = reranker.status, reranker.status.rollout
+    shares = ", ".join(f"{share.revision} {share.percent} %" for share in status.traffic)
+    lines = [
+        f"Reranker {reranker.metadata.namespace}/{reranker.metadata.name}",
+        *_field("serves", status.current_revision or "none yet", width),
+        *_field("asked for", status.updated_revision or "not known yet", width),
+        *_field("traffic", shares or "no worker is ready", width),
+    ]
+    if not observed(reranker):
+        lines += _field("", "the operator has not read the latest spec yet: this is about the one before", width)
+    if rollout is not None:
+        lines += ["", *_rollout(rollout, reranker, now, width)]
+    turned_down = status.rejected_revision
+    if turned_down is not None:
+        lines += ["", f"Rejected {turned_down.revision}" + _at(turned_down.time, now)]
+        lines += _wrapped(f"{turned_down.reason}: {turned_down.message}", width, "  ")
+        if rejected(reranker) is None and status.updated_revision == turned_down.revision:
+            lines.append("  a person has asked to try it again")
+    lines += ["", "What you can do"]
+    for one in next_commands(reranker, call):
+        lines += [f"  {one.what}:", f"    {one.command}"]
+    return "\n".join(lines) + "\n"
+
+
+def checks_table(rollout: RolloutStatus, width: int) -> list[str]:
+    """Each check with its verdict, its figures beside it on as many lines as they need."""
+    if not rollout.checks:
+        return ["  no check has said anything yet"]
+    broad = max(len("CHECK"), *(len(check.name) for check in rollout.checks))
+    lines = [f"  {'CHECK'.ljust(broad)}  VERDICT  FIGURES"]
+    for check in rollout.checks:
+        first = f"  {check.name.ljust(broad)}  {check.verdict.ljust(7)}  "
+        lines += _wrapped(check.message or "-", width, first, " " * len(first))
+    return lines
+
+
+def progress_line(reranker: Reranker) -> str:
+    """How far it is, in a line, for a log."""
+    rollout = reranker.status.rollout
+    if rollout is None:
+        return f"no rollout; {reranker.status.current_revision or 'none'} serves"
+    verdicts = ", ".join(f"{check.name} {check.verdict}" for check in rollout.checks)
+    parts = [f"{rollout.revision} {_phase(rollout)}", f"{rollout.percent} %", f"step {_step(reranker, rollout)}"]
+    return ", ".join([*parts, f"{rollout.requests} requests"]) + (f": {verdicts}" if verdicts else "")
+
+
+def status_json(reranker: Reranker, call: Call) -> dict[str, Any]:
+    """Every field, also where it has its default; null where it is not known."""
+    status, rollout = reranker.status, canary(reranker)
+    return {
+        "namespace": reranker.metadata.namespace,
+        "name": reranker.metadata.name,
+        "strategy": reranker.spec.rollout.strategy,
+        "steps": list(reranker.spec.rollout.steps),
+        "observed": observed(reranker),
+        "currentRevision": status.current_revision,
+        "updatedRevision": status.updated_revision,
+        "traffic": in_full(status.traffic),
+        "rollout": in_full(status.rollout),
+        "unproven": unproven(rollout) if rollout is not None else [],
+        "rejectedRevision": in_full(status.rejected_revision),
+        "next": in_full(next_commands(reranker, call)),
+    }
+
+
+def in_full(value: Any) -> Any:
+    """Structs as mappings by their names on the wire, with the fields that have their defaults, too."""
+    if isinstance(value, msgspec.Struct):
+        fields = msgspec.structs.fields(value)
+        return {field.encode_name: in_full(getattr(value, field.name)) for field in fields}
+    if isinstance(value, list | tuple):
+        return [in_full(one) for one in value]
+    return value
+
+
+def since(text: str, now: datetime) -> str:
+    """``text``, a time, with how long ago that is where it can be told."""
+    began = time_in(text)
+    return text if began is None else f"{text} ({_age((now - began).total_seconds())} ago)"
+
+
+def _rollout(rollout: RolloutStatus, reranker: Reranker, now: datetime, width: int) -> Iterable[str]:
+    strategy = reranker.spec.rollout.strategy
+    yield f"Rollout of {rollout.revision} beside {rollout.stable}" + (f" ({strategy})" if strategy != "Replace" else "")
+    yield from _field("phase", _phase(rollout) + _since(rollout.phase_started, now), width)
+    if rollout.started:
+        yield from _field("began", since(rollout.started, now), width)
+    yield from _field("step", _steps(reranker, rollout), width)
+    yield from _field("requests", f"{rollout.requests} of users that it has answered", width)
+    if rollout.paused:
+        yield from _field("paused", rollout.paused, width)
+    if rollout.message:
+        yield from _field("message", rollout.message, width)
+    yield ""
+    yield from checks_table(rollout, width)
+
+
+def _row(reranker: Reranker) -> list[str]:
+    rollout, name = reranker.status.rollout, reranker.metadata.name
+    if rollout is None:
+        phase = "Rejected" if rejected(reranker) is not None else "-"
+        return [name, phase, "-", "-", "-", reranker.status.current_revision or "-"]
+    return [
+        name,
+        _phase(rollout),
+        f"{rollout.percent} %",
+        _step(reranker, rollout),
+        str(rollout.requests),
+        rollout.revision,
+    ]
+
+
+def _phase(rollout: RolloutStatus) -> str:
+    return f"{rollout.phase} (paused)" if rollout.paused else rollout.phase
+
+
+def _step(reranker: Reranker, rollout: RolloutStatus) -> str:
+    """The step that it is in, of how many; 0 before the first."""
+    total = len(reranker.spec.rollout.steps)
+    return f"{min(rollout.step + (rollout.phase == 'Traffic'), total)}/{total}"
+
+
+def _steps(reranker: Reranker, rollout: RolloutStatus) -> str:
+    """The same with the percents, the present one in brackets."""
+    steps, within = reranker.spec.rollout.steps, rollout.phase == "Traffic"
+    number = min(rollout.step + within, len(steps))
+    percents = ", ".join(f"[{step}]" if within and at == number else str(step) for at, step in enumerate(steps, 1))
+    return f"{number} of {len(steps)} ({percents} %); {rollout.percent} % of the requests now"
+
+
+def _since(text: str, now: datetime) -> str:
+    return f", since {since(text, now)}" if text else ""
+
+
+def _at(text: str, now: datetime) -> str:
+    return f" at {since(text, now)}" if text else ""
+
+
+def _age(seconds: float) -> str:
+    """In the two largest units, as kubectl writes it."""
+    whole = max(0, int(seconds))
+    for unit, smaller, size, rest in (("d", "h", 86400, 3600), ("h", "m", 3600, 60), ("m", "s", 60, 1)):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // rest}{smaller}"
+    return f"{whole}s"
+
+
+def _field(label: str, text: str, width: int) -> list[str]:
+    first = f"  {label.ljust(_LABEL)}"
+    return _wrapped(text, width, first, " " * len(first))
+
+
+def _wrapped(text: str, width: int, first: str, others: str | None = None) -> list[str]:
+    """Long words (paths, revisions) stay whole, so that they can be copied."""
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=first if others is None else others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [first.rstrip()]
