@@ -33,6 +33,7 @@ def test_hash_does_not_change_between_releases():
         {"scaling": {"minReplicas": 2}},
         {"requests": {"timeout": "3s", "queueLimit": 5, "maxDocuments": 9, "maxBodyBytes": "1Mi"}},
         {"rollout": {"strategy": "Replace"}},
+        {"rollout": {"strategy": "Canary", "steps": [10], "paused": True, "goldenSet": {"configMap": "golden"}}},
         {"runtime": {}},
         {"batching": {"maxDelay": "5ms", "lengthBucket": 16}},
         {"model": {"uri": "file:///models/a", "temperature": 1}},
