@@ -29,6 +29,7 @@ CONTROLLER_REVISIONS = Kind("ControllerRevision", "apps", "v1", "controllerrevis
 BUDGETS = Kind("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets", _MANAGED)
 PODS = Kind("Pod", "", "v1", "pods", f"{_MANAGED},{names.LABEL_COMPONENT}={names.COMPONENT_WORKER}")
 EVENTS = Kind("Event", "events.k8s.io", "v1", "events")
+CONFIG_MAPS = Kind("ConfigMap", "", "v1", "configmaps")
 SERVICES = Kind("Service", "", "v1", "services")
 LEASES = Kind("Lease", "coordination.k8s.io", "v1", "leases")
 

@@ -19,7 +19,7 @@ from rerank_operator.controller.diagnose import Diagnosis, blocked, diagnose
 from rerank_operator.controller.events import Event
 from rerank_operator.controller.kinds import BUDGETS, CONTROLLER_REVISIONS, DEPLOYMENTS, Kind
 from rerank_operator.controller.observe import DeploymentState, Observed, PodState
-from rerank_operator.controller.scene import notes_to_leave, scene_of
+from rerank_operator.controller.scene import notes_to_leave, rejection_of, scene_of, set_aside
 from rerank_operator.controller.times import format_time
 from rerank_operator.controller.verdict import Verdict, undecided
 from rerank_operator.manifests.common import differences, pod_selector
@@ -119,9 +119,18 @@ def _plan_for_invalid(observed: Observed, problem: Problem, now: float) -> Plan:
     views = _views(observed, set(), now)
     current = observed.status.get("currentRevision")
     ready = sum(view.ready for view in views)
-    target = observed.status.get("updatedRevision")
-    facts = Facts(desired=ready or 1, ready=ready, target=target, current=current, problem=problem)
-    status, told = _tell(observed, facts, share_traffic(views), complete=False, now=now)
+    facts = Facts(
+        desired=ready or 1,
+        ready=ready,
+        target=observed.status.get("updatedRevision"),
+        current=current,
+        problem=problem,
+        rejected=rejection_of(observed.status),
+        rollout=observed.rollout,
+    )
+    # As stored: by the ready workers alone a canary would get more than it may.
+    stored = tuple(TrafficShare(share["revision"], share["percent"]) for share in observed.status.get("traffic", ()))
+    status, told = _tell(observed, facts, stored or share_traffic(views), complete=False, now=now)
     return Plan(status=status, events=told)
 
 
@@ -224,7 +233,11 @@ class _Planner:
             for view in _views(self.observed, self._restorable(), self.now)
         ]
         rejected = self.course.rejected or (None if self.course.judging else self._rejected(views))
-        return self._shared_out(views, rejected), rejected, look_again
+        aside = set_aside(self.observed, self.target)
+        views = [msgspec.structs.replace(view, ready=0) if view.revision in aside else view for view in views]
+        decided = self._shared_out(views, rejected)
+        none = tuple(TrafficShare(revision, 0) for revision in sorted(aside))
+        return msgspec.structs.replace(decided, traffic=decided.traffic + none), rejected, look_again
 
     def _shared_out(self, views: list[RevisionView], rejected: RejectedRevision | None) -> Handover:
         """Replicas and traffic, by how far a canary has come."""

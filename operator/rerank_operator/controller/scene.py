@@ -62,6 +62,15 @@ def retry_asked(annotations: Mapping[str, str], rejected: RejectedRevision | Non
     return rejected is not None and time_or_zero(annotations.get(names.ANNOTATION_RETRY)) > time_or_zero(rejected.time)
 
 
+def set_aside(observed: Observed, target: str) -> set[str]:
+    """Revisions that were canaries, were never promoted and still have workers: they get no request, and carry none."""
+    status, rollout = observed.status, observed.rollout
+    aside = {share["revision"] for share in status.get("traffic", ()) if not share["percent"]}
+    if rollout is not None and rollout.phase not in ("Promoting", "Promoted"):
+        aside.add(rollout.revision)
+    return aside & {pod.revision for pod in observed.pods} - {target, status.get("currentRevision")}
+
+
 def notes_to_leave(
     observed: Observed, course: Course, findings: Findings | None, now: float
 ) -> dict[str, dict[str, str]]:

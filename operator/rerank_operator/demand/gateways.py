@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import aiohttp
@@ -65,6 +65,11 @@ class Gateways:
         self._streaming: set[str] = set()
         self._look_now = asyncio.Event()
         self._trouble = ""
+
+    @property
+    def addresses(self) -> Collection[str]:
+        """Of the gateways' admin ports, as last seen."""
+        return self._addresses.keys()
 
     async def run(self) -> None:
         async with aiohttp.ClientSession(auto_decompress=False) as session:

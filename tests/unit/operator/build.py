@@ -12,6 +12,7 @@ from rerank_operator.controller.plan import Apply, Delete, Plan, Scale, make_pla
 from rerank_operator.controller.store import Store
 from rerank_operator.manifests.common import labels
 from rerank_operator.manifests.pod_template import WorkerImage
+from rerank_operator.rollout.canary import Findings
 
 NAMESPACE, NAME, UID = "search", "products", "uid-1"
 KEY = (NAMESPACE, NAME)
@@ -102,6 +103,7 @@ class World:
         self.broken: set[str] = set()
         self.now = NOW
         self.problem: Problem | None = None
+        self.findings: Findings | None = None
 
     def put(self, kind: Kind, body: dict[str, Any]) -> dict[str, Any]:
         self.version += 1
@@ -121,7 +123,7 @@ class World:
         return observed
 
     def plan(self) -> Plan:
-        return make_plan(self.observe(), WORKER, self.now, self.problem)
+        return make_plan(self.observe(), WORKER, self.now, self.problem, findings=self.findings)
 
     def deployment(self, revision: str) -> dict[str, Any] | None:
         return self.store.get(DEPLOYMENTS, NAMESPACE, object_name(NAME, revision))
@@ -135,9 +137,16 @@ class World:
         """Change the spec, keep the status; returns the revision that it asks for."""
         old = self.store.get(RERANKERS, *KEY)
         body = reranker(model, status=old.get("status") if old else None, **spec)
+        body["metadata"]["annotations"] = old["metadata"].get("annotations", {}) if old else {}
         body["metadata"]["generation"] = old["metadata"]["generation"] + 1 if old else 1
         self.put(RERANKERS, body)
         return hash_of(body)
+
+    def annotate(self, name: str, value: str) -> None:
+        body = self.store.get(RERANKERS, *KEY)
+        assert body is not None
+        annotations = body["metadata"].get("annotations", {}) | {name: value}
+        self.put(RERANKERS, body | {"metadata": body["metadata"] | {"annotations": annotations}})
 
     @property
     def status(self) -> dict[str, Any]:

@@ -1,0 +1,337 @@
+"""A canary's life as plans make it: who has how many workers and which requests, from the first gate to the end."""
+
+from typing import Any, Literal
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rerank_api import names
+from rerank_api.reranker import CheckVerdict, RolloutCheck
+from rerank_operator.controller.kinds import CONTROLLER_REVISIONS, PODS
+from rerank_operator.controller.plan import Apply, Scale
+from rerank_operator.controller.times import format_time
+from rerank_operator.rollout.canary import Findings
+from unit.operator.build import DEPLOYMENTS, KEY, MODEL_A, MODEL_B, World, crashed
+
+MODEL_C = {"uri": "file:///models/c"}
+CANARY = {"strategy": "Canary", "steps": [5, 50], "goldenSet": {"configMap": "golden"}}
+
+
+def check(name: str, verdict: CheckVerdict = "pass", message: str = "so it is") -> RolloutCheck:
+    return RolloutCheck(name, verdict, message)
+
+
+class Rollout(World):
+    """A serves with ``replicas`` workers; B is wanted, and its first worker is up."""
+
+    def __init__(self, replicas: int = 4, room: int = 1000, settle: bool = True, **rollout: Any) -> None:
+        super().__init__(room)
+        self.spec = {"replicas": replicas, "rollout": CANARY | rollout}
+        self.a = self.want(MODEL_A, **self.spec)
+        self.settle()
+        self.b = self.want(MODEL_B, **self.spec)
+        if settle:
+            self.settle()
+
+    def find(self, **found: Any) -> None:
+        before = self.findings or Findings(self.b)
+        self.findings = msgspec.structs.replace(before, **found)
+        self.settle()
+
+    @property
+    def rollout(self) -> dict[str, Any]:
+        return self.status["rollout"]
+
+    @property
+    def percents(self) -> dict[str, int]:
+        return {share["revision"]: share["percent"] for share in self.status["traffic"]}
+
+    def note(self, revision: str, name: str) -> str | None:
+        found = {
+            body["metadata"]["labels"][names.LABEL_REVISION]: body["metadata"].get("annotations", {})
+            for body in self.store.children(CONTROLLER_REVISIONS, KEY)
+        }
+        return found[revision].get(name)
+
+
+def told(world: World) -> list[str]:
+    plan = world.step()
+    return [event.reason for event in plan.events]
+
+
+def test_a_good_canary_passes_its_gates_in_order_and_takes_over():
+    world = Rollout(replicas=4)
+    a, b = world.a, world.b
+    assert world.rollout["phase"] == "Golden"
+    assert (world.replicas(), world.percents) == ({a: 4, b: 1}, {a: 100, b: 0})
+    assert world.status["currentRevision"] == a
+    assert world.condition("CanaryHealthy") == ("Unknown", "JudgingGolden")
+    assert world.condition("Progressing") == ("True", "Canary")
+
+    world.find(golden=check("golden"))
+    assert world.rollout["phase"] == "Mirror"
+    assert world.percents == {a: 100, b: 0}
+
+    world.find(mirror=check("mirror"))
+    assert (world.rollout["phase"], world.rollout["percent"]) == ("Traffic", 5)
+    assert (world.replicas(), world.percents) == ({a: 4, b: 1}, {a: 95, b: 5})
+
+    world.find(step=1, requests=70)
+    assert (world.replicas(), world.percents) == ({a: 4, b: 2}, {a: 50, b: 50})
+    assert world.rollout["requests"] == 70
+
+    world.find(action="promote")
+    assert (world.replicas(), world.percents) == ({b: 4}, {b: 100})
+    assert world.status["currentRevision"] == b
+    assert (world.rollout["phase"], world.rollout["percent"]) == ("Promoted", 100)
+    assert world.condition("CanaryHealthy") == ("True", "Promoted")
+    assert world.condition("Progressing") == ("False", "RolloutComplete")
+    outcome = msgspec.json.decode(world.note(b, names.ANNOTATION_OUTCOME) or "null")
+    assert (outcome["phase"], [c["name"] for c in outcome["checks"]]) == ("Promoted", ["load", "golden", "mirror"])
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        ({"golden": check("golden", "fail", "nDCG -0.2")}, "RanksWorse"),
+        ({"golden": check("golden"), "mirror": check("mirror", "fail")}, "MirroredRequestsFailed"),
+        ({"metrics": (check("errors", "fail"),)}, "MoreErrors"),
+        ({"metrics": (check("errors", "hold"), check("latency", "fail"))}, "Slower"),
+    ],
+)
+def test_a_bad_canary_is_taken_back_and_remembered(found: dict[str, Any], reason: str):
+    world = Rollout()
+    world.find(golden=check("golden"), mirror=check("mirror"))
+    assert world.percents == {world.a: 95, world.b: 5}
+    world.findings = msgspec.structs.replace(world.findings or Findings(world.b), **found)
+    plan = world.step()  # weights first: its workers still end what they have
+    assert (world.percents, world.replicas()) == ({world.a: 100, world.b: 0}, {world.a: 4, world.b: 1})
+    assert plan.requeue_after == 0
+    assert "RevisionRejected" in [event.reason for event in plan.events]
+    world.settle()
+    assert (world.percents, world.replicas()) == ({world.a: 100, world.b: 0}, {world.a: 4, world.b: 0})
+    assert world.rollout["phase"] == "RolledBack"
+    assert world.status["rejectedRevision"]["reason"] == reason
+    assert world.condition("CanaryHealthy") == ("False", "RolledBack")
+    assert world.condition("Degraded") == ("True", "RevisionRejected")
+    assert "RolledBack" in (world.note(world.b, names.ANNOTATION_OUTCOME) or "")
+    world.findings = None
+    world.want(MODEL_B, **(world.spec | {"replicas": 5}))
+    world.settle()
+    assert world.replicas() == {world.a: 5, world.b: 0}, "the same revision is not tried again"
+
+
+def test_a_rejected_revision_is_tried_again_when_asked_for_after_the_rejection():
+    world = Rollout()
+    world.find(golden=check("golden", "fail"))
+    world.findings = None
+    world.annotate(names.ANNOTATION_RETRY, format_time(world.now - 1e6))
+    world.settle()
+    assert world.rollout["phase"] == "RolledBack"
+    world.annotate(names.ANNOTATION_RETRY, "soon")
+    world.settle()
+    assert world.rollout["phase"] == "RolledBack"
+    world.annotate(names.ANNOTATION_RETRY, format_time(world.now + 1))
+    world.settle()
+    assert (world.rollout["phase"], "rejectedRevision" in world.status) == ("Golden", False)
+    assert [c["name"] for c in world.rollout["checks"]] == ["load"]
+    world.find(golden=check("golden", "fail"))
+    assert (world.rollout["phase"], world.replicas()[world.b]) == ("RolledBack", 0), "asked for once, tried once"
+
+
+def test_a_canary_that_cannot_load_touches_no_request():
+    world = Rollout(settle=False)
+    world.broken.add(world.b)
+    world.settle()
+    assert world.rollout["phase"] == "RolledBack"
+    assert world.status["rejectedRevision"]["reason"] == "ModelLoadFailed"
+    assert (world.percents, world.replicas()) == ({world.a: 100, world.b: 0}, {world.a: 4, world.b: 0})
+    assert [(c["name"], c["verdict"]) for c in world.rollout["checks"]] == [("load", "fail")]
+
+
+def test_a_canary_that_begins_to_crash_under_traffic_is_taken_back():
+    world = Rollout()
+    world.find(golden=check("golden"), mirror=check("mirror"))
+    (worker,) = world.pods(world.b)
+    status = crashed(world.b, 139, "segmentation fault", restarts=4)["status"]
+    world.put(PODS, worker | {"status": status})
+    world.settle()
+    assert (world.rollout["phase"], world.status["rejectedRevision"]["reason"]) == ("RolledBack", "CrashLooping")
+
+
+def test_by_hand_promoted_aborted_and_paused():
+    world = Rollout()
+    world.annotate(names.ANNOTATION_ROLLOUT_PAUSED, "true")
+    world.find(golden=check("golden"))
+    assert (world.rollout["phase"], world.condition("CanaryHealthy")) == ("Golden", ("Unknown", "Paused"))
+    world.annotate(names.ANNOTATION_ROLLOUT_PAUSED, "false")
+    world.settle()
+    assert world.rollout["phase"] == "Mirror"
+    world.annotate(names.ANNOTATION_PROMOTE, "another")
+    world.settle()
+    assert world.rollout["phase"] == "Mirror"
+    world.annotate(names.ANNOTATION_PROMOTE, world.b)
+    world.settle()
+    assert (world.rollout["phase"], world.replicas()) == ("Promoted", {world.b: 4})
+
+    world = Rollout()
+    world.annotate(names.ANNOTATION_ABORT, world.b)
+    world.settle()
+    assert (world.rollout["phase"], world.status["rejectedRevision"]["reason"]) == ("RolledBack", "Aborted")
+
+
+def test_paused_it_still_goes_back():
+    world = Rollout(paused=True)
+    world.find(golden=check("golden", "fail"))
+    assert world.rollout["phase"] == "RolledBack"
+
+
+def test_undecided_at_the_deadline_it_waits_for_a_person():
+    world = Rollout(deadline="10h")
+    world.find(golden=check("golden"), mirror=check("mirror"))
+    world.now += 11 * 3600
+    assert "RolloutPaused" in told(world)
+    assert "spec.rollout.deadline" in world.rollout["message"]
+    world.find(step=1)
+    assert (world.rollout["phase"], world.percents) == ("Traffic", {world.a: 95, world.b: 5})
+    world.annotate(names.ANNOTATION_PROMOTE, world.b)
+    world.settle()
+    assert world.rollout["phase"] == "Promoted"
+
+
+def test_an_ab_test_holds_its_split_whatever_its_figures_say():
+    world = Rollout(strategy="ABTest", steps=[50])
+    world.find(golden=check("golden"), mirror=check("mirror"))
+    worse = (check("errors", "fail"), check("latency", "hold"))
+    world.find(metrics=worse, action="promote", step=1)
+    assert (world.rollout["phase"], world.percents) == ("Traffic", {world.a: 50, world.b: 50})
+    world.annotate(names.ANNOTATION_ABORT, world.b)
+    world.settle()
+    assert world.rollout["phase"] == "RolledBack"
+
+
+def test_the_spec_turns_to_a_third_revision_or_back():
+    world = Rollout()
+    world.find(golden=check("golden"), mirror=check("mirror"))
+    c = world.want(MODEL_C, **world.spec)
+    world.step()
+    assert world.percents == {world.a: 100, world.b: 0, c: 0}
+    world.settle()
+    assert world.percents == {world.a: 100, c: 0}
+    assert (world.rollout["revision"], world.rollout["phase"]) == (c, "Golden")
+    assert world.replicas() == {world.a: 4, c: 1}
+    assert "Cancelled" in (world.note(world.b, names.ANNOTATION_OUTCOME) or "")
+    world.findings = None
+    world.want(MODEL_A, **world.spec)
+    world.step()
+    assert world.percents == {world.a: 100, c: 0}
+    world.settle()
+    assert (world.rollout["phase"], world.percents, world.replicas()) == ("Cancelled", {world.a: 100}, {world.a: 4})
+
+
+def test_at_zero_a_canary_waits_and_gets_nothing_first():
+    world = Rollout()
+    world.want(MODEL_B, **(world.spec | {"replicas": 0, "scaling": {"minReplicas": 0}}))
+    world.settle()
+    assert (world.replicas(), world.percents) == ({world.a: 0, world.b: 0}, {world.a: 100, world.b: 0})
+    world.want(MODEL_B, **world.spec)
+    world.step()
+    assert world.percents == {world.a: 100, world.b: 0}
+    world.settle()
+    assert (world.replicas(), world.rollout["phase"]) == ({world.a: 4, world.b: 1}, "Golden")
+
+
+@pytest.mark.parametrize(("when_full", "stable"), [("wait", 4), ("replaceOne", 3)])
+def test_without_room_the_user_has_chosen(when_full: str, stable: int):
+    gpus = {"resources": {"limits": {"nvidia.com/gpu": 1}}}
+    world = World(room=4)
+    spec = {"replicas": 4, "rollout": CANARY | {"whenFull": when_full}, "runtime": gpus}
+    a = world.want(MODEL_A, **spec)
+    world.settle()
+    b = world.want(MODEL_B, **spec)
+    for _ in range(30):
+        world.step()
+        world.run_one_pod()
+    assert world.replicas() == {a: stable, b: 1}
+    assert world.status["rollout"]["phase"] == ("Starting" if stable == 4 else "Golden")
+    if when_full == "wait":
+        assert "nvidia.com/gpu" in world.status["rollout"]["message"]
+
+
+def test_one_stable_replica_is_never_given_up_for_room():
+    gpus = {"resources": {"limits": {"nvidia.com/gpu": 1}}}
+    world = World(room=1)
+    spec = {"replicas": 1, "rollout": CANARY | {"whenFull": "replaceOne"}, "runtime": gpus}
+    a = world.want(MODEL_A, **spec)
+    world.settle()
+    world.want(MODEL_B, **spec)
+    for _ in range(30):
+        world.step()
+        world.run_one_pod()
+        assert world.ready(a) == 1
+
+
+def test_a_share_that_the_canary_cannot_carry_yet_is_not_given():
+    world = Rollout(replicas=4)
+    world.find(golden=check("golden"), mirror=check("mirror"))
+    world.findings = msgspec.structs.replace(world.findings or Findings(world.b), step=1)
+    world.step()
+    assert world.percents == {world.a: 75, world.b: 25}, "one of two workers is up"
+    world.settle()
+    assert world.percents == {world.a: 50, world.b: 50}
+
+
+Evil = Literal["good", "golden", "mirror", "errors", "crash", "abort", "promote"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(["step", "kill", "golden", "mirror", "next", "pods"]), max_size=40),
+    st.sampled_from(["good", "errors", "abort", "golden"]),
+    st.integers(1, 5),
+)
+def test_stable_never_has_fewer_workers_than_wanted_before_promotion(events: list[str], end: Evil, replicas: int):
+    """Whatever the order in which things are seen, and however often the operator forgets what it found."""
+    world = Rollout(replicas=replicas, settle=False)
+    a, b = world.a, world.b
+    found: dict[str, Any] = {}
+    for event in [*events, "end"]:
+        if event == "kill":
+            world.findings = None
+        elif event in ("golden", "mirror"):
+            found[event] = check(event)
+        elif event == "next":
+            found["step"] = min(1, found.get("step", -1) + 1)
+        elif event == "pods":
+            world.run_one_pod()
+        if event != "kill":
+            world.findings = Findings(b, **found)
+        before = world.status.get("rollout", {}).get("step", 0)
+        world.step()
+        assert world.replicas()[a] == replicas
+        assert world.rollout.get("step", 0) >= before
+        passed = {c["name"] for c in world.rollout.get("checks", ()) if c["verdict"] == "pass"}
+        if not {"load", "golden", "mirror"} <= passed:
+            assert world.percents.get(b, 0) == 0
+    if end == "good":
+        return
+    if end == "abort":
+        world.annotate(names.ANNOTATION_ABORT, b)
+    else:
+        found["golden" if end == "golden" else "metrics"] = (
+            check(end, "fail") if end == "golden" else (check("errors", "fail"),)
+        )
+    world.findings = Findings(b, **found)
+    world.settle()
+    assert world.percents == {a: 100, b: 0}
+    assert world.replicas() == {a: replicas, b: 0}
+
+
+def test_evidence_is_kept_with_the_canary_and_written_once():
+    world = Rollout()
+    world.find(golden=check("golden"), mirror=check("mirror"), evidence='{"phase": "Traffic"}')
+    assert world.note(world.b, names.ANNOTATION_EVIDENCE) == '{"phase": "Traffic"}'
+    plan = world.plan()
+    assert not [action for action in plan.actions if isinstance(action, Apply | Scale)]
+    assert world.store.get(DEPLOYMENTS, *KEY) is None  # (the name of a Deployment has its revision in it)
