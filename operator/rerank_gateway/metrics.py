@@ -149,11 +149,7 @@ class Metrics:
     def forget_gone(self, table: RoutingTable) -> None:
         """Drops the series of Rerankers and revisions that have been gone for a while. For each scrape."""
         now = self._clock()
-        present = {
-            (*key, revision)
-            for key, route in table.routes.items()
-            for revision in ("", *(share[0] for share in route.policy.traffic), *(e.revision for e in route.endpoints))
-        }
+        present = {(*key, revision) for key, route in table.routes.items() for revision in ("", *route.revisions)}
         for series in self._series - present:
             if now - self._gone_since.setdefault(series, now) > FORGET_AFTER:
                 del self._gone_since[series]
@@ -194,7 +190,7 @@ class _LiveGauges(Collector):
             waiting.add_metric(key, queue.waiting if queue else 0)
             in_flight.add_metric(key, queue.in_flight if queue else 0)
             counts: dict[str, int] = {revision: 0 for revision, _ in route.policy.traffic}
-            for endpoint in route.endpoints:
+            for endpoint in (*route.endpoints, *route.set_aside):
                 counts[endpoint.revision] = counts.get(endpoint.revision, 0) + endpoint.ready
             for revision, count in counts.items():
                 endpoints.add_metric((*key, revision), count)

@@ -122,8 +122,9 @@ def split(route: Route, loads: Mapping[str, Load], now: float) -> Pools:
     """Endpoints by revision and traffic percent.
 
     A revision whose endpoints are all broken leaves its share to the others; when no revision with traffic has one that
-    is not, all endpoints serve, for an answer by another revision is better than none. One whose endpoints are busy
-    keeps its share, and its requests wait: a canary under load would else be measured by what is left of it.
+    is not, all endpoints serve, for an answer by another revision is better than none (what is set aside is none of
+    them). One whose endpoints are busy keeps its share, and its requests wait: a canary under load would else be
+    measured by what is left of it.
     """
     usable = [endpoint for endpoint in route.endpoints if not loads.get(endpoint.uid, _IDLE).broken(now)]
     by_revision: defaultdict[str, list[Endpoint]] = defaultdict(list)

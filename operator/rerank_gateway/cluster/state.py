@@ -62,7 +62,7 @@ class Policy:
     queue_limit: int = 1000
     suspended: bool = False
     traffic: tuple[tuple[str, int], ...] = ()
-    """Revision and percent of the requests."""
+    """Revision and percent of the requests; 0: it gets none, whatever happens to the others."""
     settled_revision: str | None = None
     """The revision that serves and is wanted; None while the two differ. While it sleeps, the next worker is of it."""
     cache: CachePolicy | None = None
@@ -78,6 +78,9 @@ class Policy:
 class Route:
     policy: Policy
     endpoints: tuple[Endpoint, ...] = ()
+    """Those that users' requests may go to."""
+    set_aside: tuple[Endpoint, ...] = ()
+    """Of revisions that no user's request may go to: for all but mirrored ones they are not there."""
 
     @property
     def ready(self) -> bool:
@@ -90,6 +93,11 @@ class Route:
     @property
     def label(self) -> str:
         return f"{self.policy.namespace}/{self.policy.name}"
+
+    @property
+    def revisions(self) -> set[str]:
+        """All that have a share, be it 0, or a worker."""
+        return {revision for revision, _ in self.policy.traffic} | {endpoint.revision for endpoint in self.endpoints}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +115,23 @@ def build_table(policies: Iterable[Policy], endpoints: Iterable[Endpoint]) -> Ro
     keys_by_name: defaultdict[str, list[Key]] = defaultdict(list)
     for policy in sorted(policies, key=lambda policy: (policy.namespace, policy.name)):
         key = (policy.namespace, policy.name)
-        routes[key] = Route(policy, tuple(sorted(by_reranker[key], key=lambda endpoint: endpoint.uid)))
+        routes[key] = _route(policy, sorted(by_reranker[key], key=lambda endpoint: endpoint.uid))
         keys_by_name[policy.name].append(key)
     return RoutingTable(routes, {name: tuple(keys) for name, keys in keys_by_name.items()})
+
+
+def _route(policy: Policy, endpoints: Iterable[Endpoint]) -> Route:
+    """Sets the workers aside whose revision has a share of 0. One that has no share at all, as during a rollout that
+    the operator has not seen yet, serves where no other is left."""
+    shares: defaultdict[str, int] = defaultdict(int)
+    for revision, percent in policy.traffic:
+        shares[revision] += percent
+    closed = {revision for revision, percent in shares.items() if not percent}
+    serving: list[Endpoint] = []
+    set_aside: list[Endpoint] = []
+    for endpoint in endpoints:
+        (set_aside if endpoint.revision in closed else serving).append(endpoint)
+    return Route(policy, tuple(serving), tuple(set_aside))
 
 
 class _Condition(msgspec.Struct):

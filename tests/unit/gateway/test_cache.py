@@ -384,6 +384,8 @@ SPLIT = (("new", 25), ("old", 75))
         pytest.param((), (), "old", (), ("old", "old"), id="asleep"),
         pytest.param((), (), None, (), (None, None), id="asleep, with another to come"),
         pytest.param((OLD,), (("old", 0),), "old", (), ("old", "old"), id="a share of nothing is none"),
+        pytest.param((NEW,), (("new", 0), ("old", 100)), None, (), ("old", "old"), id="only the canary has a worker"),
+        pytest.param((NEW,), (("new", 0),), None, (), (None, None), id="which nobody may be answered by"),
     ],
 )
 def test_the_revision_a_request_would_be_scored_by(
@@ -393,6 +395,7 @@ def test_the_revision_a_request_would_be_scored_by(
     failing: tuple[str, ...],
     by_draw: tuple[str | None, str | None],
 ) -> None:
-    route = Route(Policy("ns", "rr", traffic=traffic, settled_revision=settled), endpoints)
+    policy = Policy("ns", "rr", traffic=traffic, settled_revision=settled)
+    route = build_table([policy], endpoints).routes["ns", "rr"]
     loads = {uid: Load(retry_at=10.0, on_trial=True) for uid in failing}
     assert tuple(expected_revision(route, loads, draw, 5.0) for draw in (0.1, 0.9)) == by_draw
