@@ -1,6 +1,7 @@
 """Two revisions on one golden set: how well each ranks it, how sure the difference is, and the verdict. Pure."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -10,6 +11,10 @@ from rerank_operator.rollout.judge.quality import compare
 
 INTERVAL = 0.95
 """Of the differences that are told; the verdict has probabilities of its own (Settings)."""
+
+Measure = Literal["ndcg", "accuracy", "reciprocal_rank"]
+"""A field of Quality."""
+TOLD: dict[Measure, str] = {"ndcg": "nDCG", "accuracy": "accuracy", "reciprocal_rank": "MRR"}
 
 
 class Compared(msgspec.Struct, frozen=True):
@@ -38,6 +43,9 @@ def _one(measure: str, stable: Sequence[float], canary: Sequence[float]) -> Comp
     return Compared(measure, sum(stable) / len(stable), sum(canary) / len(canary), low, high)
 
 
-def verdict(stable: Sequence[Quality], canary: Sequence[Quality], settings: Settings) -> Verdict:
-    """What the judge of a rollout says of the golden set: advance, rollback or hold."""
-    return judge_golden([each.ndcg for each in stable], [each.ndcg for each in canary], settings)
+def verdict(
+    stable: Sequence[Quality], canary: Sequence[Quality], settings: Settings, measure: Measure = "ndcg"
+) -> Verdict:
+    """What the judge of a rollout says of the golden set by this measure: advance, rollback or hold."""
+    arms = ([getattr(each, measure) for each in arm] for arm in (stable, canary))
+    return judge_golden(*arms, settings, TOLD[measure])

@@ -1,5 +1,6 @@
 """Reads a golden set, and refuses what could not be judged by, with the query and the field. Never guesses a label."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +9,8 @@ import msgspec
 import yaml
 
 MOST_QUERIES, MOST_DOCUMENTS, MOST_GRADE = 10_000, 1_000, 10
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1_000_000)]
 Grade = Annotated[int, msgspec.Meta(ge=0, le=MOST_GRADE)]
@@ -37,21 +40,54 @@ class GoldenSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_golden_set(path: Path) -> GoldenSet:
-    """The golden set in ``path``: YAML or JSON with ``queries`` and perhaps ``k``, or JSON lines (*.jsonl), one query
-    each. Raises BadGoldenSet."""
+    """The golden set in ``path``; *.jsonl holds JSON lines, and of others ``parse_golden_set`` tells what they hold.
+    Raises BadGoldenSet."""
     try:
         text = path.read_text("utf-8")
     except OSError as error:
         raise BadGoldenSet(f"{path}: cannot be read ({error.strerror}): give the path of a golden set") from None
     except UnicodeDecodeError:
         raise BadGoldenSet(f"{path}: is no text in UTF-8") from None
+    return _parsed(text, str(path), lines=path.suffix == ".jsonl" or _are_lines(text))
+
+
+def parse_golden_set(text: str, name: str) -> GoldenSet:
+    """The golden set in ``text``: YAML or JSON with ``queries`` and perhaps ``k``, or JSON lines, one query each.
+
+    ``name``: what it is called in messages. A mebibyte of YAML takes seconds. Raises BadGoldenSet.
+    """
+    return _parsed(text, name, lines=_are_lines(text))
+
+
+def _parsed(text: str, name: str, lines: bool) -> GoldenSet:
     try:
-        body = {"queries": _lines(text)} if path.suffix == ".jsonl" else yaml.safe_load(text)
-        return msgspec.convert(body, GoldenSet)
+        found = msgspec.convert({"queries": _lines(text)} if lines else _whole(text), GoldenSet)
     except (yaml.YAMLError, RecursionError) as error:
-        raise BadGoldenSet(f"{path}: is neither YAML nor JSON: {error}") from None
+        raise BadGoldenSet(f"{name}: is neither YAML nor JSON: {error}") from None
     except ValueError as error:
-        raise BadGoldenSet(f"{path}: {error}") from None
+        raise BadGoldenSet(f"{name}: {error}") from None
+    # Aliases would make gigabytes of requests out of a kilobyte.
+    if sum(len(query.query) + sum(map(len, query.documents)) for query in found.queries) > len(text):
+        raise BadGoldenSet(f"{name}: holds more text than it has letters: write texts out instead of YAML's aliases")
+    return found
+
+
+def _are_lines(text: str) -> bool:
+    """JSON lines: the first one is a whole object that is no set; or is broken, and every line begins as one does."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines or not lines[0].startswith("{"):
+        return False
+    try:
+        return "queries" not in json.loads(lines[0])
+    except ValueError:
+        return len(lines) > 1 and all(line.startswith("{") for line in lines)
+
+
+def _whole(text: str) -> Any:
+    if text.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError):
+            return json.loads(text)  # as YAML it would take seconds
+    return yaml.load(text, _Loader)  # noqa: S506 (both loaders are safe ones)
 
 
 def _lines(text: str) -> list[Any]:

@@ -89,13 +89,16 @@ class Verdict(msgspec.Struct, frozen=True):
     metrics: tuple[MetricVerdict, ...] = ()
 
 
-def judge_golden(stable: Sequence[float], canary: Sequence[float], settings: Settings) -> Verdict:
-    """``stable``, ``canary``: nDCG of each golden query, in the same order, before any user's request."""
+def judge_golden(
+    stable: Sequence[float], canary: Sequence[float], settings: Settings, measure: str = "nDCG"
+) -> Verdict:
+    """``stable``, ``canary``: nDCG of each golden query, in the same order, before any user's request; or another
+    measure from 0 to 1, which is called ``measure`` in messages."""
     found = compare(stable, canary, settings.miss_probability, _chance(settings, golden=True))
     if found is None:
         metric = MetricVerdict("quality", "hold", f"{len(stable)} golden queries are too few to compare")
         return Verdict("hold", "quality", (metric,))
-    told = f"nDCG {found.mean:+.4f} over {found.queries} queries, between {found.low:+.4f} and {found.high:+.4f}"
+    told = f"{measure} {found.mean:+.4f} over {found.queries} queries, between {found.low:+.4f} and {found.high:+.4f}"
     if found.high < -settings.ndcg_tolerated:
         return Verdict("rollback", "quality", (MetricVerdict("quality", "fail", told),))
     margin = settings.ndcg_margin

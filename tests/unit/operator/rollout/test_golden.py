@@ -8,14 +8,22 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import yaml
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from rerank_operator.rollout.golden.ask import TRIES, CannotAsk, ask
 from rerank_operator.rollout.golden.cli import main
 from rerank_operator.rollout.golden.compare import compared, verdict
-from rerank_operator.rollout.golden.golden_set import BadGoldenSet, GoldenQuery, GoldenSet, read_golden_set
+from rerank_operator.rollout.golden.golden_set import (
+    BadGoldenSet,
+    GoldenQuery,
+    GoldenSet,
+    parse_golden_set,
+    read_golden_set,
+)
 from rerank_operator.rollout.golden.measures import Quality, quality
 from rerank_operator.rollout.judge.judge import Settings
 
@@ -102,6 +110,54 @@ def test_a_bad_line_and_a_missing_file_are_named(tmp_path: Path):
         read_golden_set(path)
     with pytest.raises(BadGoldenSet, match="No such file"):
         read_golden_set(tmp_path / "none.yaml")
+
+
+LINE = json.dumps(QUERY)
+WHOLE = {"queries": [QUERY, QUERY]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{LINE}\n\n{LINE}\n",
+        f"\n{LINE}\n{LINE}",
+        json.dumps(WHOLE),
+        json.dumps(WHOLE, indent="\t"),
+        yaml.safe_dump(WHOLE, sort_keys=False),
+        "queries:\n- " + LINE + "\n- " + LINE,
+        "{queries: [" + LINE + ", " + LINE + "]}",
+    ],
+    ids=["lines", "lines after an empty one", "JSON", "JSON with tabs", "YAML", "mixed", "YAML in braces"],
+)
+def test_what_a_text_holds_is_told_without_a_files_name(text: str):
+    assert parse_golden_set(text, "a text") == GoldenSet([msgspec.convert(QUERY, GoldenQuery)] * 2)
+
+
+def test_one_line_is_one_query():
+    assert len(parse_golden_set(LINE, "a text").queries) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "Expected `object`, got `null`"),
+        (LINE + "\nnonsense", "line 2: is no JSON"),
+        ('{"query": \n' + LINE, "line 1: is no JSON"),
+        (LINE + "\n" + '{"query": "a"}', "missing required field `documents` - at `$.queries[1]`"),
+        ("queries: [", "is neither YAML nor JSON"),
+        ("[" * 5000, "is neither YAML nor JSON"),
+        (
+            "queries:\n- &q {query: some words, documents: [one, other], labels: [1, 0]}\n" + "- *q\n" * 20,
+            "write texts out instead of YAML's aliases",
+        ),
+        ("queries: !!python/object/apply:os.getcwd []", "is neither YAML nor JSON"),
+    ],
+)
+def test_a_bad_text_is_called_by_its_name(text: str, told: str):
+    with pytest.raises(BadGoldenSet) as refused:
+        parse_golden_set(text, "ConfigMap search/golden, key golden.jsonl")
+    assert str(refused.value).startswith("ConfigMap search/golden, key golden.jsonl: ")
+    assert told in str(refused.value)
 
 
 Answer = Callable[[dict[str, Any]], web.Response]
@@ -194,6 +250,10 @@ def test_the_same_ranking_may_go_on_and_a_worse_one_may_not():
     assert verdict([right] * 20, [right] * 20, Settings()).action == "advance"
     assert verdict([right] * 20, [right, wrong] * 10, Settings()).action == "rollback"
     assert verdict([right] * 9, [wrong] * 9, Settings()).action == "hold"
+    by_rank = verdict([right] * 20, [Quality(1.0, 1.0, 0.5)] * 20, Settings(), "reciprocal_rank")
+    assert by_rank.action == "rollback"
+    assert by_rank.metrics[0].message.startswith("MRR -0.5000 over 20 queries")
+    assert verdict([right] * 20, [right, wrong] * 10, Settings(), "accuracy").action == "advance"
     rows = compared([right] * 20, [right, wrong] * 10, 10)
     assert [row.measure for row in rows] == ["nDCG@10", "accuracy@10", "MRR"]
     assert rows[0].canary == pytest.approx(0.75)
