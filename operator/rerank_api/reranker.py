@@ -19,7 +19,7 @@ ConditionStatus = Literal["True", "False", "Unknown"]
 ScalingMode = Literal["auto", "recommend"]
 ScalingState = Literal["Auto", "Recommend", "Paused", "ByHand", "Suspended"]
 RolloutStrategy = Literal["Replace", "Canary", "ABTest"]
-WhenFull = Literal["wait", "replaceOne"]
+WhenFull = Literal["wait", "replaceOne", "borrow"]
 RolloutPhase = Literal["Starting", "Golden", "Mirror", "Traffic", "Promoting", "Promoted", "RolledBack", "Cancelled"]
 CheckVerdict = Literal["pass", "fail", "hold"]
 
@@ -237,6 +237,8 @@ class RolloutStatus(_Resource, frozen=True):
     """Steps that are passed."""
     requests: int = 0
     """Of users that the canary has answered, as far as gateways have told."""
+    borrowed: int = 0
+    """Pods that its WarmPool does without meanwhile, to make room for the canary."""
     paused: str = ""
     """Why it does not go on; empty where it does."""
     checks: list[RolloutCheck] = []

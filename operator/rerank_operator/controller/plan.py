@@ -161,12 +161,13 @@ class _Planner:
         self.deployments = {state.revision: state for state in observed.deployments}
         self.stored = {state.revision: state for state in observed.revisions}
         self.trouble = self._diagnose(self.target)
-        scene = scene_of(observed, reranker, self.target, self.desired, self.trouble, findings, now)
+        self.stuck, self.look_again = self._stuck()
+        scene = scene_of(observed, reranker, self.target, self.desired, self.trouble, self.stuck, findings, now)
         self.course = course(scene)
         self.findings = findings
 
     def plan(self) -> Plan:
-        handover, rejected, look_again = self._hand_over()
+        handover, rejected = self._hand_over()
         if handover.complete and self.course.promoting:
             self.course = promoted(self.course, format_time(self.now))
         actions = [
@@ -197,7 +198,7 @@ class _Planner:
             last_trouble=self._last_trouble(),
         )
         status, told = _tell(self.observed, facts, handover.traffic, handover.complete, self.now)
-        return Plan(tuple(actions), status, told, 0.0 if self._moved_on() else look_again)
+        return Plan(tuple(actions), status, told, 0.0 if self._moved_on() else self.look_again)
 
     def _moved_on(self) -> bool:
         """What the next plan is made of changes with this one's status, of which no watch will tell."""
@@ -217,8 +218,8 @@ class _Planner:
 
     # --- who serves, with how many ---
 
-    def _hand_over(self) -> tuple[Handover, RejectedRevision | None, float | None]:
-        mine = self.deployments.get(self.target)
+    def _stuck(self) -> tuple[int, float | None]:
+        """The target's workers that find no room, and when to look again."""
         held = frozenset[str]().union(
             *(
                 state.resources
@@ -226,10 +227,12 @@ class _Planner:
                 if state.revision != self.target and state.replicas
             )
         )
-        waiting = _pods_of(self.observed.pods, self.target)
-        stuck, look_again = blocked(waiting, mine, held, self.now, PATIENCE_SECONDS)
+        waiting, mine = _pods_of(self.observed.pods, self.target), self.deployments.get(self.target)
+        return blocked(waiting, mine, held, self.now, PATIENCE_SECONDS)
+
+    def _hand_over(self) -> tuple[Handover, RejectedRevision | None]:
         views = [
-            msgspec.structs.replace(view, blocked=stuck if view.revision == self.target else self._waiting(view))
+            msgspec.structs.replace(view, blocked=self.stuck if view.revision == self.target else self._waiting(view))
             for view in _views(self.observed, self._restorable(), self.now)
         ]
         rejected = self.course.rejected or (None if self.course.judging else self._rejected(views))
@@ -237,7 +240,7 @@ class _Planner:
         views = [msgspec.structs.replace(view, ready=0) if view.revision in aside else view for view in views]
         decided = self._shared_out(views, rejected)
         none = tuple(TrafficShare(revision, 0) for revision in sorted(aside))
-        return msgspec.structs.replace(decided, traffic=decided.traffic + none), rejected, look_again
+        return msgspec.structs.replace(decided, traffic=decided.traffic + none), rejected
 
     def _shared_out(self, views: list[RevisionView], rejected: RejectedRevision | None) -> Handover:
         """Replicas and traffic, by how far a canary has come."""

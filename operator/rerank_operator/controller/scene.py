@@ -22,10 +22,11 @@ def scene_of(
     target: str,
     desired: int,
     trouble: Diagnosis | None,
+    stuck: int,
     findings: Findings | None,
     now: float,
 ) -> Scene:
-    """``trouble``: of the target's workers."""
+    """``trouble``: of the target's workers; ``stuck``: those of them that find no room."""
     status, annotations = observed.status, reranker.metadata.annotations
     current = status.get("currentRevision")
     rejected = rejection_of(status)
@@ -40,6 +41,7 @@ def scene_of(
         or any(state.revision == current and state.spec is not None for state in observed.revisions),
         desired=desired,
         ready=sum(pod.ready and pod.counts for pod in observed.pods if pod.revision == target),
+        blocked=stuck,
         hopeless=(trouble.reason, trouble.message) if trouble is not None and hopeless else None,
         waiting=trouble.message if trouble is not None else "",
         state=observed.rollout,

@@ -61,6 +61,8 @@ class Scene(msgspec.Struct, frozen=True):
     desired: int
     ready: int = 0
     """Workers of the target."""
+    blocked: int = 0
+    """Those that find no room."""
     hopeless: tuple[str, str] | None = None
     """Reason and message where workers of the target will not come up."""
     waiting: str = ""
@@ -171,7 +173,20 @@ def _walk(state: RolloutStatus, scene: Scene) -> Course:
     if state.phase == "Traffic":
         percent = scene.rollout.steps[min(state.step, len(scene.rollout.steps) - 1)]
         state = msgspec.structs.replace(state, percent=percent)
+    state = msgspec.structs.replace(state, borrowed=_borrowed(state, scene))
     return Course(msgspec.structs.replace(state, message=_message(state, scene)))
+
+
+def _borrowed(state: RolloutStatus, scene: Scene) -> int:
+    """Only as many as find no room, and until the canary is stable or gone: what went to and fro would load models in
+    vain."""
+    if scene.rollout.when_full != "borrow" or state.phase not in JUDGED:
+        return 0
+    return (
+        state.borrowed
+        if not scene.blocked
+        else max(state.borrowed, min(scene.ready + scene.blocked, size(scene.desired, state.percent)))
+    )
 
 
 def _with_findings(state: RolloutStatus, findings: Findings) -> RolloutStatus:
@@ -263,7 +278,7 @@ def _enter(state: RolloutStatus, scene: Scene, phase: RolloutPhase, message: str
 def _ended(state: RolloutStatus, time: str, phase: RolloutPhase, message: str) -> RolloutStatus:
     percent = 100 if phase == "Promoted" else 0
     return msgspec.structs.replace(
-        state, phase=phase, phase_started=time, ended=time, message=message, paused="", percent=percent
+        state, phase=phase, phase_started=time, ended=time, message=message, paused="", percent=percent, borrowed=0
     )
 
 

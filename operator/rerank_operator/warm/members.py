@@ -42,6 +42,8 @@ class Member(msgspec.Struct, frozen=True):
     """This version of the operator does not understand what is stored: it keeps the pods that it has."""
     last_request: float = 0.0
     """Unix time; 0: none is known."""
+    borrowed: int = 0
+    """Pods whose room its canary has."""
 
     @property
     def name(self) -> str:
@@ -102,7 +104,8 @@ def _member(body: dict[str, Any], kept: dict[str, Any] | None, spec: WarmPoolSpe
     served, problem = _served(reranker, revision, spec)
     scaling = reranker.status.scaling
     last = time_or_zero(scaling.last_request_time) if scaling is not None else 0.0
-    return Member(metadata, served, problem, last_request=last)
+    rollout = reranker.status.rollout
+    return Member(metadata, served, problem, last_request=last, borrowed=rollout.borrowed if rollout is not None else 0)
 
 
 def _served(reranker: Reranker, revision: RevisionSpec | None, spec: WarmPoolSpec) -> tuple[Served | None, str | None]:

@@ -101,8 +101,10 @@ def make_plan(observed: Observed, token: str, worker: WorkerImage, now: float, p
         facts = pool_status.Facts(len(observed.state.pods), _ready(observed.state), problem=problem)
         return Plan(status=_status(observed, facts, now))
     actions: tuple[Action, ...] = ()
+    borrowed = min(spec.size, sum(member.borrowed for member in observed.members))
+    there = msgspec.structs.replace(spec, size=spec.size - borrowed)
     try:
-        manifest = warm_pool_deployment(metadata, spec, token, worker)
+        manifest = warm_pool_deployment(metadata, there, token, worker)
     except BadSpec as error:
         problem = problem or Problem("InvalidSpec", str(error))
     else:
@@ -112,7 +114,8 @@ def make_plan(observed: Observed, token: str, worker: WorkerImage, now: float, p
     loans = decide_loans(state, observed.members, observed.workers, observed.failures, running, now)
     asked = jobs(state, observed.members, spec, observed.workers, observed.failures, running, now)
     facts = pool_status.Facts(
-        size=spec.size,
+        size=there.size,
+        borrowed=borrowed,
         ready=_ready(state),
         unheard=sum(pod.state.unheard for pod in state.pods),
         problem=problem,

@@ -30,6 +30,8 @@ class Facts(msgspec.Struct, frozen=True):
 
     size: int
     ready: int
+    borrowed: int = 0
+    """Pods that it does without, for canaries that find no room else."""
     unheard: int = 0
     """Pods of nodes that do not report."""
     problem: Problem | None = None
@@ -96,12 +98,21 @@ def told(old: dict[str, Any], written: dict[str, Any]) -> tuple[Event, ...]:
 # --- Ready: is there a pod that can be lent, or is lent? ---
 
 
+def _all_borrowed(facts: Facts) -> Answer | None:
+    if facts.size or not facts.borrowed:
+        return None
+    return "False", "Borrowed", f"the room of all {facts.borrowed} pods is borrowed by canaries until they are decided"
+
+
 def _empty(facts: Facts) -> Answer | None:
     return ("False", "NoPodsRequested", "spec.size is 0: raise it to have warm pods") if facts.size == 0 else None
 
 
 def _ready(facts: Facts) -> Answer | None:
-    return ("True", "PodsReady", f"{facts.ready} of {facts.size} pods are ready") if facts.ready else None
+    if facts.ready == 0:
+        return None
+    less = f"; the room of {facts.borrowed} more is borrowed by canaries" if facts.borrowed else ""
+    return "True", "PodsReady", f"{facts.ready} of {facts.size} pods are ready{less}"
 
 
 def _unheard(facts: Facts) -> Answer | None:
@@ -163,7 +174,7 @@ def _told(messages: Mapping[str, str]) -> str:
 
 
 _CHAINS: dict[str, tuple[Check, ...]] = {
-    READY: (_empty, _ready, _unheard, _not_ready, _starting),
+    READY: (_all_borrowed, _empty, _ready, _unheard, _not_ready, _starting),
     DEGRADED: (
         _problem,
         _trouble,

@@ -242,7 +242,7 @@ def test_at_zero_a_canary_waits_and_gets_nothing_first():
     assert (world.replicas(), world.rollout["phase"]) == ({world.a: 4, world.b: 1}, "Golden")
 
 
-@pytest.mark.parametrize(("when_full", "stable"), [("wait", 4), ("replaceOne", 3)])
+@pytest.mark.parametrize(("when_full", "stable"), [("wait", 4), ("replaceOne", 3), ("borrow", 4)])
 def test_without_room_the_user_has_chosen(when_full: str, stable: int):
     gpus = {"resources": {"limits": {"nvidia.com/gpu": 1}}}
     world = World(room=4)
@@ -255,8 +255,16 @@ def test_without_room_the_user_has_chosen(when_full: str, stable: int):
         world.run_one_pod()
     assert world.replicas() == {a: stable, b: 1}
     assert world.status["rollout"]["phase"] == ("Starting" if stable == 4 else "Golden")
-    if when_full == "wait":
+    if when_full != "replaceOne":
         assert "nvidia.com/gpu" in world.status["rollout"]["message"]
+    assert world.status["rollout"].get("borrowed", 0) == (1 if when_full == "borrow" else 0)
+    if when_full == "borrow":
+        world.room = 5  # the pool has given its room
+        world.settle()
+        assert world.status["rollout"]["phase"] == "Golden"
+        world.annotate(names.ANNOTATION_ABORT, b)
+        world.settle()
+        assert "borrowed" not in world.status["rollout"]
 
 
 def test_one_stable_replica_is_never_given_up_for_room():
