@@ -185,10 +185,10 @@ class Judge:
             self.seen.step += 1
             self.seen.begin_step(now)
 
-    def look(self, now: float, stable: Window, canary: Window) -> Verdict:
+    def look(self, now: float, stable: Window, canary: Window, *, go_on: bool = True) -> Verdict:
         """What both arms have answered since the last look; too little of it is kept for the next, and changes nothing.
 
-        ``now``: seconds since the rollout began.
+        ``now``: seconds since the rollout began. ``go_on``: False where a person has paused it: it may still go back.
         """
         seen = self.seen
         seen.requests += len(canary.seconds)
@@ -205,7 +205,7 @@ class Judge:
         failed = next((metric for metric in metrics if metric.verdict == "fail"), None)
         if failed is not None:
             return Verdict("rollback", failed.name, metrics)
-        return self._next(now, metrics)
+        return self._next(now, metrics) if go_on else Verdict("hold", "paused", metrics)
 
     def _next(self, now: float, metrics: tuple[MetricVerdict, ...]) -> Verdict:
         seen, settings = self.seen, self.settings

@@ -212,3 +212,12 @@ def test_latencies_that_are_all_the_same_can_be_judged(slower: float, action: st
 def test_where_many_requests_fail_a_few_more_are_found_all_the_same(more: float, action: str):
     verdict, _ = _roll_out(Arm(1, errors=0.1), Arm(2, errors=0.1 + more), requests=2000)
     assert (verdict.action, verdict.reason) == (action, "errors" if more else "")
+
+
+def test_paused_it_takes_no_step_and_still_goes_back():
+    judge = Judge(STEPS, Arm(1)(2000), Settings(step_requests=1, step_seconds=0), golden=False)
+    good, bad = Arm(2), Arm(3, errors=0.9)
+    for look in range(200):
+        verdict = judge.look(10.0 * look, Arm(4)(500), good(50), go_on=False)
+        assert (verdict.action, verdict.reason, judge.step) == ("hold", "paused", 0)
+    assert judge.look(2001.0, Arm(4)(500), bad(50), go_on=False).action == "rollback"
