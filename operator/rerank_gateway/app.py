@@ -17,6 +17,7 @@ from aiohttp import web
 
 from rerank_gateway import forwarding
 from rerank_gateway.access import observe_requests
+from rerank_gateway.answers import AnswerLog, add_answers
 from rerank_gateway.auth import ApiKeys, require_key
 from rerank_gateway.body import HeldBytes
 from rerank_gateway.cache import Caches
@@ -71,6 +72,7 @@ class Gateway:
         self._queues = Queues(options.limits, clock, wall)
         self._caches = Caches(options.max_cache_bytes, clock)
         self._demand = Demand(self._queues, wall)
+        self._answers = AnswerLog(self._demand.gateway, clock)
         self._held = HeldBytes(options.max_held_bytes)
         self._metrics = Metrics(clock)
         self._metrics.observe(
@@ -84,7 +86,8 @@ class Gateway:
         self._api: web.AppRunner | None = None
         self._admin: web.AppRunner | None = None
         self._queues.on_change = self._demand.touched
-        for listener in (self._queues.update, self._demand.update, self._caches.update):  # in this order
+        # In this order: the demand is told from the queues.
+        for listener in (self._queues.update, self._demand.update, self._caches.update, self._answers.update):
             source.subscribe(listener)
 
     @property
@@ -101,7 +104,7 @@ class Gateway:
 
     async def start(self) -> None:
         self._session = forwarding.open_session()
-        forwarder = forwarding.Forwarder(self._session, self._metrics, self._clock)
+        forwarder = forwarding.Forwarder(self._session, self._metrics, self._answers, self._clock)
         scoring = Scoring(self._queues, forwarder, self._caches, self._clock)
         serving = Serving(self._source, scoring, self._held, self._clock)
         options = self._options
@@ -111,6 +114,7 @@ class Gateway:
         add_readiness(admin, self._source, lambda: self.draining)
         add_metrics(admin, self._metrics, self._source)
         add_demand(admin, self._demand)
+        add_answers(admin, self._answers)
         self._admin = await _listen(admin, options.host, options.admin_port, shutdown_timeout=1.0)
 
         observed = observe_requests(self._metrics, self._clock, lambda: self.draining, frozenset({HEALTH_PATH}))

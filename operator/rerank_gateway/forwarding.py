@@ -15,6 +15,7 @@ import msgspec
 from rerank_api import wire
 from yarl import URL
 
+from rerank_gateway.answers import AnswerLog
 from rerank_gateway.cluster.state import Endpoint
 from rerank_gateway.errors import ApiError
 from rerank_gateway.metrics import Metrics
@@ -84,9 +85,12 @@ def open_session() -> aiohttp.ClientSession:
 
 
 class Forwarder:
-    def __init__(self, session: aiohttp.ClientSession, metrics: Metrics, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, metrics: Metrics, answers: AnswerLog, clock: Callable[[], float]
+    ) -> None:
         self._session = session
         self._metrics = metrics
+        self._answers = answers
         self._clock = clock
         self._probes: dict[str, asyncio.Task[bool]] = {}
 
@@ -113,6 +117,7 @@ class Forwarder:
             except ApiError as error:
                 if error.status != 504:
                     queue.succeeded(endpoint)
+                self._answers.attempted(endpoint, queued, failed=True)
                 raise
             except _Busy:
                 self._retry(queue, ticket, endpoint, _BUSY_PAUSE, "busy", broken=False)
@@ -121,12 +126,14 @@ class Forwarder:
             except _Unreachable:
                 self._retry(queue, ticket, endpoint, _BROKEN_PAUSE, "unreachable", broken=True)
             except _Broken as error:
+                self._answers.attempted(endpoint, queued, failed=True)
                 self._retry(queue, ticket, endpoint, _BROKEN_PAUSE, "broken", broken=True)
                 broken += 1
                 if broken >= MAX_BROKEN_ATTEMPTS:
                     message = f"{broken} workers failed on this request, the last because {error}: change the request"
                     raise ApiError(502, "workers_failed", message) from None
             else:
+                self._answers.attempted(endpoint, queued, failed=False)
                 queue.succeeded(endpoint)
                 queue.counted(ticket, response.tokens)
                 if answer.capacity is not None:
