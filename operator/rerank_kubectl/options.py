@@ -10,45 +10,47 @@ examples:
   kubectl rerank status products -n search    one rollout, and what can be done
   kubectl rerank status products --watch      until it ends
   kubectl rerank abort products               back to what served before
-  kubectl rerank history products             how earlier rollouts ended, and why
+  kubectl rerank history products             how earlier ones ended, and why
 
 exit status:
   0  done; with --watch: the revision that the spec asks for serves
   1  with --watch: it was rolled back, or the spec has moved on
-  2  not done: bad input, refused, or kubectl failed; the reason is on stderr
+  2  not done: bad input, refused, or kubectl failed; stderr says why
   3  with --watch: still going on, or paused, when --timeout was over
 
-Everything is asked and written by your own kubectl, with your rights: status and
-history need get and list of rerankers (history: of controllerrevisions, too), the
-others patch of rerankers. Flags stand behind the command: kubectl rerank status -n
-search."""
+Everything is asked and written by your own kubectl, with your rights: status
+and history need get and list of rerankers (history: of controllerrevisions,
+too), the others patch of rerankers. Flags stand behind the command: kubectl
+rerank status -n search."""
 
 _PROMOTE = """\
 Sends all requests to the canary and skips the gates that are left.
 
-Refused while it has not shown that it is no worse: while any check says fail or
-hold, or no user's request has been judged. The reasons are listed, and --force
-goes on in spite of them. A canary that fails a check with strategy Canary is rolled
-back all the same. The annotation names the revision that was looked at, so that a
-canary that came since is never promoted by mistake; --revision names it yourself."""
+Refused while it has not shown that it is no worse: while any check says fail
+or hold, or no user's request has been judged. The reasons are listed, and
+--force goes on in spite of them. With strategy Canary, one that fails a check
+is rolled back all the same. The annotation names the revision that was looked
+at, so that a canary that came since is never promoted by mistake; --revision
+names it yourself."""
 
 _ABORT = """\
-Takes the canary back: its share of the requests goes to zero, stable serves on.
+Takes the canary back: its share of the requests goes to zero, stable serves
+on.
 
-It does not ask twice, for stable keeps all its workers until the promotion. The
-revision is not tried again until the spec changes or somebody says retry."""
+It does not ask twice, for stable keeps all its workers until the promotion.
+The revision is not tried again until the spec changes or somebody says retry."""
 
 _PAUSE = """\
-Keeps the canary where it is (annotation rerank.dev/rollout-paused). It is still
-rolled back where it is worse. Without a canary, the next one waits."""
+Keeps the canary where it is (annotation rerank.dev/rollout-paused). It is
+still rolled back where it is worse. Without a canary, the next one waits."""
 
 _RESUME = """\
 Removes what pause has set. Refused where something else holds the canary:
 spec.rollout.paused, or its deadline; it says which."""
 
 _RETRY = """\
-Tries the rejected revision again, from the first gate on, and forgets promote and
-abort. Refused where nothing is rejected."""
+Tries the rejected revision again, from the first gate on, and forgets promote
+and abort. Refused where nothing is rejected."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

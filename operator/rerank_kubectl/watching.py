@@ -34,8 +34,8 @@ def watch(
     or after SILENCE seconds."""
     until = clock() + timeout
     last, heard, followed = look(), clock(), None
+    show(last)
     while True:
-        show(last)
         # What goes on while the operator has not read the latest spec is not what was asked about.
         going = canary(last) if observed(last) else None
         followed = followed or (going.revision if going is not None else None)
@@ -45,10 +45,12 @@ def watch(
         wait(min(EVERY, max(0.0, until - clock())))
         try:
             last = look()
-            heard = clock()
         except Failed as failed:
             if not failed.passing or clock() - heard > SILENCE:
                 raise
+        else:
+            heard = clock()
+            show(last)
 
 
 class Lines:
