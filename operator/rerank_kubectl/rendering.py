@@ -123,7 +123,7 @@ def _rollout(rollout: RolloutStatus, reranker: Reranker, now: datetime, width: i
     yield from _field("requests", f"{rollout.requests} of users that it has answered", width)
     if rollout.paused:
         yield from _field("paused", rollout.paused, width)
-    if rollout.message:
+    if rollout.message and not (rollout.paused and rollout.paused in rollout.message):
         yield from _field("message", rollout.message, width)
     yield ""
     yield from checks_table(rollout, width)

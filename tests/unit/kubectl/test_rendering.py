@@ -67,6 +67,11 @@ def test_what_a_page_says(seen: Reranker, text: str):
     assert text in status_page(seen, NOW, CALL)
 
 
+def test_why_it_is_paused_is_told_once():
+    seen = reranker(rollout(paused="the deadline is over", message="paused: the deadline is over"))
+    assert status_page(seen, NOW, CALL).count("the deadline is over") == 1
+
+
 @given(
     st.lists(st.text(st.characters(codec="ascii", exclude_characters=" \n\r\t\v\f\x1c\x1d\x1e\x1f"), max_size=12)),
     st.integers(60, 120),
