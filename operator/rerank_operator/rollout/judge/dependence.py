@@ -15,6 +15,8 @@ LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 7
 """Between them the autocorrelation is taken for a straight line."""
 NOISE = 2.0
 """Standard errors below which an autocorrelation is none: the sum ends there, as Geyer's initial sequence does."""
+ALONE = 8.0
+"""A canary's one worker shows its bursts whole, where those of stable's several mingle."""
 FEWEST = 20
 """Events, and requests without one, from which on anything can be said."""
 
@@ -57,6 +59,10 @@ def design_effect(flags: Flags) -> float | None:
     return estimate * (1 + 2 * (2 * estimate / length) ** 0.5) if estimate > 1 else 1.0
 
 
-def larger(one: float | None, other: float | None) -> float | None:
-    """The larger of what is known."""
-    return max((effect for effect in (one, other) if effect is not None), default=None)
+def of_both(stable: float | None, canary: float | None) -> float | None:
+    """The larger one; but the canary's own counts for ALONE times stable's at most: what begins to fail or to be slow in
+    the middle of a rollout looks as if its requests were all alike, and would be excused for as long as it is bad."""
+    if canary is None:
+        return stable
+    known = stable if stable is not None else 1.0
+    return max(known, min(canary, ALONE * known))

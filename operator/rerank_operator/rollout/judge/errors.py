@@ -4,7 +4,7 @@ from typing import Self
 
 import msgspec
 
-from rerank_operator.rollout.judge.dependence import Flags, design_effect, larger
+from rerank_operator.rollout.judge.dependence import Flags, design_effect, of_both
 from rerank_operator.rollout.judge.evidence import Count, Evidence, Totals, share
 from rerank_operator.rollout.judge.windows import Window
 
@@ -57,7 +57,7 @@ class Errors(msgspec.Struct):
         )
 
     def design_effect(self) -> float:
-        return larger(design_effect(self.stable), design_effect(self.canary)) or 1.0
+        return of_both(design_effect(self.stable), design_effect(self.canary)) or 1.0
 
     def _note(self, stable: Window) -> None:
         self.requests += len(stable.seconds)

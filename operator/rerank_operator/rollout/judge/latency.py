@@ -12,7 +12,7 @@ from typing import Self
 
 import msgspec
 
-from rerank_operator.rollout.judge.dependence import Flags, design_effect, larger
+from rerank_operator.rollout.judge.dependence import Flags, design_effect, of_both
 from rerank_operator.rollout.judge.evidence import Count, Evidence, Totals, share
 from rerank_operator.rollout.judge.windows import Window
 
@@ -55,7 +55,7 @@ class Exceedance(msgspec.Struct):
         self.totals.add(Count(len(slow), sum(slow)), Count(len(late), sum(late)))
 
     def design_effect(self) -> float | None:
-        return larger(design_effect(self.stable), design_effect(self.canary))
+        return of_both(design_effect(self.stable), design_effect(self.canary))
 
 
 class Latency(msgspec.Struct):

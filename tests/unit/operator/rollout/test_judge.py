@@ -221,3 +221,16 @@ def test_paused_it_takes_no_step_and_still_goes_back():
         verdict = judge.look(10.0 * look, stable(500), good(50), go_on=False)
         assert (verdict.action, verdict.reason, judge.step) == ("hold", "paused", 0)
     assert judge.look(201.0, stable(500), bad(50), go_on=False).action == "rollback"
+
+
+@pytest.mark.parametrize(("bad", "most"), [(Arm(3, errors=1.0), 500), (Arm(3, middle=0.15), 4000)])
+def test_what_goes_wrong_late_is_found_soon(bad: Arm, most: int):
+    """What it did well before must not excuse it, nor its trouble be taken for requests that are all alike."""
+    stable, good = Arm(1), Arm(2)
+    judge = Judge((50,), stable(2000), Settings(step_requests=10**6), golden=False)
+    for look in range(20):
+        assert judge.look(10.0 * look, stable(500), good(500)).action == "hold"
+    sent = 0
+    while judge.look(1000.0, stable(100), bad(100)).action != "rollback":
+        sent += 100
+        assert sent < most
