@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -23,6 +23,7 @@ from rerank_operator.controller.outcome import OK, REFUSED, is_failure, outcome
 from rerank_operator.controller.plan import make_plan
 from rerank_operator.controller.pools import Pools
 from rerank_operator.controller.queue import WorkQueue
+from rerank_operator.controller.rollouts import Rollouts
 from rerank_operator.controller.scaler import Scaler
 from rerank_operator.controller.store import Store
 from rerank_operator.controller.watches import Watches
@@ -94,6 +95,7 @@ class Controller:
             self._applier.tell,
         )
         self.scaler.short = self.pools.waiting
+        self.rollouts = Rollouts(api, self.store, self._gateway_addresses, self._may_decide, self._enqueue, time.time)
         self._resync_now = asyncio.Event()
         self._lead_after_list = False
         self.synced = False
@@ -109,6 +111,7 @@ class Controller:
         watching = [
             asyncio.create_task(self._resync_forever(), name="resync"),
             asyncio.create_task(self.scaler.run(), name="scaler"),
+            asyncio.create_task(self.rollouts.run(), name="rollouts"),
         ]
         if self._gateways is not None:
             watching.append(asyncio.create_task(self._gateways.run(), name="gateways"))
@@ -153,8 +156,12 @@ class Controller:
         """The wishes of a WarmPool's Rerankers have changed."""
         self._enqueue_pool((namespace, pool))
 
+    def _gateway_addresses(self) -> Collection[str]:
+        return self._gateways.addresses if self._gateways is not None else ()
+
     def _start_leading(self) -> None:
         """Nothing is written before a fresh list: the last leader's latest writes may not have come through yet."""
+        self.rollouts.reset()
         self.scaler.reset()  # what counts is what the last leader left in the statuses
         self._lead_after_list = True
         self._resync_now.set()
@@ -162,6 +169,7 @@ class Controller:
     def _stop_leading(self) -> None:
         self.queue.clear()
         self.pools.clear()
+        self.rollouts.reset()
         self.scaler.reset()
 
     async def _served(self) -> bool:
@@ -246,14 +254,16 @@ class Controller:
         observed = observe(self.store, key)
         if observed is None:
             self.scaler.forget(key)
+            self.rollouts.forget(key)
             return OK
-        verdict = self.scaler.look(observed)
-        plan = make_plan(observed, self._settings.worker, time.time(), verdict=verdict)
+        verdict, findings = self.scaler.look(observed), self.rollouts.findings(observed)
+        worker = self._settings.worker
+        plan = make_plan(observed, worker, time.time(), verdict=verdict, findings=findings)
         problem = await self._applier.carry_out(plan.actions, observed.metadata)
         if problem is None:
             self.scaler.carried_out(key)
         else:
-            plan = make_plan(observed, self._settings.worker, time.time(), problem, verdict)
+            plan = make_plan(observed, worker, time.time(), problem, verdict, findings)
         if plan.status is not None:
             await self._applier.write_status(plan.status)
         if verdict is not None:

@@ -1,0 +1,329 @@
+"""Asks workers and gateways about each canary that is judged, and the judge what it says to that.
+
+The edge between the pure judge and the cluster: it decides nothing and writes nothing. What it finds goes into the next
+plan (``findings``). All that must survive a restart is in that plan's evidence, which is kept with the canary.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import aiohttp
+import msgspec
+from rerank_api import names, units
+from rerank_api.answers import Mirrored
+from rerank_api.reranker import Rollout, RolloutCheck, RolloutStatus
+
+from rerank_operator.controller.api import ApiError, KubeApi, Unreachable
+from rerank_operator.controller.kinds import CONFIG_MAPS, Key
+from rerank_operator.controller.observe import Observed, observe
+from rerank_operator.controller.store import Store
+from rerank_operator.controller.times import time_or_zero
+from rerank_operator.rollout.answers import Cursors, Polled, poll
+from rerank_operator.rollout.canary import JUDGED, Findings
+from rerank_operator.rollout.golden.ask import CannotAsk
+from rerank_operator.rollout.golden.compare import Measure, verdict
+from rerank_operator.rollout.golden.golden_set import BadGoldenSet, GoldenSet, parse_golden_set
+from rerank_operator.rollout.golden.workers import ask_worker
+from rerank_operator.rollout.judge import memory
+from rerank_operator.rollout.judge.judge import Judge, Settings
+from rerank_operator.rollout.judge.judge import Verdict as Judged
+from rerank_operator.rollout.judge.windows import Window
+from rerank_operator.rollout.mirror import judge_mirror
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""Between two looks at all canaries."""
+KEEP_SECONDS = 10.0
+"""Between two figures in the status, and two evidences, while nothing is decided."""
+RETRY_SECONDS = 10.0
+"""Between two tries to rank a golden set that cannot be read, or whose worker does not answer."""
+MOST_MIRRORED = 500
+"""Latest mirrored requests that are compared."""
+
+
+class Evidence(msgspec.Struct, omit_defaults=True):
+    """What is kept with the canary, as JSON."""
+
+    started: str
+    """Which rollout of that revision."""
+    phase: str
+    cursors: Cursors = msgspec.field(default_factory=Cursors)
+    mirrored: list[Mirrored] = []
+    judge: str | None = None
+    """As judge.memory writes it."""
+
+
+@dataclass
+class _Watched:
+    """One rollout that is looked at."""
+
+    evidence: Evidence
+    findings: Findings
+    judge: Judge | None = None
+    golden: asyncio.Task[RolloutCheck] | None = None
+    golden_due: float = 0.0
+    told: float = 0.0
+    """When the findings were last made."""
+    heard: bool = True
+
+
+class Rollouts:
+    def __init__(
+        self,
+        api: KubeApi,
+        store: Store,
+        gateways: Callable[[], Collection[str]],
+        active: Callable[[], bool],
+        changed: Callable[[Key], None],
+        wall: Callable[[], float],
+    ) -> None:
+        """``gateways``: addresses of their admin ports; ``active``: whether this operator leads; ``changed`` is told a
+        Reranker of whose canary something new is known."""
+        self._api = api
+        self._store = store
+        self._gateways = gateways
+        self._active = active
+        self._changed = changed
+        self._wall = wall
+        self._watched: dict[Key, _Watched] = {}
+
+    def findings(self, observed: Observed) -> Findings | None:
+        """About the canary of one Reranker; None: there is none, or nothing is known yet. From now on it is watched."""
+        key = (observed.metadata.namespace, observed.metadata.name)
+        state = observed.rollout
+        if state is None or state.phase not in JUDGED:
+            self.forget(key)
+            return None
+        watched = self._watched.get(key)
+        if watched is None or (watched.findings.revision, watched.evidence.started) != (state.revision, state.started):
+            self.forget(key)
+            watched = self._watched[key] = _Watched(_kept(observed, state), Findings(state.revision))
+        return watched.findings
+
+    def forget(self, key: Key) -> None:
+        watched = self._watched.pop(key, None)
+        if watched is not None and watched.golden is not None:
+            watched.golden.cancel()
+
+    def reset(self) -> None:
+        """Another leads, or has led until now."""
+        for key in list(self._watched):
+            self.forget(key)
+
+    async def run(self) -> None:
+        async with aiohttp.ClientSession(auto_decompress=False, trust_env=False) as session:
+            try:
+                while True:
+                    await asyncio.gather(*(self._look_safely(session, key) for key in list(self._watched)))
+                    await asyncio.sleep(LOOK_SECONDS)
+            finally:
+                self.reset()
+
+    async def _look_safely(self, session: aiohttp.ClientSession, key: Key) -> None:
+        try:
+            await self._look(session, key)
+        except Exception:  # one Reranker that we cannot cope with must not stop the others
+            log.exception("a canary could not be judged", extra={"namespace": key[0], "reranker": key[1]})
+
+    async def _look(self, session: aiohttp.ClientSession, key: Key) -> None:
+        observed = observe(self._store, key) if self._active() else None
+        if observed is None or observed.reranker is None or self.findings(observed) is None:
+            return
+        watched, state, rollout = self._watched[key], observed.rollout, observed.reranker.spec.rollout
+        assert state is not None
+        if watched.evidence.phase != state.phase:
+            watched.evidence = Evidence(state.started, state.phase)
+        if state.phase == "Golden" and rollout.golden_set is not None:
+            self._rank(session, watched, observed, rollout)
+        elif state.phase == "Mirror":
+            self._tell(key, watched, await self._mirror(session, key, watched, state, rollout))
+        elif state.phase == "Traffic":
+            self._tell(key, watched, await self._traffic(session, key, watched, state, rollout))
+
+    def _tell(self, key: Key, watched: _Watched, found: Findings) -> None:
+        """At once where something is decided; figures from time to time, with the evidence that they rest on."""
+        if self._watched.get(key) is not watched:
+            return  # the rollout is another one by now
+        now, before = self._wall(), watched.findings
+        decided = (found.action, found.step, _verdicts(found)) != (before.action, before.step, _verdicts(before))
+        if not decided and 0 <= now - watched.told < KEEP_SECONDS:
+            return
+        evidence = watched.evidence
+        if watched.judge is not None:
+            evidence.judge = memory.to_text(watched.judge)
+        watched.told = now
+        watched.findings = msgspec.structs.replace(found, evidence=msgspec.json.encode(evidence).decode())
+        self._changed(key)
+
+    # --- the golden set ---
+
+    def _rank(self, session: aiohttp.ClientSession, watched: _Watched, observed: Observed, rollout: Rollout) -> None:
+        """One ranking at a time, aside: it takes seconds to minutes."""
+        key = (observed.metadata.namespace, observed.metadata.name)
+        if watched.golden is not None and not watched.golden.done():
+            return
+        if watched.golden is not None:
+            task, watched.golden = watched.golden, None
+            check = task.result()
+            watched.golden_due = self._wall() + RETRY_SECONDS
+            watched.findings = msgspec.structs.replace(watched.findings, golden=check)
+            self._changed(key)
+            return
+        decided = watched.findings.golden is not None and watched.findings.golden.verdict != "hold"
+        if not decided and self._wall() >= watched.golden_due:
+            watched.golden = asyncio.create_task(self._golden(session, observed, rollout), name=f"golden {key}")
+
+    async def _golden(self, session: aiohttp.ClientSession, observed: Observed, rollout: Rollout) -> RolloutCheck:
+        assert rollout.golden_set is not None
+        assert observed.rollout is not None
+        try:
+            golden = await self._golden_set(observed.metadata.namespace, rollout)
+            measure, k = measured(rollout.golden_set.metric, golden)
+            found = []
+            for revision in (observed.rollout.stable, observed.rollout.revision):
+                found.append(await ask_worker(session, _worker_of(observed, revision), golden, k))
+        except (BadGoldenSet, CannotAsk) as error:
+            return RolloutCheck("golden", "hold", str(error))
+        except (ApiError, Unreachable) as error:
+            return RolloutCheck("golden", "hold", f"the golden set cannot be read: {error}")
+        told = verdict(found[0], found[1], settings_of(rollout), measure).metrics[0]
+        return RolloutCheck("golden", told.verdict, told.message)
+
+    async def _golden_set(self, namespace: str, rollout: Rollout) -> GoldenSet:
+        source = rollout.golden_set
+        assert source is not None
+        where = f"spec.rollout.goldenSet: ConfigMap {namespace}/{source.config_map}"
+        try:
+            found = await self._api.get(CONFIG_MAPS, namespace, source.config_map)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            raise BadGoldenSet(f"{where} does not exist: create it") from None
+        data = found.get("data") or {}
+        name = source.key if source.key is not None else next(iter(data), None) if len(data) == 1 else None
+        if name is None:
+            raise BadGoldenSet(f"{where} has {len(data)} keys: name one of them in key")
+        if name not in data:
+            raise BadGoldenSet(f"{where} has no key {name}: it has {', '.join(sorted(data)) or 'none'}")
+        return parse_golden_set(data[name], f"{where}, key {name}")
+
+    # --- what gateways tell ---
+
+    async def _poll(
+        self,
+        session: aiohttp.ClientSession,
+        key: Key,
+        watched: _Watched,
+        state: RolloutStatus,
+        from_start: bool = False,
+    ) -> Polled:
+        cursors = watched.evidence.cursors
+        found = await poll(session, self._gateways(), key, state.stable, state.revision, cursors, from_start=from_start)
+        watched.evidence.cursors = found.cursors
+        if found.missed and watched.heard:
+            told = "; ".join(f"{address}: {why}" for address, why in sorted(found.missed.items()))
+            log.warning(
+                "gateways that do not tell of answers: %s", told, extra={"namespace": key[0], "reranker": key[1]}
+            )
+        watched.heard = not found.missed
+        return found
+
+    async def _mirror(
+        self, session: aiohttp.ClientSession, key: Key, watched: _Watched, state: RolloutStatus, rollout: Rollout
+    ) -> Findings:
+        found = await self._poll(session, key, watched, state)
+        evidence = watched.evidence
+        evidence.mirrored = [*evidence.mirrored, *found.mirrored][-MOST_MIRRORED:]
+        settings = settings_of(rollout)
+        said = judge_mirror(evidence.mirrored, rollout.step_requests, settings, rollout.limits.rank_agreement)
+        check = RolloutCheck("mirror", said.verdict, said.message)
+        return msgspec.structs.replace(watched.findings, mirror=check)
+
+    async def _traffic(
+        self, session: aiohttp.ClientSession, key: Key, watched: _Watched, state: RolloutStatus, rollout: Rollout
+    ) -> Findings:
+        now = self._wall() - time_or_zero(state.phase_started)
+        judge = watched.judge or _restored(watched.evidence, rollout)
+        if judge is None:  # it begins: what stable did before is what the canary is compared with
+            watched.evidence.cursors = Cursors()
+            found = await self._poll(session, key, watched, state, from_start=True)
+            judge = Judge(rollout.steps, found.stable, settings_of(rollout), golden=rollout.golden_set is not None)
+            found = msgspec.structs.replace(found, stable=Window(), canary=Window())
+        else:
+            found = await self._poll(session, key, watched, state)
+        watched.judge = judge
+        if state.step > judge.step:
+            judge.skip_to(state.step, now)
+        said = judge.look(now, found.stable, found.canary, go_on=not state.paused)
+        return msgspec.structs.replace(
+            watched.findings,
+            action=said.action,
+            reason=said.reason,
+            step=judge.step,
+            requests=judge.canary_requests,
+            metrics=_checks(said),
+        )
+
+
+def settings_of(rollout: Rollout) -> Settings:
+    """The judge's settings that a spec asks for."""
+    limits = rollout.limits
+    return Settings(
+        error_probability=rollout.error_probability,
+        step_requests=rollout.step_requests,
+        step_seconds=units.parse_duration(rollout.step_duration),
+        errors_margin=limits.error_increase,
+        latency_margin=limits.latency_increase,
+        ndcg_margin=limits.quality_drop,
+    )
+
+
+def _kept(observed: Observed, state: RolloutStatus) -> Evidence:
+    """What an operator before this one has kept of this rollout; empty where it is of an earlier one."""
+    notes = next((one.notes for one in observed.revisions if one.revision == state.revision), {})
+    try:
+        found = msgspec.json.decode(notes.get(names.ANNOTATION_EVIDENCE, ""), type=Evidence)
+    except msgspec.MsgspecError:
+        found = None
+    same = found is not None and (found.started, found.phase) == (state.started, state.phase)
+    return found if found is not None and same else Evidence(state.started, state.phase)
+
+
+def measured(metric: str, golden: GoldenSet) -> tuple[Measure, int]:
+    """What ``spec.rollout.goldenSet.metric`` names, and how many of the first documents count for it."""
+    name, _, k = metric.partition("@")
+    return _MEASURES[name], int(k) if k else golden.k
+
+
+_MEASURES: dict[str, Measure] = {"ndcg": "ndcg", "accuracy": "accuracy", "mrr": "reciprocal_rank"}
+
+
+def _restored(evidence: Evidence, rollout: Rollout) -> Judge | None:
+    if evidence.judge is None:
+        return None
+    try:
+        return memory.from_text(
+            evidence.judge, rollout.steps, settings_of(rollout), golden=rollout.golden_set is not None
+        )
+    except memory.BadMemory as error:
+        log.warning("the evidence about a canary begins anew: %s", error)
+        return None
+
+
+def _worker_of(observed: Observed, revision: str) -> str:
+    """Address of one ready worker. Raises CannotAsk."""
+    ready = [pod for pod in observed.pods if pod.revision == revision and pod.ready and pod.counts and pod.address]
+    if not ready:
+        raise CannotAsk(f"revision {revision} has no ready worker to rank the golden set")
+    return min(ready, key=lambda pod: pod.name).address
+
+
+def _checks(said: Judged) -> tuple[RolloutCheck, ...]:
+    return tuple(RolloutCheck(metric.name, metric.verdict, metric.message) for metric in said.metrics)
+
+
+def _verdicts(found: Findings) -> list[tuple[str, str]]:
+    return [(check.name, check.verdict) for check in (found.mirror, *found.metrics) if check is not None]
