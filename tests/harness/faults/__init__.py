@@ -3,6 +3,7 @@
 The code is in a ConfigMap that the pod mounts, so that it works on any cluster and under any Pod Security Standard.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from harness.faults import sitecustomize
 
 CONFIG_MAP = "faults"
 FOLDER = "/run/faults"
+NOTHING_ELSE: Mapping[str, str] = {}
 
 
 def code(namespace: str) -> dict[str, Any]:
@@ -25,10 +27,10 @@ def code(namespace: str) -> dict[str, Any]:
     }
 
 
-def pod_template(fault: str) -> dict[str, Any]:
+def pod_template(fault: str, variables: Mapping[str, str] = NOTHING_ELSE) -> dict[str, Any]:
     """For spec.runtime.podTemplate: a small worker (release.SMALL) with ``fault``, as sitecustomize.py reads it."""
     sitecustomize.parse(fault)
-    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": FOLDER, sitecustomize.VARIABLE: fault}
+    env = {"OMP_NUM_THREADS": "1", **variables, "PYTHONPATH": FOLDER, sitecustomize.VARIABLE: fault}
     worker = {
         "name": names.WORKER_CONTAINER,
         "env": [{"name": name, "value": value} for name, value in env.items()],
