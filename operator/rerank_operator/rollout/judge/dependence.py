@@ -60,8 +60,9 @@ def design_effect(flags: Flags) -> float | None:
 
 
 def of_both(stable: float | None, canary: float | None) -> float | None:
-    """The larger one; but the canary's own counts for ALONE times stable's at most: what begins to fail or to be slow in
-    the middle of a rollout looks as if its requests were all alike, and would be excused for as long as it is bad."""
+    """The larger one; but the canary's own counts for ALONE times stable's at most: what begins to fail or to be slow
+    in the middle of a rollout looks as if its requests were all alike, and would be excused for as long as it is bad.
+    """
     if canary is None:
         return stable
     known = stable if stable is not None else 1.0

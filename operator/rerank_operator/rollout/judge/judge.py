@@ -15,6 +15,7 @@ from typing import Annotated, Literal, Self
 
 import msgspec
 
+from rerank_operator.rollout.judge.difference import Effects
 from rerank_operator.rollout.judge.errors import Errors
 from rerank_operator.rollout.judge.latency import QUANTILES, Latency
 from rerank_operator.rollout.judge.quality import compare, queries_for
@@ -175,6 +176,12 @@ class Judge:
     def canary_requests(self) -> int:
         """That were told of, since the rollout began."""
         return self.seen.canary_requests
+
+    @property
+    def effects(self) -> Effects:
+        """How alike neighbours are, as known by now."""
+        median, p95, _ = (effect for _, effect in self.seen.latency.with_effects())
+        return Effects(self.seen.errors.design_effect(), median, p95)
 
     def skip_to(self, step: int, now: float) -> None:
         """Begins steps up to this one without a verdict on those before: they were taken already, and what led to it

@@ -14,7 +14,7 @@ import msgspec
 
 from rerank_operator.rollout.judge.dependence import Flags, design_effect, of_both
 from rerank_operator.rollout.judge.evidence import Count, Evidence, Totals, share
-from rerank_operator.rollout.judge.windows import Window
+from rerank_operator.rollout.judge.windows import Window, answered
 
 QUANTILES = (0.5, 0.95, 0.99)
 """Where the canary may be slower: in general (first of all), in its tail, or in what clients take for hanging."""
@@ -77,10 +77,10 @@ class Latency(msgspec.Struct):
         found = cls(exceedances, deque(maxlen=KEPT), [], 0, tolerated, margin)
         for one in exceedances:
             one.fine.begin_step()
-        answered = _answered(baseline)
-        found._note(answered)
+        seconds_before = answered(baseline)
+        found._note(seconds_before)
         for one, threshold in zip(exceedances, found.thresholds, strict=False):
-            one.stable.extend(seconds > threshold for seconds in answered)
+            one.stable.extend(seconds > threshold for seconds in seconds_before)
         return found
 
     def begin_step(self) -> None:
@@ -88,7 +88,7 @@ class Latency(msgspec.Struct):
             one.worse.begin_step()
 
     def look(self, stable: Window, canary: Window) -> None:
-        fast, new = _answered(stable), _answered(canary)
+        fast, new = answered(stable), answered(canary)
         scales = 1 + self.tolerated, 1 + self.margin
         for one, threshold in zip(self.exceedances, self.thresholds, strict=False):
             one.look(threshold, fast, new, scales)
@@ -134,13 +134,6 @@ class Latency(msgspec.Struct):
             (one, max(one.design_effect() or 1.0, 1 + _dependence_at(one.quantile) * (median - 1)))
             for one in self.exceedances
         ]
-
-
-def _answered(window: Window) -> Sequence[float]:
-    if not window.failed:
-        return window.seconds
-    failed = set(window.failed)
-    return [seconds for place, seconds in enumerate(window.seconds) if place not in failed]
 
 
 @cache

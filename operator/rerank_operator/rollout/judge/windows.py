@@ -33,3 +33,11 @@ def latest(window: Window, most: int) -> Window:
     if surplus <= 0:
         return window
     return Window(window.seconds[surplus:], [place - surplus for place in window.failed if place >= surplus])
+
+
+def answered(window: Window) -> Sequence[float]:
+    """Seconds of those that did not fail."""
+    if not window.failed:
+        return window.seconds
+    failed = set(window.failed)
+    return [seconds for place, seconds in enumerate(window.seconds) if place not in failed]
