@@ -53,9 +53,9 @@ ANNOTATION_OUTCOME = f"{GROUP}/outcome"
 
 # Annotations of Rerankers that people write.
 ANNOTATION_PROMOTE = f"{GROUP}/promote"
-"""A canary's revision: promoted without the gates that are left."""
+"""When the rollout began that is promoted without the gates that are left: status.rollout.started. It means no other."""
 ANNOTATION_ABORT = f"{GROUP}/abort"
-"""A canary's revision: taken back."""
+"""The same of a rollout that is taken back."""
 ANNOTATION_RETRY = f"{GROUP}/retry"
 """RFC 3339: a revision that was rejected before then is tried again."""
 ANNOTATION_ROLLOUT_PAUSED = f"{GROUP}/rollout-paused"

@@ -42,7 +42,7 @@ def promote(reranker: Reranker, revision: str | None, force: bool, call: Call) -
         )
     return Change(
         f"{_of(rollout, reranker)} is to be promoted: the gates that are left are skipped",
-        {names.ANNOTATION_PROMOTE: rollout.revision, names.ANNOTATION_ABORT: None},
+        {names.ANNOTATION_PROMOTE: rollout.started, names.ANNOTATION_ABORT: None},
     )
 
 
@@ -52,7 +52,7 @@ def abort(reranker: Reranker, revision: str | None, call: Call) -> Change:
     return Change(
         f"{_of(rollout, reranker)} is to be taken back: {rollout.stable} serves all requests again, and this revision "
         f"is not tried any more; to try it again: {command('retry', reranker, call)}",
-        {names.ANNOTATION_ABORT: rollout.revision, names.ANNOTATION_PROMOTE: None},
+        {names.ANNOTATION_ABORT: rollout.started, names.ANNOTATION_PROMOTE: None},
     )
 
 

@@ -73,7 +73,7 @@ class Scene(msgspec.Struct, frozen=True):
     findings: Findings | None = None
     promote: str = ""
     abort: str = ""
-    """Revisions that a person has named."""
+    """Rollouts that a person has named, by when they began: a word that was meant for an earlier one is none."""
     paused: bool = False
     """By annotation."""
     retry: bool = False
@@ -154,7 +154,7 @@ def _walk(state: RolloutStatus, scene: Scene) -> Course:
     """As many gates as are passed already, and why it stays where it then is."""
     if scene.findings is not None and scene.findings.revision == state.revision:
         state = _with_findings(state, scene.findings)
-    if scene.abort == state.revision:
+    if scene.abort == state.started:
         return _reject(state, scene, "Aborted", f"aborted by hand (annotation {names.ANNOTATION_ABORT})")
     if scene.hopeless is not None:
         reason, message = scene.hopeless
@@ -164,7 +164,7 @@ def _walk(state: RolloutStatus, scene: Scene) -> Course:
         failed = None
     if failed is not None:
         return _reject(state, scene, REASONS.get(failed.name, "CanaryWorse"), f"{failed.name}: {failed.message}")
-    if scene.promote == state.revision and state.phase != "Promoting":
+    if scene.promote == state.started and state.phase != "Promoting":
         state = _enter(state, scene, "Promoting", f"promoted by hand (annotation {names.ANNOTATION_PROMOTE})")
     paused = _paused(state, scene)
     state = msgspec.structs.replace(state, paused=paused)

@@ -12,6 +12,7 @@ from rerank_kubectl.changes import Refused
 from rerank_kubectl.commands import Call
 from unit.kubectl.build import (
     CANARY,
+    EARLIER,
     LATER,
     LOADED,
     NOW,
@@ -27,10 +28,10 @@ from unit.kubectl.build import (
 CALL = Call(context="test")
 PROVEN = rollout("Traffic", LOADED, SAME_ERRORS, SAME_LATENCY)
 PAUSED = {names.ANNOTATION_ROLLOUT_PAUSED: "true"}
-TO_PROMOTE = {names.ANNOTATION_PROMOTE: CANARY, names.ANNOTATION_ABORT: None}
+TO_PROMOTE = {names.ANNOTATION_PROMOTE: EARLIER, names.ANNOTATION_ABORT: None}
 
 
-def test_a_proven_canary_is_promoted_by_its_revision():
+def test_a_proven_canary_is_promoted_by_when_its_rollout_began():
     assert changes.promote(reranker(PROVEN), None, False, CALL).annotations == TO_PROMOTE
 
 
@@ -59,7 +60,7 @@ def test_what_is_being_promoted_is_left_alone_by_promote():
 @pytest.mark.parametrize("phase", ["Starting", "Golden", "Mirror", "Traffic", "Promoting"])
 def test_a_canary_is_aborted_in_every_phase_without_asking(phase: RolloutPhase):
     change = changes.abort(reranker(rollout(phase, UNSURE)), None, CALL)
-    assert change.annotations == {names.ANNOTATION_ABORT: CANARY, names.ANNOTATION_PROMOTE: None}
+    assert change.annotations == {names.ANNOTATION_ABORT: EARLIER, names.ANNOTATION_PROMOTE: None}
     assert "kubectl rerank retry products" in change.said
 
 

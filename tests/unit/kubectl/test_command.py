@@ -10,7 +10,7 @@ import pytest
 from rerank_api import names
 from rerank_kubectl.__main__ import run
 from rerank_kubectl.kubectl import Failed, Kubectl
-from unit.kubectl.build import CANARY, LOADED, STABLE, UNSURE, body, kept, rejection, rollout
+from unit.kubectl.build import CANARY, EARLIER, LOADED, STABLE, UNSURE, body, kept, rejection, rollout
 
 SCRIPT = """\
 #!/bin/sh
@@ -113,9 +113,9 @@ def test_the_exit_statuses_of_a_watch(
         (
             ["promote", "products", "--force"],
             body(rollout("Traffic", LOADED, UNSURE)),
-            [f"rerank.dev/promote={CANARY}", "rerank.dev/abort-"],
+            [f"rerank.dev/promote={EARLIER}", "rerank.dev/abort-"],
         ),
-        (["abort", "products"], body(rollout()), [f"rerank.dev/abort={CANARY}", "rerank.dev/promote-"]),
+        (["abort", "products"], body(rollout()), [f"rerank.dev/abort={EARLIER}", "rerank.dev/promote-"]),
         (["pause", "products"], body(rollout()), ["rerank.dev/rollout-paused=true"]),
         (
             ["resume", "products"],

@@ -168,15 +168,15 @@ def test_by_hand_promoted_aborted_and_paused():
     world.annotate(names.ANNOTATION_ROLLOUT_PAUSED, "false")
     world.settle()
     assert world.rollout["phase"] == "Mirror"
-    world.annotate(names.ANNOTATION_PROMOTE, "another")
+    world.annotate(names.ANNOTATION_PROMOTE, format_time(world.now))
     world.settle()
     assert world.rollout["phase"] == "Mirror"
-    world.annotate(names.ANNOTATION_PROMOTE, world.b)
+    world.annotate(names.ANNOTATION_PROMOTE, world.rollout["started"])
     world.settle()
     assert (world.rollout["phase"], world.replicas()) == ("Promoted", {world.b: 4})
 
     world = Rollout()
-    world.annotate(names.ANNOTATION_ABORT, world.b)
+    world.annotate(names.ANNOTATION_ABORT, world.rollout["started"])
     world.settle()
     assert (world.rollout["phase"], world.status["rejectedRevision"]["reason"]) == ("RolledBack", "Aborted")
 
@@ -195,7 +195,7 @@ def test_undecided_at_the_deadline_it_waits_for_a_person():
     assert "spec.rollout.deadline" in world.rollout["message"]
     world.find(step=1)
     assert (world.rollout["phase"], world.percents) == ("Traffic", {world.a: 95, world.b: 5})
-    world.annotate(names.ANNOTATION_PROMOTE, world.b)
+    world.annotate(names.ANNOTATION_PROMOTE, world.rollout["started"])
     world.settle()
     assert world.rollout["phase"] == "Promoted"
 
@@ -206,7 +206,7 @@ def test_an_ab_test_holds_its_split_whatever_its_figures_say():
     worse = (check("errors", "fail"), check("latency", "hold"))
     world.find(metrics=worse, action="promote", step=1)
     assert (world.rollout["phase"], world.percents) == ("Traffic", {world.a: 50, world.b: 50})
-    world.annotate(names.ANNOTATION_ABORT, world.b)
+    world.annotate(names.ANNOTATION_ABORT, world.rollout["started"])
     world.settle()
     assert world.rollout["phase"] == "RolledBack"
 
@@ -262,7 +262,7 @@ def test_without_room_the_user_has_chosen(when_full: str, stable: int):
         world.room = 5  # the pool has given its room
         world.settle()
         assert world.status["rollout"]["phase"] == "Golden"
-        world.annotate(names.ANNOTATION_ABORT, b)
+        world.annotate(names.ANNOTATION_ABORT, world.status["rollout"]["started"])
         world.settle()
         assert "borrowed" not in world.status["rollout"]
 
@@ -325,7 +325,7 @@ def test_stable_never_has_fewer_workers_than_wanted_before_promotion(events: lis
     if end == "good":
         return
     if end == "abort":
-        world.annotate(names.ANNOTATION_ABORT, b)
+        world.annotate(names.ANNOTATION_ABORT, world.rollout["started"])
     else:
         found["golden" if end == "golden" else "metrics"] = (
             check(end, "fail") if end == "golden" else (check("errors", "fail"),)
