@@ -27,6 +27,7 @@ from rerank_operator.rollout.golden.compare import Measure, verdict
 from rerank_operator.rollout.golden.golden_set import BadGoldenSet, GoldenSet, parse_golden_set
 from rerank_operator.rollout.golden.workers import ask_worker
 from rerank_operator.rollout.judge import memory
+from rerank_operator.rollout.judge.difference import Effects, Figures, told
 from rerank_operator.rollout.judge.judge import Judge, Settings
 from rerank_operator.rollout.judge.judge import Verdict as Judged
 from rerank_operator.rollout.judge.windows import Window
@@ -54,6 +55,9 @@ class Evidence(msgspec.Struct, omit_defaults=True):
     mirrored: list[Mirrored] = []
     judge: str | None = None
     """As judge.memory writes it."""
+    stable: Figures = msgspec.field(default_factory=Figures)
+    canary: Figures = msgspec.field(default_factory=Figures)
+    """Of an A/B test."""
 
 
 @dataclass
@@ -257,14 +261,15 @@ class Rollouts:
         watched.judge = judge
         if state.step > judge.step:
             judge.skip_to(state.step, now)
-        said = judge.look(now, found.stable, found.canary, go_on=not state.paused)
+        split = rollout.strategy == "ABTest"  # held until a person decides
+        said = judge.look(now, found.stable, found.canary, go_on=not (state.paused or split))
         return msgspec.structs.replace(
             watched.findings,
             action=said.action,
             reason=said.reason,
             step=judge.step,
             requests=judge.canary_requests,
-            metrics=_checks(said),
+            metrics=(*_checks(said), _compared(watched.evidence, found, judge)) if split else _checks(said),
         )
 
 
@@ -323,6 +328,15 @@ def _worker_of(observed: Observed, revision: str) -> str:
 
 def _checks(said: Judged) -> tuple[RolloutCheck, ...]:
     return tuple(RolloutCheck(metric.name, metric.verdict, metric.message) for metric in said.metrics)
+
+
+def _compared(evidence: Evidence, found: Polled, judge: Judge) -> RolloutCheck:
+    """For a person who decides about an A/B test."""
+    evidence.stable.add(found.stable)
+    evidence.canary.add(found.canary)
+    median, tail = (effect for _, effect in judge.seen.latency.with_effects()[:2])
+    effects = Effects(judge.seen.errors.design_effect(), median, tail)
+    return RolloutCheck("difference", "hold", told(evidence.stable, evidence.canary, effects))
 
 
 def _verdicts(found: Findings) -> list[tuple[str, str]]:
