@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "--admin-port",
         type=int,
         default=defaults.admin_port,
-        help="port of /healthz, /readyz, /metrics and the demand stream",
+        help="port of /healthz, /readyz, /metrics, the demand stream and the answers",
     )
     parser.add_argument(
         "--namespace", action="append", default=[], help="serve this namespace only; repeatable (none: all)"

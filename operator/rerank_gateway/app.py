@@ -26,6 +26,7 @@ from rerank_gateway.demand import Demand, add_demand
 from rerank_gateway.errors import ApiError, errors_as_json
 from rerank_gateway.health import HEALTH_PATH, add_health, add_metrics, add_readiness
 from rerank_gateway.metrics import Metrics
+from rerank_gateway.mirroring import Mirroring
 from rerank_gateway.routes import add_routes
 from rerank_gateway.routing import Limits
 from rerank_gateway.scoring import Scoring
@@ -83,6 +84,7 @@ class Gateway:
             demand_readers=lambda: self._demand.readers,
         )
         self._session: aiohttp.ClientSession | None = None
+        self._mirroring: Mirroring | None = None
         self._api: web.AppRunner | None = None
         self._admin: web.AppRunner | None = None
         self._queues.on_change = self._demand.touched
@@ -105,7 +107,8 @@ class Gateway:
     async def start(self) -> None:
         self._session = forwarding.open_session()
         forwarder = forwarding.Forwarder(self._session, self._metrics, self._answers, self._clock)
-        scoring = Scoring(self._queues, forwarder, self._caches, self._clock)
+        self._mirroring = Mirroring(forwarder, self._answers, self._held, self._metrics, self._clock)
+        scoring = Scoring(self._queues, forwarder, self._mirroring, self._caches, self._clock)
         serving = Serving(self._source, scoring, self._held, self._clock)
         options = self._options
 
@@ -130,6 +133,8 @@ class Gateway:
     async def stop(self, hurry: asyncio.Event) -> None:
         """Drains and closes; ``hurry`` ends the wait for clients to notice."""
         self.draining = True
+        if self._mirroring is not None:
+            await self._mirroring.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._options.shutdown_delay):
                 await hurry.wait()

@@ -45,19 +45,23 @@ _BUSY_PAUSE = _Pause(0.05, 1.0)
 _BROKEN_PAUSE = _Pause(0.1, 2.0)
 
 
-class _Busy(Exception):
+class NotTaken(Exception):
+    """The worker did not take the query; it says nothing about the worker's answers."""
+
+
+class _Busy(NotTaken):
     """The worker has no room at the moment; the query was not scored."""
 
 
-class _Unavailable(Exception):
+class _Unavailable(NotTaken):
     """The worker lives but does not score: it drains, loads, or is a warm pod without the model. Nothing was scored."""
 
 
-class _Unreachable(Exception):
+class _Unreachable(NotTaken):
     """No connection; the query was not sent."""
 
 
-class _Broken(Exception):
+class Broken(Exception):
     """The worker died, froze or gave a wrong answer after the query was sent."""
 
 
@@ -125,7 +129,7 @@ class Forwarder:
                 self._retry(queue, ticket, endpoint, _BUSY_PAUSE, "busy", broken=True)
             except _Unreachable:
                 self._retry(queue, ticket, endpoint, _BROKEN_PAUSE, "unreachable", broken=True)
-            except _Broken as error:
+            except Broken as error:
                 self._answers.attempted(endpoint, queued, failed=True)
                 self._retry(queue, ticket, endpoint, _BROKEN_PAUSE, "broken", broken=True)
                 broken += 1
@@ -134,6 +138,7 @@ class Forwarder:
                     raise ApiError(502, "workers_failed", message) from None
             else:
                 self._answers.attempted(endpoint, queued, failed=False)
+                record.seconds = self._clock() - queued
                 queue.succeeded(endpoint)
                 queue.counted(ticket, response.tokens)
                 if answer.capacity is not None:
@@ -141,6 +146,15 @@ class Forwarder:
                 return response
             finally:
                 queue.release(ticket, endpoint)
+
+    async def score_once(
+        self, endpoint: Endpoint, ticket: Ticket, payload: bytes, documents: int, request_id: str
+    ) -> wire.ScoreResponse:
+        """The same of one worker, by no queue and with no other try: nothing that is told of users' requests changes.
+
+        Raises NotTaken, Broken, or ApiError: the worker's refusal of the input, or 504 at the ticket's deadline.
+        """
+        return _checked(await self._send(endpoint, ticket, payload, request_id), documents, endpoint)
 
     def _retry(
         self, queue: Queue, ticket: Ticket, endpoint: Endpoint, pause: _Pause, reason: str, *, broken: bool
@@ -180,7 +194,7 @@ class Forwarder:
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise _Unreachable from error
         except (aiohttp.ClientError, OSError) as error:
-            raise _Broken("the connection was lost") from error
+            raise Broken("the connection was lost") from error
 
     async def _until_done_or_dead(self, endpoint: Endpoint, post: asyncio.Future[_Answer]) -> None:
         """Slow scoring is waited for; a worker whose health check does not answer either is given up."""
@@ -192,7 +206,7 @@ class Forwarder:
                 return
             failed = 0 if probe.result() else failed + 1
             if failed >= FAILED_PROBES:
-                raise _Broken("the worker stopped answering")
+                raise Broken("the worker stopped answering")
 
     def _probe(self, endpoint: Endpoint) -> asyncio.Task[bool]:
         """One health check at a time for each endpoint, shared by all its requests."""
@@ -229,15 +243,15 @@ def _checked(answer: _Answer, documents: int, endpoint: Endpoint) -> wire.ScoreR
     try:
         response = _response_decoder.decode(answer.body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise _Broken("its answer could not be read") from None
+        raise Broken("its answer could not be read") from None
     if len(response.scores) != documents:
-        raise _Broken(f"it gave {len(response.scores)} scores for {documents} documents")
+        raise Broken(f"it gave {len(response.scores)} scores for {documents} documents")
     if not all(map(math.isfinite, response.scores)):
-        raise _Broken("a score was not a finite number")
+        raise Broken("a score was not a finite number")
     if not all(0 <= index < documents for index in (*response.truncated, *response.chunked)):
-        raise _Broken("it named a document that it was not given")
+        raise Broken("it named a document that it was not given")
     if not 0 <= response.tokens < _ABSURD_TOKENS:
-        raise _Broken("its count of tokens was impossible")
+        raise Broken("its count of tokens was impossible")
     return response
 
 
@@ -255,9 +269,9 @@ def _refusal(answer: _Answer, endpoint: Endpoint) -> Exception:
         try:
             error = _error_decoder.decode(answer.body)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            return _Broken(f"its answer {status} could not be read")
+            return Broken(f"its answer {status} could not be read")
         if error.code == "deadline":
             return ApiError(504, "deadline_exceeded", "the deadline was over before the scores were ready")
         if error.code in ("invalid_request", "too_long"):
             return ApiError(status, error.code, error.message)
-    return _Broken(f"it answered {status}")
+    return Broken(f"it answered {status}")

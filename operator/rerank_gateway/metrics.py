@@ -4,13 +4,14 @@ Gauges are read when scraped, so they cannot drift from the truth.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from rerank_gateway.cache import Caches
-from rerank_gateway.cluster.state import Endpoint, RoutingTable
+from rerank_gateway.cluster.state import Endpoint, Key, RoutingTable
 from rerank_gateway.record import Record
 from rerank_gateway.waiting import Queues
 
@@ -23,6 +24,8 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.
 _DOCUMENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 _RERANKER = ("namespace", "reranker")
 _REVISION = ("namespace", "reranker", "revision")
+
+MirrorResult = Literal["ok", "failed", "skipped"]
 
 # Series of a Reranker or revision that is gone stay this long, so that the last scrape sees their final values.
 FORGET_AFTER = 900.0
@@ -91,7 +94,14 @@ class Metrics:
             (*_RERANKER, "result"),
             registry=self.registry,
         )
-        self._by_reranker = (self._documents, self._prioritized, self._cache_documents)
+        self._mirrored = Counter(
+            "rerank_gateway_mirrored_requests",
+            "Users' requests asked of a canary too: failed where it refused, broke or took too long; skipped where it "
+            "had no room, or as many as may be were on their way.",
+            (*_RERANKER, "result"),
+            registry=self.registry,
+        )
+        self._by_reranker = (self._documents, self._prioritized, self._cache_documents, self._mirrored)
         self._by_revision = (
             self._requests,
             self._duration,
@@ -126,6 +136,9 @@ class Metrics:
         labels = (endpoint.namespace, endpoint.reranker, endpoint.revision)
         self._series.add(labels)
         self._retries.labels(*labels, reason).inc()
+
+    def mirrored(self, key: Key, result: MirrorResult) -> None:
+        self._mirrored.labels(*key, result).inc()
 
     def observe(
         self,

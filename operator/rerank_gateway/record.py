@@ -22,6 +22,8 @@ class Record:
     chunked: int = 0
     attempts: int = 0
     waited: float = 0.0
+    seconds: float = 0.0
+    """Of the last attempt that gave scores, from when it began to wait for a worker."""
     priority: str = ""
     """high, normal or low; empty until it is known."""
     cache: str = ""

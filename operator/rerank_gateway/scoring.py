@@ -15,6 +15,7 @@ from rerank_gateway.cache import Caches, DocumentScore, Pairs, by_document, expe
 from rerank_gateway.cluster.state import Route
 from rerank_gateway.errors import ApiError
 from rerank_gateway.forwarding import Forwarder
+from rerank_gateway.mirroring import Mirroring
 from rerank_gateway.protocol.common import RerankQuery
 from rerank_gateway.record import Record
 from rerank_gateway.waiting import Queue, Queues, Ticket
@@ -70,9 +71,17 @@ class Plan:
 
 
 class Scoring:
-    def __init__(self, queues: Queues, forwarder: Forwarder, caches: Caches, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        queues: Queues,
+        forwarder: Forwarder,
+        mirroring: Mirroring,
+        caches: Caches,
+        clock: Callable[[], float],
+    ) -> None:
         self._queues = queues
         self._forwarder = forwarder
+        self._mirroring = mirroring
         self._caches = caches
         self._clock = clock
 
@@ -118,6 +127,8 @@ class Scoring:
         response = await self._forward(queue, ticket, plan.everything, record)
         if cached is not None:
             self._keep(queue, cached.pairs, response, record)
+        if queue.route is not None:  # else the Reranker was deleted meanwhile
+            self._mirroring.offer(queue.route, plan.everything.payload, response, record)
         return response
 
     async def _complete(

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import msgspec
 from rerank_api import names, units, wire
-from rerank_api.reranker import Cache, parse_reranker
+from rerank_api.reranker import Cache, Reranker, parse_reranker
 
 # What workers take where the Reranker does not say.
 _MAX_LENGTH = 512
@@ -44,6 +44,15 @@ class CachePolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class MirrorPolicy:
+    """What ``stable`` has answered is asked of ``revision`` too, ``percent`` of it."""
+
+    revision: str
+    stable: str
+    percent: int
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What a Reranker says about its requests."""
 
@@ -66,6 +75,7 @@ class Policy:
     settled_revision: str | None = None
     """The revision that serves and is wanted; None while the two differ. While it sleeps, the next worker is of it."""
     cache: CachePolicy | None = None
+    mirror: MirrorPolicy | None = None
     capacity: float | None = None
     """Tokens/s of one worker, as last measured before now; None: not known."""
     not_ready_reason: str = ""
@@ -224,6 +234,7 @@ def parse_policy(raw: bytes) -> Policy:
         traffic=tuple((share.revision, share.percent) for share in reranker.status.traffic),
         settled_revision=current if current == reranker.status.updated_revision else None,
         cache=_cache_policy(requests.cache),
+        mirror=_mirror_policy(reranker),
         capacity=reranker.status.scaling.capacity_tokens_per_second if reranker.status.scaling is not None else None,
         not_ready_reason=ready.reason if ready is not None and ready.status != "True" else "",
         created=_unix_time(body["metadata"].get("creationTimestamp")),
@@ -234,6 +245,13 @@ def _cache_policy(cache: Cache | None) -> CachePolicy | None:
     if cache is None:
         return None
     return CachePolicy(units.parse_quantity(cache.max_bytes), units.parse_duration(cache.ttl))
+
+
+def _mirror_policy(reranker: Reranker) -> MirrorPolicy | None:
+    rollout, percent = reranker.status.rollout, reranker.spec.rollout.mirror_percent
+    if rollout is None or rollout.phase != "Mirror" or not percent:
+        return None
+    return MirrorPolicy(rollout.revision, rollout.stable, percent)
 
 
 def _unix_time(timestamp: str | None) -> int:

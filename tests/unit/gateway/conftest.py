@@ -178,9 +178,9 @@ class House:
             if line.startswith(name) and all(part in line for part in contains)
         )
 
-    async def until_metric(self, name: str, value: float) -> None:
+    async def until_metric(self, name: str, value: float, *contains: str) -> None:
         end = time.monotonic() + DEADLINE
-        while (found := await self.metric(name)) != value:
+        while (found := await self.metric(name, *contains)) != value:
             assert time.monotonic() < end, f"not in time: {name} is {found:g}, not {value:g}"
             await asyncio.sleep(0.005)
 
