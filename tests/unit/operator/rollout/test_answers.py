@@ -10,6 +10,9 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rerank_api.answers import ANSWERS_PATH, Answers, Mirrored, MirroredAnswers, RevisionAnswers
+from rerank_api.answers import KEPT as KEPT_BY_GATEWAYS
+from rerank_gateway.answers import WARM_AFTER, AnswerLog, add_answers
+from rerank_gateway.cluster.state import Endpoint
 from rerank_operator.rollout import answers as module
 from rerank_operator.rollout.answers import (
     FORGOTTEN_AFTER,
@@ -360,3 +363,40 @@ def test_interleaving_is_even(one: int, other: int):
 )
 def test_how_many_are_new(end: int, begin: int, length: int, new: int):
     assert _new(end, begin, length) == new
+
+
+async def test_it_understands_the_gateways_own_log():
+    clock = [0.0]
+    told = AnswerLog("p", lambda: clock[0])
+    worker = Endpoint("pod", *KEY, NEW, "10.0.0.1")
+
+    def answered(seconds: float, *, failed: bool = False) -> None:
+        began = clock[0]
+        clock[0] += seconds
+        told.attempted(worker, began, failed=failed)
+
+    for _ in range(WARM_AFTER):
+        answered(9.0)
+    app = web.Application()
+    add_answers(app, told)
+    runner = web.AppRunner(app, shutdown_timeout=0.01)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    address = f"127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        async with aiohttp.ClientSession() as session:
+            found = await poll(session, [address], KEY, OLD, NEW, Cursors())
+            assert (found.heard, found.canary) == (1, Window([], []))
+            answered(0.25)
+            answered(0.5, failed=True)
+            told.mirrored(worker, Mirrored(0.1, 0.2, agreement=0.5, drift=0.1))
+            found = await poll(session, [address], KEY, OLD, NEW, found.cursors)
+            assert (found.stable, found.canary) == (Window([], []), Window([0.25, 0.5], [1]))
+            assert found.mirrored == [Mirrored(0.1, 0.2, agreement=0.5, drift=0.1)]
+            for _ in range(KEPT_BY_GATEWAYS + 9):
+                answered(0.125)
+            found = await poll(session, [address], KEY, OLD, NEW, found.cursors)
+            assert found.canary == Window([0.125] * KEPT_BY_GATEWAYS, [])
+            assert (await poll(session, [address], KEY, OLD, NEW, found.cursors)).canary == Window([], [])
+    finally:
+        await runner.cleanup()
