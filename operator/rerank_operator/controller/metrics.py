@@ -45,6 +45,17 @@ DESIRED_REPLICAS = Gauge(
 )
 LOANERS = Gauge("rerank_operator_loaners", "Warm pods that serve a Reranker.", _RERANKER)
 QUEUED = Gauge("rerank_operator_queued_requests", "Requests that wait at the gateways, as last told.", _RERANKER)
+CANARY_PERCENT = Gauge(
+    "rerank_operator_canary_percent", "Share of users' requests that a canary is to get, in percent.", _RERANKER
+)
+CANARY_REQUESTS = Gauge(
+    "rerank_operator_canary_requests", "Requests of users that the canary has answered, as gateways tell.", _RERANKER
+)
+CANARY_CHECKS = Gauge(
+    "rerank_operator_canary_checks",
+    "What a gate or metric of the last canary says: 1 pass, 0 hold, -1 fail.",
+    [*_RERANKER, "check"],
+)
 WAKE_SECONDS = Histogram(
     "rerank_operator_wake_seconds",
     "Time that the first request waited for a first worker, by what came first: a warm pod or an own cold start.",

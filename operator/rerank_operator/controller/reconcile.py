@@ -255,7 +255,9 @@ class Controller:
         if observed is None:
             self.scaler.forget(key)
             self.rollouts.forget(key)
+            self.rollouts.show(key, None)
             return OK
+        self.rollouts.show(key, observed.rollout)
         verdict, findings = self.scaler.look(observed), self.rollouts.findings(observed)
         worker = self._settings.worker
         plan = make_plan(observed, worker, time.time(), verdict=verdict, findings=findings)

@@ -15,6 +15,7 @@ from rerank_api import names, units
 from rerank_api.answers import Mirrored
 from rerank_api.reranker import Rollout, RolloutCheck, RolloutStatus
 
+from rerank_operator.controller import metrics
 from rerank_operator.controller.api import ApiError, KubeApi, Unreachable
 from rerank_operator.controller.kinds import CONFIG_MAPS, Key
 from rerank_operator.controller.observe import Observed, observe
@@ -93,6 +94,8 @@ class Rollouts:
         self._changed = changed
         self._wall = wall
         self._watched: dict[Key, _Watched] = {}
+        self._shown: dict[Key, tuple[str, ...]] = {}
+        """Checks that metrics tell of."""
 
     def findings(self, observed: Observed) -> Findings | None:
         """About the canary of one Reranker; None: there is none, or nothing is known yet. From now on it is watched."""
@@ -107,6 +110,20 @@ class Rollouts:
             watched = self._watched[key] = _Watched(_kept(observed, state), Findings(state.revision))
         return watched.findings
 
+    def show(self, key: Key, state: RolloutStatus | None) -> None:
+        """In metrics, how the canary stands; None: there is none, nor was there."""
+        for check in self._shown.pop(key, ()):
+            metrics.CANARY_CHECKS.remove(*key, check)
+        if state is None:
+            metrics.CANARY_PERCENT.remove(*key)
+            metrics.CANARY_REQUESTS.remove(*key)
+            return
+        metrics.CANARY_PERCENT.labels(*key).set(state.percent)
+        metrics.CANARY_REQUESTS.labels(*key).set(state.requests)
+        self._shown[key] = tuple(check.name for check in state.checks)
+        for check in state.checks:
+            metrics.CANARY_CHECKS.labels(*key, check.name).set(_SHOWN[check.verdict])
+
     def forget(self, key: Key) -> None:
         watched = self._watched.pop(key, None)
         if watched is not None and watched.golden is not None:
@@ -116,6 +133,8 @@ class Rollouts:
         """Another leads, or has led until now."""
         for key in list(self._watched):
             self.forget(key)
+        for key in list(self._shown):
+            self.show(key, None)
 
     async def run(self) -> None:
         async with aiohttp.ClientSession(auto_decompress=False, trust_env=False) as session:
@@ -250,8 +269,9 @@ class Rollouts:
         self, session: aiohttp.ClientSession, key: Key, watched: _Watched, state: RolloutStatus, rollout: Rollout
     ) -> Findings:
         now = self._wall() - time_or_zero(state.phase_started)
-        judge = watched.judge or _restored(watched.evidence, rollout)
-        if judge is None:  # it begins: what stable did before is what the canary is compared with
+        judge = watched.judge if watched.judge is not None else _restored(watched.evidence, rollout)
+        if judge is None or not _goes_on(judge, rollout):
+            # It begins, and does so again under other settings: what stable did until now is what is compared with.
             watched.evidence.cursors = Cursors()
             found = await self._poll(session, key, watched, state, from_start=True)
             judge = Judge(rollout.steps, found.stable, settings_of(rollout), golden=rollout.golden_set is not None)
@@ -259,8 +279,8 @@ class Rollouts:
         else:
             found = await self._poll(session, key, watched, state)
         watched.judge = judge
-        if state.step > judge.step:
-            judge.skip_to(state.step, now)
+        if (step := min(state.step, len(judge.weights) - 1)) > judge.step:
+            judge.skip_to(step, now)
         split = rollout.strategy == "ABTest"  # held until a person decides
         said = judge.look(now, found.stable, found.canary, go_on=not (state.paused or split))
         return msgspec.structs.replace(
@@ -318,6 +338,10 @@ def _restored(evidence: Evidence, rollout: Rollout) -> Judge | None:
         return None
 
 
+def _goes_on(judge: Judge, rollout: Rollout) -> bool:
+    return judge.settings == settings_of(rollout) and tuple(judge.weights) == rollout.steps
+
+
 def _worker_of(observed: Observed, revision: str) -> str:
     """Address of one ready worker. Raises CannotAsk."""
     ready = [pod for pod in observed.pods if pod.revision == revision and pod.ready and pod.counts and pod.address]
@@ -337,6 +361,9 @@ def _compared(evidence: Evidence, found: Polled, judge: Judge) -> RolloutCheck:
     median, tail = (effect for _, effect in judge.seen.latency.with_effects()[:2])
     effects = Effects(judge.seen.errors.design_effect(), median, tail)
     return RolloutCheck("difference", "hold", told(evidence.stable, evidence.canary, effects))
+
+
+_SHOWN = {"pass": 1, "hold": 0, "fail": -1}
 
 
 def _verdicts(found: Findings) -> list[tuple[str, str]]:
