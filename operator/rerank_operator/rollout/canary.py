@@ -14,6 +14,8 @@ from rerank_api.reranker import RejectedRevision, Rollout, RolloutCheck, Rollout
 
 from rerank_operator.controller.times import time_or_zero
 
+LONGEST_MESSAGE = 4096
+"""Characters, of what may quote a worker or the API server."""
 ENDED = frozenset({"Promoted", "RolledBack", "Cancelled"})
 JUDGED = frozenset({"Starting", "Golden", "Mirror", "Traffic"})
 """Phases in which stable keeps all its replicas."""
@@ -174,7 +176,7 @@ def _walk(state: RolloutStatus, scene: Scene) -> Course:
         percent = scene.rollout.steps[min(state.step, len(scene.rollout.steps) - 1)]
         state = msgspec.structs.replace(state, percent=percent)
     state = msgspec.structs.replace(state, borrowed=_borrowed(state, scene))
-    return Course(msgspec.structs.replace(state, message=_message(state, scene)))
+    return Course(msgspec.structs.replace(state, message=_message(state, scene)[:LONGEST_MESSAGE]))
 
 
 def _borrowed(state: RolloutStatus, scene: Scene) -> int:
@@ -198,6 +200,7 @@ def _with_findings(state: RolloutStatus, findings: Findings) -> RolloutStatus:
 
 def _with_check(state: RolloutStatus, check: RolloutCheck) -> RolloutStatus:
     """In the order in which they first came."""
+    check = msgspec.structs.replace(check, message=check.message[:LONGEST_MESSAGE])
     checks = [check if one.name == check.name else one for one in state.checks]
     if check.name not in {one.name for one in checks}:
         checks.append(check)
@@ -283,6 +286,7 @@ def _ended(state: RolloutStatus, time: str, phase: RolloutPhase, message: str) -
 
 
 def _reject(state: RolloutStatus, scene: Scene, reason: str, message: str) -> Course:
+    message = message[:LONGEST_MESSAGE]
     rejected = RejectedRevision(state.revision, reason, message, scene.time)
     return Course(_ended(state, scene.time, "RolledBack", f"{reason}: {message}"), rejected)
 
