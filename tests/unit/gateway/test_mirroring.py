@@ -271,9 +271,21 @@ async def test_half_of_the_memory_for_bodies_is_the_users_own(open_house: Callab
     assert len(canary.seen) == 1
 
 
-async def test_going_down_ends_them(open_house: Callable[..., Any]) -> None:
+async def test_a_worker_that_has_one_gets_no_other_while_another_has_none(house: House) -> None:
+    _, frozen = await _arms(house, _freezes)
+    other = await house.worker("canary")
+    house.serve(*house.workers)
+    for _ in range(8):
+        assert (await house.rerank())[0] == 200
+        await until(lambda: len(frozen.seen) + len(other.seen) == len(house.workers[0].seen), "the mirrored request")
+        await _until(house, "ok", len(other.seen))
+    assert len(frozen.seen) == 1
+
+
+async def test_going_down_ends_them(open_house: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirroring, "LONGEST", 600.0)
     house = await open_house()
-    _, canary = await _arms(house, _freezes)
+    _, canary = await _arms(house, _freezes, timeout=600.0)
     assert (await house.rerank())[0] == 200
     await until(lambda: len(canary.seen) == 1, "the mirrored request")
     hurry = asyncio.Event()
