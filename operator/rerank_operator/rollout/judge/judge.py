@@ -56,7 +56,7 @@ class Settings(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_field
     errors_margin: _Margin = 0.01
     latency_tolerated: _Share = 0.05
     """Slower by this share is no regression."""
-    latency_margin: _Margin = 0.2
+    latency_margin: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.2
     latency_quantile: float = 0.95
     """Where the margin must be excluded: one of latency.QUANTILES."""
     ndcg_tolerated: _Share = 0.001

@@ -70,6 +70,19 @@ def test_the_longest_rollout_fits():
     assert to_text(from_text(text, weights, QUICK, golden=True)) == text
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        Settings(0.0001, 0.1, 1, 0.0, errors_margin=0.001, latency_margin=0.06, ndcg_margin=0.002),
+        Settings(0.5, 0.1, 100_000, 86_400.0, errors_margin=1.0, latency_margin=10.0, ndcg_margin=1.0),
+    ],
+    ids=["least", "most"],
+)
+def test_whatever_a_spec_may_ask_for_can_be_kept(given: Settings):
+    judge = Judge(STEPS, arm(1, 500), given)
+    assert again(judge, STEPS, given).settings == given
+
+
 def test_one_arm_that_waits_for_the_other_is_kept_within_a_limit():
     judge = Judge(STEPS, arm(1, 2000), QUICK)
     for look in range(5):
