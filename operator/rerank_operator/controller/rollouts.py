@@ -261,7 +261,8 @@ class Rollouts:
         evidence = watched.evidence
         evidence.mirrored = [*evidence.mirrored, *found.mirrored][-MOST_MIRRORED:]
         settings = settings_of(rollout)
-        said = judge_mirror(evidence.mirrored, rollout.step_requests, settings, rollout.limits.rank_agreement)
+        needed = min(rollout.step_requests, MOST_MIRRORED)
+        said = judge_mirror(evidence.mirrored, needed, settings, rollout.limits.rank_agreement)
         check = RolloutCheck("mirror", said.verdict, said.message)
         return msgspec.structs.replace(watched.findings, mirror=check)
 
