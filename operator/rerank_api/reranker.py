@@ -149,6 +149,17 @@ class GoldenSetSource(_Resource, frozen=True):
     """ndcg@K, accuracy@K or mrr."""
 
 
+class PrometheusQuery(_Resource, frozen=True):
+    """A metric of the user's own: ``query`` (PromQL, in which {revision} stands for the revision) gives one value for
+    each revision every ``interval``, a duration. Exactly one of the limits is given, as a share of stable's value."""
+
+    name: str
+    query: str
+    max_decrease: float | None = None
+    max_increase: float | None = None
+    interval: str = "1m"
+
+
 class Rollout(_Resource, frozen=True):
     """How a new revision takes over; durations are strings."""
 
@@ -164,6 +175,7 @@ class Rollout(_Resource, frozen=True):
     """That a canary which is no worse is taken back, in a whole rollout."""
     limits: RolloutLimits = RolloutLimits()
     golden_set: GoldenSetSource | None = None
+    prometheus: list[PrometheusQuery] = []
     when_full: WhenFull = "wait"
     deadline: str = "24h"
     """After which a canary that is not promoted waits for a person."""
@@ -215,7 +227,7 @@ class RejectedRevision(_Resource, frozen=True):
 
 
 class RolloutCheck(_Resource, frozen=True):
-    """What one gate or metric of a canary says: load, golden, mirror, errors, latency."""
+    """What one gate or metric of a canary says: load, golden, mirror, errors, latency, or a query's name."""
 
     name: str
     verdict: CheckVerdict

@@ -231,7 +231,6 @@ def patch_status(kube: Cluster, namespace: str, status: dict[str, Any]) -> list[
         ({"rollout": {**ROLLOUT, "borrowed": -1}}, "status.rollout.borrowed"),
         ({"rollout": {**ROLLOUT, "started": "now"}}, "status.rollout.started"),
         ({"rollout": {**ROLLOUT, "checks": [{**CHECK, "verdict": "maybe"}]}}, "status.rollout.checks[0].verdict"),
-        ({"rollout": {**ROLLOUT, "checks": [CHECK, CHECK]}}, "status.rollout.checks[1]"),
         ({"scaling": {**SCALING, "desiredReplicas": None}}, "status.scaling.desiredReplicas"),
         ({"scaling": {**SCALING, "mode": "Asleep"}}, "status.scaling.mode"),
         ({"scaling": {**SCALING, "loaners": -1}}, "status.scaling.loaners"),
