@@ -44,8 +44,13 @@ def _one(measure: str, stable: Sequence[float], canary: Sequence[float]) -> Comp
 
 
 def verdict(
-    stable: Sequence[Quality], canary: Sequence[Quality], settings: Settings, measure: Measure = "ndcg"
+    stable: Sequence[Quality],
+    canary: Sequence[Quality],
+    settings: Settings,
+    measure: Measure = "ndcg",
+    queries: int = 0,
 ) -> Verdict:
-    """What the judge of a rollout says of the golden set by this measure: advance, rollback or hold."""
+    """What the judge of a rollout says of the golden set by this measure: advance, rollback or hold. ``queries``: how
+    many metrics of the user's own the rollout is judged by later."""
     arms = ([getattr(each, measure) for each in arm] for arm in (stable, canary))
-    return judge_golden(*arms, settings, TOLD[measure])
+    return judge_golden(*arms, settings, TOLD[measure], queries)

@@ -92,14 +92,20 @@ class Evidence(msgspec.Struct):
 
         ``design_effect``: so many requests tell as much as an independent one (dependence.design_effect).
         """
-        means = [_mean_of_exponentials([log / design_effect for log in logs]) for logs in self.logs]
-        if self.steps < 2:
-            return means[0]
-        later = sum(means[1:]) + self.steps - len(means)  # a step to come: 1
-        return (means[0] + later / (self.steps - 1)) / 2
+        means = [mean_of_exponentials([log / design_effect for log in logs]) for logs in self.logs]
+        return over_beginnings(means, self.steps)
 
 
-def _mean_of_exponentials(logs: Sequence[float]) -> float:
+def over_beginnings(values: Sequence[float], steps: int) -> float:
+    """Evidence since each step began, of so many as there will be: half of the weight is the first one's, the others
+    share the rest."""
+    if steps < 2:
+        return values[0]
+    later = sum(values[1:]) + steps - len(values)  # a step to come: 1
+    return (values[0] + later / (steps - 1)) / 2
+
+
+def mean_of_exponentials(logs: Sequence[float]) -> float:
     """Infinite rather than an overflow."""
     highest = max(logs)
     if highest > 700:

@@ -11,7 +11,7 @@ no data is no verdict.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -91,11 +91,11 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def judge_golden(
-    stable: Sequence[float], canary: Sequence[float], settings: Settings, measure: str = "nDCG"
+    stable: Sequence[float], canary: Sequence[float], settings: Settings, measure: str = "nDCG", queries: int = 0
 ) -> Verdict:
     """``stable``, ``canary``: nDCG of each golden query, in the same order, before any user's request; or another
-    measure from 0 to 1, which is called ``measure`` in messages."""
-    found = compare(stable, canary, settings.miss_probability, _chance(settings, golden=True))
+    measure from 0 to 1, which is called ``measure`` in messages. ``queries``: metrics of the user's own (series.py)."""
+    found = compare(stable, canary, settings.miss_probability, chance_of_each(settings, golden=True, queries=queries))
     if found is None:
         metric = MetricVerdict("quality", "hold", f"{len(stable)} golden queries are too few to compare")
         return Verdict("hold", "quality", (metric,))
@@ -109,9 +109,10 @@ def judge_golden(
     return Verdict("advance", "", (MetricVerdict("quality", "pass", told),))
 
 
-def _chance(settings: Settings, golden: bool) -> float:
-    """That one metric fails a healthy canary: errors, latency and, where there is a golden set, quality share it."""
-    return settings.error_probability / (3 if golden else 2)
+def chance_of_each(settings: Settings, *, golden: bool, queries: int = 0) -> float:
+    """That one metric fails a healthy canary: errors, latency, quality where there is a golden set, and each of the
+    user's own metrics (series.py) share what is allowed for a rollout."""
+    return settings.error_probability / (2 + golden + queries)
 
 
 class Seen(msgspec.Struct):
@@ -143,24 +144,27 @@ class Judge:
     so what passes the step before is promoted. ``baseline``: what stable did before it began.
     """
 
-    def __init__(self, weights: Sequence[float], baseline: Window, settings: Settings, *, golden: bool = True) -> None:
-        """``golden``: whether there is a golden set; its share of the error probability goes to the others if not."""
+    def __init__(
+        self,
+        weights: Sequence[float],
+        baseline: Window,
+        settings: Settings,
+        *,
+        golden: bool = True,
+        queries: int = 0,
+    ) -> None:
+        """``golden``: whether there is a golden set; its share of the error probability goes to the others if not.
+        ``queries``: how many metrics of the user's own (series.py) have a share of it too."""
         self.weights = below_100(weights)
         self.settings = settings
         self.golden = golden
-        self._chance = _chance(settings, golden)
+        self.queries = queries
+        self._chance = chance_of_each(settings, golden=golden, queries=queries)
         baseline, steps = rounded(baseline), len(self.weights)
         errors = Errors.begin(baseline, settings.errors_tolerated, settings.errors_margin, steps)
         latency = Latency.begin(baseline, settings.latency_tolerated, settings.latency_margin, steps)
         self.seen = Seen(errors, latency)
         self.seen.begin_step(0.0)
-
-    @classmethod
-    def resumed(cls, weights: Sequence[float], seen: Seen, settings: Settings, *, golden: bool) -> Self:
-        """One that goes on from what another one under the same weights and settings has seen."""
-        judge = cls(weights, Window(), settings, golden=golden)
-        judge.seen = seen
-        return judge
 
     @property
     def weight(self) -> float:

@@ -76,6 +76,8 @@ class _Memory(_Stored):
     recent: bytes
     thresholds: list[float]
     fresh: _Number
+    queries: _Number = 0
+    """Last, and absent in texts of before there were any."""
 
 
 def to_text(judge: Judge) -> str:
@@ -100,19 +102,21 @@ def to_text(judge: Judge) -> str:
         _packed(list(latency.recent)),
         latency.thresholds,
         latency.fresh,
+        judge.queries,
     )
     return base64.b64encode(zlib.compress(msgspec.msgpack.encode(memory), 9)).decode("ascii")
 
 
-def from_text(text: str, weights: Sequence[float], settings: Settings, *, golden: bool) -> Judge:
+def from_text(text: str, weights: Sequence[float], settings: Settings, *, golden: bool, queries: int = 0) -> Judge:
     """The judge that ``to_text`` was given. Raises BadMemory: the text is not understood, or was made under other
-    weights, settings or with another idea of whether there is a golden set."""
+    weights, settings or with another idea of whether there is a golden set, or of how many metrics are the user's."""
     memory = _decoded(text)
-    judge = Judge(weights, Window(), settings, golden=golden)
+    judge = Judge(weights, Window(), settings, golden=golden, queries=queries)
     if memory.version != VERSION:
         raise BadMemory(f"the evidence was written by another version: {memory.version}, this one reads {VERSION}")
-    if (memory.weights, memory.settings, memory.golden) != (judge.weights, settings, golden):
-        raise BadMemory("the evidence was gathered with other steps, limits or golden set: it must be gathered anew")
+    split = (memory.golden, memory.queries)
+    if (memory.weights, memory.settings, split) != (judge.weights, settings, (golden, queries)):
+        raise BadMemory("the evidence was gathered with other steps, limits or metrics: it must be gathered anew")
     try:
         _fill(judge, memory)
     except (ValueError, struct.error) as error:

@@ -234,3 +234,20 @@ def test_what_goes_wrong_late_is_found_soon(bad: Arm, most: int):
     while judge.look(1000.0, stable(100), bad(100)).action != "rollback":
         sent += 100
         assert sent < most
+
+
+@pytest.mark.parametrize(
+    ("golden", "queries", "needed"), [(False, 0, 200), (True, 0, 300), (False, 2, 400), (True, 8, 1100)]
+)
+def test_the_error_probability_is_split_over_all_metrics(golden: bool, queries: int, needed: int):
+    judge = Judge((50,), Window(), Settings(), golden=golden, queries=queries)
+    for metric in judge.look(1.0, Window(), Window()).metrics:
+        assert f"evidence of worse 1 of {needed:.3g}," in metric.message
+
+
+def test_more_metrics_ask_for_more_certainty_of_the_golden_set():
+    chance = np.random.default_rng(4)
+    stable = chance.random(200)
+    canary = stable - chance.normal(0.0205, 0.1, 200)
+    told = [judge_golden(stable.tolist(), canary.tolist(), Settings(), queries=queries) for queries in (0, 8)]
+    assert [one.action for one in told] == ["rollback", "hold"]

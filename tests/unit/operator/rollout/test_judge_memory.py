@@ -110,6 +110,21 @@ def test_evidence_gathered_otherwise_is_refused(weights: tuple[int, ...], given:
         from_text(text, weights, given, golden=golden)
 
 
+def test_evidence_gathered_under_another_split_of_the_error_probability_is_refused():
+    text = to_text(Judge(STEPS, arm(1, 500), QUICK, queries=2))
+    assert from_text(text, STEPS, QUICK, golden=True, queries=2).queries == 2
+    for queries in (0, 1, 3):
+        with pytest.raises(BadMemory, match="gathered anew"):
+            from_text(text, STEPS, QUICK, golden=True, queries=queries)
+
+
+def test_evidence_of_before_there_were_queries_is_understood():
+    judge = Judge(STEPS, arm(1, 500), QUICK)
+    fields = msgspec.msgpack.decode(zlib.decompress(base64.b64decode(to_text(judge))))
+    before = from_text(packed(msgspec.msgpack.encode(fields[:-1])), STEPS, QUICK, golden=True)
+    assert to_text(before) == to_text(judge)
+
+
 def packed(content: bytes) -> str:
     return base64.b64encode(zlib.compress(content)).decode()
 
