@@ -20,8 +20,9 @@ QUANTILES = (0.5, 0.95, 0.99)
 """Where the canary may be slower: in general (first of all), in its tail, or in what clients take for hanging."""
 MORE, LESS = (1.25, 1.6, 2.5, 6.0, 20.0), (0.9, 0.75, 0.5, 0.25)
 """Odds ratios of exceedances looked for."""
-KEPT = 2000
-"""Latest requests of stable that its quantiles are taken from."""
+KEPT = 500
+"""Latest requests of stable that its quantiles are taken from: few enough that those of another hour, or of a busier
+machine, do not stand for it for long (a quantile that nobody exceeds any more tells nothing)."""
 RENEWED = 100
 """New requests of stable after which they are taken again."""
 FEWEST = 100
