@@ -53,7 +53,7 @@ ANNOTATION_OUTCOME = f"{GROUP}/outcome"
 
 # Annotations of Rerankers that people write.
 ANNOTATION_PROMOTE = f"{GROUP}/promote"
-"""When the rollout began that is promoted without the gates that are left (status.rollout.started): no other is meant."""
+"""status.rollout.started of the rollout that is promoted without the gates that are left; no other one is meant."""
 ANNOTATION_ABORT = f"{GROUP}/abort"
 """The same of a rollout that is taken back."""
 ANNOTATION_RETRY = f"{GROUP}/retry"
