@@ -66,7 +66,7 @@ def test_the_longest_rollout_fits():
     assert len(judge.seen.stable.seconds) == WAITING
     assert judge.step == 19
     text = to_text(judge)
-    assert 30_000 < len(text) < MOST
+    assert 20_000 < len(text) < MOST
     assert to_text(from_text(text, weights, QUICK, golden=True)) == text
 
 
