@@ -15,6 +15,7 @@ from rerank_operator.controller.api import KubeApi, load_configuration
 from rerank_operator.controller.leader import Terms
 from rerank_operator.controller.reconcile import Controller, Settings
 from rerank_operator.manifests.pod_template import WorkerImage
+from rerank_operator.rollout.prometheus import checked_url
 from rerank_operator.warm.tokens import read_key
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="secret from which the tokens of warm pods' workers are made; none: a random one, so that warm pods are "
         "renewed whenever the leader changes",
     )
+    add(
+        "--prometheus-url",
+        type=_prometheus,
+        default=None,
+        metavar="URL",
+        help="Prometheus that spec.rollout.prometheus is asked of, such as http://prometheus.monitoring:9090; none: a "
+        "canary that is to be judged by such queries is held",
+    )
     add("--metrics-host", default="", help="address of /healthz, /readyz and /metrics; empty: all")
     add("--metrics-port", type=int, default=9090)
     add("--log-format", default="json", choices=["json", "text"])
@@ -65,6 +74,13 @@ def _namespaced(text: str) -> tuple[str, str]:
     if not namespace or not name or "/" in name:
         raise argparse.ArgumentTypeError(f"{text!r} must be a namespace and a name, such as rerank-system/gateway")
     return namespace, name
+
+
+def _prometheus(text: str) -> str:
+    try:
+        return checked_url(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def main() -> None:
@@ -91,6 +107,7 @@ async def _run(arguments: argparse.Namespace, terms: Terms, warm_pool_key: bytes
         terms=terms,
         resync_seconds=arguments.resync_seconds,
         gateway_service=arguments.gateway_service,
+        prometheus_url=arguments.prometheus_url,
         warm_pool_key=warm_pool_key,
     )
     api = KubeApi(await load_configuration())

@@ -57,6 +57,8 @@ class Settings(msgspec.Struct, frozen=True):
     resync_seconds: float = 60.0
     gateway_service: tuple[str, str] | None = None
     """Namespace and name of the Service of the gateways; None: no demand is known, and nothing shrinks."""
+    prometheus_url: str | None = None
+    """Of the Prometheus that knows users' own metrics; None: a canary that is to be judged by such is held."""
     warm_pool_key: bytes | None = None
     """From which the tokens of warm pools are made; None: a random one, and their pods are renewed at each start."""
 
@@ -95,7 +97,15 @@ class Controller:
             self._applier.tell,
         )
         self.scaler.short = self.pools.waiting
-        self.rollouts = Rollouts(api, self.store, self._gateway_addresses, self._may_decide, self._enqueue, time.time)
+        self.rollouts = Rollouts(
+            api,
+            self.store,
+            self._gateway_addresses,
+            self._may_decide,
+            self._enqueue,
+            time.time,
+            settings.prometheus_url,
+        )
         self._resync_now = asyncio.Event()
         self._lead_after_list = False
         self.synced = False

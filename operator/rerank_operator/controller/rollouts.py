@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import TypedDict
 
 import aiohttp
 import msgspec
@@ -31,8 +32,10 @@ from rerank_operator.rollout.judge import memory
 from rerank_operator.rollout.judge.difference import Effects, Figures, told
 from rerank_operator.rollout.judge.judge import Judge, Settings
 from rerank_operator.rollout.judge.judge import Verdict as Judged
+from rerank_operator.rollout.judge.series import Series, suspicious, together
 from rerank_operator.rollout.judge.windows import Window
 from rerank_operator.rollout.mirror import judge_mirror
+from rerank_operator.rollout.queries import Queries
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +59,18 @@ class Evidence(msgspec.Struct, omit_defaults=True):
     mirrored: list[Mirrored] = []
     judge: str | None = None
     """As judge.memory writes it."""
+    series: dict[str, Series] = {}
+    """Of the user's own metrics, by name."""
     stable: Figures = msgspec.field(default_factory=Figures)
     canary: Figures = msgspec.field(default_factory=Figures)
     """Of an A/B test."""
+
+
+class _Split(TypedDict):
+    """What has a part of the error probability, beside errors and latency."""
+
+    golden: bool
+    queries: int
 
 
 @dataclass
@@ -67,6 +79,7 @@ class _Watched:
 
     evidence: Evidence
     findings: Findings
+    queries: Queries
     judge: Judge | None = None
     golden: asyncio.Task[RolloutCheck] | None = None
     golden_due: float = 0.0
@@ -84,15 +97,17 @@ class Rollouts:
         active: Callable[[], bool],
         changed: Callable[[Key], None],
         wall: Callable[[], float],
+        prometheus: str | None = None,
     ) -> None:
         """``gateways``: addresses of their admin ports; ``active``: whether this operator leads; ``changed`` is told a
-        Reranker of whose canary something new is known."""
+        Reranker of whose canary something new is known. ``prometheus``: where users' own metrics are; None: nowhere."""
         self._api = api
         self._store = store
         self._gateways = gateways
         self._active = active
         self._changed = changed
         self._wall = wall
+        self._prometheus = prometheus
         self._watched: dict[Key, _Watched] = {}
         self._shown: dict[Key, tuple[str, ...]] = {}
         """Checks that metrics tell of."""
@@ -107,7 +122,8 @@ class Rollouts:
         watched = self._watched.get(key)
         if watched is None or (watched.findings.revision, watched.evidence.started) != (state.revision, state.started):
             self.forget(key)
-            watched = self._watched[key] = _Watched(_kept(observed, state), Findings(state.revision))
+            queries = Queries(self._prometheus, self._wall)
+            watched = self._watched[key] = _Watched(_kept(observed, state), Findings(state.revision), queries)
         return watched.findings
 
     def show(self, key: Key, state: RolloutStatus | None) -> None:
@@ -126,7 +142,10 @@ class Rollouts:
 
     def forget(self, key: Key) -> None:
         watched = self._watched.pop(key, None)
-        if watched is not None and watched.golden is not None:
+        if watched is None:
+            return
+        watched.queries.stop()
+        if watched.golden is not None:
             watched.golden.cancel()
 
     def reset(self) -> None:
@@ -212,7 +231,7 @@ class Rollouts:
             return RolloutCheck("golden", "hold", str(error))
         except (ApiError, Unreachable) as error:
             return RolloutCheck("golden", "hold", f"the golden set cannot be read: {error}")
-        told = verdict(found[0], found[1], settings_of(rollout), measure).metrics[0]
+        told = verdict(found[0], found[1], settings_of(rollout), measure, len(rollout.prometheus)).metrics[0]
         return RolloutCheck("golden", told.verdict, told.message)
 
     async def _golden_set(self, namespace: str, rollout: Rollout) -> GoldenSet:
@@ -275,7 +294,7 @@ class Rollouts:
             # It begins, and does so again under other settings: what stable did until now is what is compared with.
             watched.evidence.cursors = Cursors()
             found = await self._poll(session, key, watched, state, from_start=True)
-            judge = Judge(rollout.steps, found.stable, settings_of(rollout), golden=rollout.golden_set is not None)
+            judge = Judge(rollout.steps, found.stable, settings_of(rollout), **_split(rollout))
             found = msgspec.structs.replace(found, stable=Window(), canary=Window())
         else:
             found = await self._poll(session, key, watched, state)
@@ -283,7 +302,9 @@ class Rollouts:
         if (step := min(state.step, len(judge.weights) - 1)) > judge.step:
             judge.skip_to(step, now)
         split = rollout.strategy == "ABTest"  # held until a person decides
-        said = judge.look(now, found.stable, found.canary, go_on=not (state.paused or split))
+        own = watched.queries.look(session, watched.evidence.series, rollout, state, judge.step, judge.settings)
+        go_on = not (state.paused or split or suspicious(own))
+        said = together(judge.look(now, found.stable, found.canary, go_on=go_on), own)
         return msgspec.structs.replace(
             watched.findings,
             action=said.action,
@@ -331,16 +352,19 @@ def _restored(evidence: Evidence, rollout: Rollout) -> Judge | None:
     if evidence.judge is None:
         return None
     try:
-        return memory.from_text(
-            evidence.judge, rollout.steps, settings_of(rollout), golden=rollout.golden_set is not None
-        )
+        return memory.from_text(evidence.judge, rollout.steps, settings_of(rollout), **_split(rollout))
     except memory.BadMemory as error:
         log.warning("the evidence about a canary begins anew: %s", error)
         return None
 
 
 def _goes_on(judge: Judge, rollout: Rollout) -> bool:
-    return judge.settings == settings_of(rollout) and tuple(judge.weights) == rollout.steps
+    split = {"golden": judge.golden, "queries": judge.queries}
+    return (judge.settings, tuple(judge.weights), split) == (settings_of(rollout), rollout.steps, _split(rollout))
+
+
+def _split(rollout: Rollout) -> _Split:
+    return {"golden": rollout.golden_set is not None, "queries": len(rollout.prometheus)}
 
 
 def _worker_of(observed: Observed, revision: str) -> str:

@@ -26,6 +26,10 @@ REASONS = {
     "latency": "Slower",
 }
 """Why a revision was rejected, by the check that failed."""
+OWN_METRIC_WORSE = "BusinessMetricWorse"
+"""The same for a query of spec.rollout.prometheus, which is checked under a name of its own."""
+BEFORE_TRAFFIC = frozenset({"load", "golden", "mirror"})
+"""Checks that take back what is in an A/B test, too."""
 
 
 class Findings(msgspec.Struct, frozen=True):
@@ -154,6 +158,7 @@ def _begin(scene: Scene) -> RolloutStatus:
 
 def _walk(state: RolloutStatus, scene: Scene) -> Course:
     """As many gates as are passed already, and why it stays where it then is."""
+    state = _with_checks_asked_for(state, scene.rollout)
     if scene.findings is not None and scene.findings.revision == state.revision:
         state = _with_findings(state, scene.findings)
     if scene.abort == state.started:
@@ -162,10 +167,10 @@ def _walk(state: RolloutStatus, scene: Scene) -> Course:
         reason, message = scene.hopeless
         return _reject(_with_check(state, RolloutCheck("load", "fail", message)), scene, reason, message)
     failed = next((check for check in state.checks if check.verdict == "fail"), None)
-    if failed is not None and scene.rollout.strategy == "ABTest" and failed.name in ("errors", "latency"):
+    if failed is not None and scene.rollout.strategy == "ABTest" and failed.name not in BEFORE_TRAFFIC:
         failed = None
     if failed is not None:
-        return _reject(state, scene, REASONS.get(failed.name, "CanaryWorse"), f"{failed.name}: {failed.message}")
+        return _reject(state, scene, REASONS.get(failed.name, OWN_METRIC_WORSE), f"{failed.name}: {failed.message}")
     if scene.promote == state.started and state.phase != "Promoting":
         state = _enter(state, scene, "Promoting", f"promoted by hand (annotation {names.ANNOTATION_PROMOTE})")
     paused = _paused(state, scene)
@@ -196,6 +201,12 @@ def _with_findings(state: RolloutStatus, findings: Findings) -> RolloutStatus:
         if check is not None:
             state = _with_check(state, check)
     return msgspec.structs.replace(state, requests=max(state.requests, findings.requests))
+
+
+def _with_checks_asked_for(state: RolloutStatus, rollout: Rollout) -> RolloutStatus:
+    """Without those of queries that are not in the spec any more."""
+    asked = {"load", "difference", *REASONS, *(query.name for query in rollout.prometheus)}
+    return msgspec.structs.replace(state, checks=[check for check in state.checks if check.name in asked])
 
 
 def _with_check(state: RolloutStatus, check: RolloutCheck) -> RolloutStatus:

@@ -98,6 +98,7 @@ def test_a_good_canary_passes_its_gates_in_order_and_takes_over():
         ({"golden": check("golden"), "mirror": check("mirror", "fail")}, "MirroredRequestsFailed"),
         ({"metrics": (check("errors", "fail"),)}, "MoreErrors"),
         ({"metrics": (check("errors", "hold"), check("latency", "fail"))}, "Slower"),
+        ({"metrics": (check("errors"), check("conversion", "fail"))}, "BusinessMetricWorse"),
     ],
 )
 def test_a_bad_canary_is_taken_back_and_remembered(found: dict[str, Any], reason: str):
@@ -343,3 +344,28 @@ def test_evidence_is_kept_with_the_canary_and_written_once():
     plan = world.plan()
     assert not [action for action in plan.actions if isinstance(action, Apply | Scale)]
     assert world.store.get(DEPLOYMENTS, *KEY) is None  # (the name of a Deployment has its revision in it)
+
+
+CONVERSION = {"name": "conversion", "query": 'orders{revision="{revision}"}', "maxDecrease": 0.05}
+
+
+def test_an_ab_test_only_tells_of_the_users_own_metrics():
+    world = Rollout(strategy="ABTest", steps=[50], prometheus=[CONVERSION])
+    world.find(golden=check("golden"), mirror=check("mirror"))
+    world.find(metrics=(check("conversion", "fail", "worse in 20 of 20 intervals"),))
+    assert world.rollout["phase"] == "Traffic"
+    assert world.percents == {world.a: 50, world.b: 50}
+    assert {"name": "conversion", "verdict": "fail", "message": "worse in 20 of 20 intervals"} in world.rollout[
+        "checks"
+    ]
+
+
+def test_a_query_that_is_not_in_the_spec_any_more_is_not_waited_for_nor_told_of():
+    world = Rollout(prometheus=[CONVERSION])
+    world.find(golden=check("golden"), mirror=check("mirror"))
+    world.find(metrics=(check("errors"), check("conversion", "hold")))
+    assert "conversion to be shown" in world.rollout["message"]
+    world.want(MODEL_B, replicas=4, rollout=CANARY)
+    world.find(metrics=(check("errors"),))
+    assert [one["name"] for one in world.rollout["checks"]] == ["load", "golden", "mirror", "errors"]
+    assert "conversion" not in world.rollout["message"]

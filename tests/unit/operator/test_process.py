@@ -38,6 +38,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]):
         "--lease-name",
         "--lease-namespace",
         "--gateway-service",
+        "--prometheus-url",
         "--metrics-port",
         "--log-format",
     ):

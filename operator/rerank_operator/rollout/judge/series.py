@@ -13,12 +13,13 @@ value of one arm, or one that no share can be taken of, is no point: missing dat
 """
 
 import math
+from collections.abc import Sequence
 from typing import Self
 
 import msgspec
 
 from rerank_operator.rollout.judge.evidence import mean_of_exponentials, over_beginnings
-from rerank_operator.rollout.judge.judge import SUSPICION, MetricVerdict
+from rerank_operator.rollout.judge.judge import SUSPICION, MetricVerdict, Verdict
 
 BETS = (0.25, 0.5, 0.75, 0.95)
 """Shares that are bet; each has an equal part of the money. None is everything, which one lost bet would end."""
@@ -115,6 +116,24 @@ class Series(msgspec.Struct):
         if beyond + others:
             parts.append(f"worse in {beyond} of {beyond + others} intervals")
         return "; ".join(parts)
+
+
+def suspicious(own: Sequence[MetricVerdict]) -> bool:
+    """Whether no step is to be taken for now."""
+    return any(metric.worse >= SUSPICION for metric in own)
+
+
+def together(said: Verdict, own: Sequence[MetricVerdict]) -> Verdict:
+    """What the judge says of errors and latency, and what the user's own metrics say: one that fails is enough to go
+    back, and all must pass for a promotion."""
+    metrics = (*said.metrics, *own)
+    failed = next((metric.name for metric in own if metric.verdict == "fail"), None)
+    if failed is not None and said.action != "rollback":
+        return Verdict("rollback", failed, metrics)
+    waiting = next((metric.name for metric in own if metric.verdict == "hold"), None)
+    if waiting is not None and said.action == "promote":
+        return Verdict("hold", waiting, metrics)
+    return Verdict(said.action, said.reason, metrics)
 
 
 def _without(values: Values) -> str:

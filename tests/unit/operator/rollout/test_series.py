@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rerank_operator.rollout.judge.series import BETS, Limit, Series, Values
+from rerank_operator.rollout.judge.judge import Action, MetricVerdict, Verdict
+from rerank_operator.rollout.judge.series import BETS, Limit, Series, Values, suspicious, together
 
 LOWER, HIGHER = Limit(0.05, higher=False), Limit(0.1, higher=True)
 CHANCE, MISS = 0.01 / 3, 0.1
@@ -188,3 +189,33 @@ def test_evidence_grows_with_every_interval_that_is_beyond():
         found.add(Values(1.0, 0.5), LOWER)
         grown.append(found.evidence(1)[0])
     assert all(later > earlier for earlier, later in pairwise(grown))
+
+
+PASS, HOLD, FAIL = (MetricVerdict("own", verdict, "") for verdict in ("pass", "hold", "fail"))
+JUDGED = MetricVerdict("errors", "pass", "")
+
+
+@pytest.mark.parametrize(
+    ("action", "own", "expected", "reason"),
+    [
+        ("promote", (), "promote", "r"),
+        ("promote", (PASS, PASS), "promote", "r"),
+        ("promote", (PASS, HOLD), "hold", "own"),
+        ("advance", (HOLD,), "advance", "r"),
+        ("hold", (HOLD,), "hold", "r"),
+        ("promote", (HOLD, FAIL), "rollback", "own"),
+        ("hold", (FAIL,), "rollback", "own"),
+        ("rollback", (FAIL,), "rollback", "r"),
+        ("rollback", (PASS,), "rollback", "r"),
+    ],
+)
+def test_one_of_the_users_metrics_is_enough_to_go_back_and_all_must_pass(
+    action: Action, own: tuple[MetricVerdict, ...], expected: str, reason: str
+):
+    said = together(Verdict(action, "r", (JUDGED,)), own)
+    assert (said.action, said.reason, said.metrics) == (expected, reason, (JUDGED, *own))
+
+
+def test_no_step_is_taken_while_one_looks_suspicious():
+    assert suspicious([series(Values(1.0, 0.5), Values(1.0, 0.5)).judge("own", LOWER, 1, CHANCE, MISS)])
+    assert not suspicious([series(Values(1.0, 0.5)).judge("own", LOWER, 1, CHANCE, MISS), PASS])
