@@ -24,6 +24,7 @@ FULL = {
     "operator": {
         "replicas": 3,
         "logFormat": "text",
+        "prometheusUrl": "http://prometheus.monitoring:9090/path",
         "extraArgs": ["--resync-seconds=30"],
         "nodeSelector": {"pool": "system"},
         "tolerations": [{"key": "system", "operator": "Exists"}],

@@ -87,6 +87,7 @@ REFUSED = [
     ({"security": {"runAsUser": 0}}, "/security/runAsUser"),
     ({"security": {"privileged": True}}, "/security"),
     ({"operator": {"logFormat": "xml"}}, "/operator/logFormat"),
+    ({"operator": {"prometheusUrl": "prometheus:9090"}}, "/operator/prometheusUrl"),
     ({"gateway": {"logLevel": "loud"}}, "/gateway/logLevel"),
     ({"gateway": {"maxHeldBytes": "much"}}, "/gateway/maxHeldBytes"),
     ({"operator": {"replicas": 0}}, "/operator/replicas"),
