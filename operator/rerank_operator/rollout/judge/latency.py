@@ -14,6 +14,7 @@ import msgspec
 
 from rerank_operator.rollout.judge.dependence import Flags, design_effect, of_both
 from rerank_operator.rollout.judge.evidence import Count, Evidence, Totals, share
+from rerank_operator.rollout.judge.intervals import Intervals
 from rerank_operator.rollout.judge.windows import Window, answered
 
 QUANTILES = (0.5, 0.95, 0.99)
@@ -70,12 +71,14 @@ class Latency(msgspec.Struct):
     """Requests of stable since they were taken."""
     tolerated: float
     margin: float
+    intervals: Intervals
 
     @classmethod
     def begin(cls, baseline: Window, tolerated: float, margin: float, steps: int) -> Self:
         """``tolerated``, ``margin``: shares by which the canary may be slower."""
         exceedances = [Exceedance(q, Evidence(MORE, steps), Evidence(LESS), Flags(), Flags()) for q in QUANTILES]
-        found = cls(exceedances, deque(maxlen=KEPT), [], 0, tolerated, margin)
+        intervals = Intervals(QUANTILES, [0] * len(QUANTILES), [0] * len(QUANTILES))
+        found = cls(exceedances, deque(maxlen=KEPT), [], 0, tolerated, margin, intervals)
         for one in exceedances:
             one.fine.begin_step()
         seconds_before = answered(baseline)
@@ -93,6 +96,7 @@ class Latency(msgspec.Struct):
         scales = 1 + self.tolerated, 1 + self.margin
         for one, threshold in zip(self.exceedances, self.thresholds, strict=False):
             one.look(threshold, fast, new, scales)
+        self.intervals.add(fast, new, self.margin)
         self._note(fast)
 
     def _note(self, stable: Sequence[float]) -> None:
@@ -112,7 +116,8 @@ class Latency(msgspec.Struct):
         one, effect = effects[ours]
         worst = max(range(len(worse)), key=worse.__getitem__)
         told = self._told(worst if worse[worst] > 2 * max(worse[ours], 1.0) else ours)
-        return sum(worse) / len(worse), one.fine.value(effect), told
+        fine = (one.fine.value(effect) + self.intervals.value(ours)) / 2
+        return sum(worse) / len(worse), fine, told
 
     def _told(self, place: int) -> str:
         if not self.thresholds:

@@ -17,11 +17,12 @@ import msgspec
 
 from rerank_operator.rollout.judge.dependence import KEPT, Flags
 from rerank_operator.rollout.judge.evidence import Evidence, Totals
+from rerank_operator.rollout.judge.intervals import Intervals, Sample
 from rerank_operator.rollout.judge.judge import Judge, Settings
 from rerank_operator.rollout.judge.latency import Exceedance
 from rerank_operator.rollout.judge.windows import Window
 
-VERSION = 1
+VERSION = 2
 """Of what is stored, and of the odds ratios, which are not."""
 MOST_BYTES = 2**18
 """That a text may unpack to: six times the longest."""
@@ -58,6 +59,19 @@ class _Compared(_Stored):
     totals: Totals
 
 
+class _Sample(_Stored):
+    seconds: bytes
+    every: Annotated[int, msgspec.Meta(ge=1)]
+    came: _Number
+
+
+class _Intervals(_Stored):
+    fine: list[_Number]
+    slower: list[_Number]
+    stable: _Sample
+    canary: _Sample
+
+
 class _Memory(_Stored):
     version: int
     weights: list[float]
@@ -76,8 +90,8 @@ class _Memory(_Stored):
     recent: bytes
     thresholds: list[float]
     fresh: _Number
-    queries: _Number = 0
-    """Last, and absent in texts of before there were any."""
+    intervals: _Intervals
+    queries: _Number
 
 
 def to_text(judge: Judge) -> str:
@@ -102,6 +116,7 @@ def to_text(judge: Judge) -> str:
         _packed(list(latency.recent)),
         latency.thresholds,
         latency.fresh,
+        _intervals(latency.intervals),
         judge.queries,
     )
     return base64.b64encode(zlib.compress(msgspec.msgpack.encode(memory), 9)).decode("ascii")
@@ -157,6 +172,22 @@ def _fill(judge: Judge, memory: _Memory) -> None:
     if len(memory.thresholds) not in (0, len(latency.exceedances)):
         raise ValueError(f"{len(memory.thresholds)} thresholds")
     latency.thresholds, latency.fresh = _finite(memory.thresholds), memory.fresh
+    stored, intervals = memory.intervals, latency.intervals
+    if not len(stored.fine) == len(stored.slower) == len(intervals.quantiles):
+        raise ValueError(f"intervals of {len(stored.fine)} quantiles")
+    intervals.fine, intervals.slower = stored.fine, stored.slower
+    intervals.stable, intervals.canary = _sample(stored.stable), _sample(stored.canary)
+
+
+def _intervals(intervals: Intervals) -> _Intervals:
+    samples = (
+        _Sample(_packed(sample.seconds), sample.every, sample.came) for sample in (intervals.stable, intervals.canary)
+    )
+    return _Intervals(intervals.fine, intervals.slower, *samples)
+
+
+def _sample(stored: _Sample) -> Sample:
+    return Sample(_unpacked(stored.seconds), stored.every, stored.came)
 
 
 def _exceedance(one: Exceedance) -> _Compared:
