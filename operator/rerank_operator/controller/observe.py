@@ -176,9 +176,10 @@ _NOTES = (names.ANNOTATION_EVIDENCE, names.ANNOTATION_OUTCOME)
 def _rollout(status: dict[str, Any]) -> RolloutStatus | None:
     """None also where it was written in another form: the rollout begins anew then."""
     try:
-        return msgspec.convert(status["rollout"], RolloutStatus) if status.get("rollout") else None
+        found = msgspec.convert(status["rollout"], RolloutStatus) if status.get("rollout") else None
     except msgspec.ValidationError:
         return None
+    return found if found is not None and found.started else None  # what is said by hand names it by that
 
 
 def deployment_state(body: dict[str, Any]) -> DeploymentState:

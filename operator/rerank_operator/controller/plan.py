@@ -5,7 +5,7 @@ been carried out gives an empty one. Nothing here does I/O or remembers anything
 in the Reranker's status, in ControllerRevisions and in annotations of Deployments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -238,19 +238,18 @@ class _Planner:
         rejected = self.course.rejected or (None if self.course.judging else self._rejected(views))
         aside = set_aside(self.observed, self.target)
         views = [msgspec.structs.replace(view, ready=0) if view.revision in aside else view for view in views]
-        decided = self._shared_out(views, rejected)
+        warm = {revision: pods for revision, pods in self.verdict.warm.items() if revision not in aside}
+        decided = self._shared_out(views, rejected, warm)
         none = tuple(TrafficShare(revision, 0) for revision in sorted(aside))
         return msgspec.structs.replace(decided, traffic=decided.traffic + none), rejected
 
-    def _shared_out(self, views: list[RevisionView], rejected: RejectedRevision | None) -> Handover:
+    def _shared_out(
+        self, views: list[RevisionView], rejected: RejectedRevision | None, warm: Mapping[str, int]
+    ) -> Handover:
         """Replicas and traffic, by how far a canary has come."""
-        state, warm = self.course.state, self.verdict.warm
-        if (
-            state is None
-            or self.current is None
-            or state.revision != self.target
-            or state.phase in ENDED - {"RolledBack"}
-        ):
+        state = self.course.state
+        over = state is not None and state.phase in ENDED and self.course.rejected is None
+        if state is None or over or self.current is None or state.revision != self.target:
             return hand_over(self.target, self.current, self.desired, views, rejected=rejected is not None, warm=warm)
         if self.course.judging:
             replace_one = self.spec.rollout.when_full == "replaceOne"

@@ -10,7 +10,7 @@ from rerank_api.reranker import RejectedRevision, Reranker, RolloutStatus
 from rerank_operator.controller.diagnose import Diagnosis
 from rerank_operator.controller.observe import Observed
 from rerank_operator.controller.times import format_time, time_or_zero
-from rerank_operator.rollout.canary import Course, Findings, Scene, outcome_of
+from rerank_operator.rollout.canary import JUDGED, Course, Findings, Scene, outcome_of
 
 MAY_PASS = frozenset({"ImagePullFailed"})
 """Hopeless only where a replica waits in vain: stable serves all the while, so a registry may take its time."""
@@ -50,25 +50,35 @@ def scene_of(
         promote=annotations.get(names.ANNOTATION_PROMOTE, ""),
         abort=annotations.get(names.ANNOTATION_ABORT, ""),
         paused=annotations.get(names.ANNOTATION_ROLLOUT_PAUSED, "").lower() == "true",
-        retry=retry_asked(annotations, rejected),
+        retry=retry_asked(annotations, rejected, now),
     )
 
 
 def rejection_of(status: dict[str, Any]) -> RejectedRevision | None:
     found = status.get("rejectedRevision")
-    return msgspec.convert(found, RejectedRevision) if found else None
+    try:
+        return msgspec.convert(found, RejectedRevision) if found else None
+    except msgspec.ValidationError:  # written in another form; that it was rejected still counts
+        revision = found.get("revision") if isinstance(found, dict) else None
+        return RejectedRevision(revision, "Unknown", "why is not understood") if isinstance(revision, str) else None
 
 
-def retry_asked(annotations: Mapping[str, str], rejected: RejectedRevision | None) -> bool:
-    """Whether a person has asked for another try since."""
-    return rejected is not None and time_or_zero(annotations.get(names.ANNOTATION_RETRY)) > time_or_zero(rejected.time)
+def retry_asked(annotations: Mapping[str, str], rejected: RejectedRevision | None, now: float) -> bool:
+    """Whether a person has asked for another try since. A time to come asks for one then: it would else ask for the
+    next try too, and for the one after it."""
+    asked = time_or_zero(annotations.get(names.ANNOTATION_RETRY))
+    return rejected is not None and time_or_zero(rejected.time) < asked <= now
 
 
 def set_aside(observed: Observed, target: str) -> set[str]:
     """Revisions that were canaries, were never promoted and still have workers: they get no request, and carry none."""
     status, rollout = observed.status, observed.rollout
-    aside = {share["revision"] for share in status.get("traffic", ()) if not share["percent"]}
-    if rollout is not None and rollout.phase not in ("Promoting", "Promoted"):
+    shares = {share["revision"]: share["percent"] for share in status.get("traffic", ())}
+    aside = {revision for revision, percent in shares.items() if not percent}
+    if rollout is not None and rollout.phase in JUDGED:
+        aside.add(rollout.revision)
+    # One that was being promoted, or was asked for without a canary since, has a share: it goes as another comes.
+    elif rollout is not None and rollout.phase in ("RolledBack", "Cancelled") and not shares.get(rollout.revision):
         aside.add(rollout.revision)
     return aside & {pod.revision for pod in observed.pods} - {target, status.get("currentRevision")}
 

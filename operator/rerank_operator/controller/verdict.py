@@ -10,6 +10,7 @@ from rerank_api import names
 from rerank_api.reranker import Reranker, ScalingState
 
 from rerank_operator.controller.observe import Observed
+from rerank_operator.rollout.canary import JUDGED
 from rerank_operator.scaling.decide import Decision
 from rerank_operator.scaling.replicas import desired_replicas
 
@@ -78,8 +79,13 @@ def held_replicas(observed: Observed, reranker: Reranker, mode: ScalingState) ->
         return first
     if mode == "Auto" == last.get("mode") and isinstance(last.get("desiredReplicas"), int):
         return last["desiredReplicas"]
-    # While a rollout goes on, the Deployment of one revision or the other is told the whole count.
-    return max((state.replicas for state in observed.deployments), default=first)
+    rollout, found = observed.rollout, observed.deployments
+    if rollout is not None and rollout.phase in JUDGED:
+        # All but the canary's workers, and what makes room for those.
+        stable = [state for state in found if state.revision != rollout.revision]
+        return sum(state.replicas + (state.lent_to is not None) for state in stable) if stable else first
+    # While another rollout goes on, the Deployment of one revision or the other is told the whole count.
+    return max((state.replicas for state in found), default=first)
 
 
 def replicas_in_force(reranker: Reranker, mode: ScalingState, held: int, decision: Decision | None) -> int:

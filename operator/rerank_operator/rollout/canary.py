@@ -104,7 +104,7 @@ def course(scene: Scene) -> Course:
     if scene.rejected is not None and scene.rejected.revision == scene.target and not scene.retry:
         return Course(scene.state, scene.rejected)
     going = scene.state if scene.state is not None and scene.state.phase not in ENDED else None
-    if scene.current == scene.target and going is not None and going.phase == "Promoting":
+    if going is not None and going.phase == "Promoting" and scene.current == scene.target == going.revision:
         return Course(_ended(going, scene.time, "Promoted", f"revision {scene.target} serves all requests"))
     if scene.rollout.strategy == "Replace" or scene.current in (None, scene.target) or not scene.known:
         why = "the spec has turned back" if scene.current == scene.target else "the spec asks for no canary any more"

@@ -1,0 +1,132 @@
+"""Canaries where something unusual is done meanwhile: the spec turns, a status is incomplete, a word is nonsense."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from rerank_api import names
+from rerank_operator.controller.kinds import RERANKERS
+from rerank_operator.controller.plan import make_plan
+from rerank_operator.controller.times import format_time
+from rerank_operator.controller.verdict import undecided
+from rerank_operator.rollout.canary import Findings
+from unit.operator.build import KEY, MODEL_A, MODEL_B, WORKER, World
+from unit.operator.test_canary_plans import CANARY, MODEL_C, Rollout, check
+
+GPUS = {"resources": {"limits": {"nvidia.com/gpu": 1}}}
+
+
+def in_traffic(**rollout: Any) -> Rollout:
+    world = Rollout(**rollout)
+    world.find(golden=check("golden"), mirror=check("mirror"))
+    return world
+
+
+def rolled_back() -> Rollout:
+    world = Rollout()
+    world.find(golden=check("golden", "fail"))
+    world.findings = None
+    return world
+
+
+def stored(world: World, status: dict[str, Any]) -> None:
+    body = world.store.get(RERANKERS, *KEY)
+    assert body is not None
+    world.put(RERANKERS, body | {"status": status})
+
+
+def test_turned_back_while_it_is_promoted_it_is_cancelled_and_no_capacity_is_lost():
+    world = in_traffic()
+    world.findings = msgspec.structs.replace(world.findings or Findings(world.b), action="promote", step=1)
+    while world.replicas()[world.a] > 1:
+        world.step()
+        world.run_one_pod()
+    assert world.rollout["phase"] == "Promoting"
+    world.findings = None
+    world.want(MODEL_A, **world.spec)
+    for _ in range(20):
+        world.step()
+        serving = {revision for revision, percent in world.percents.items() if percent}
+        assert sum(world.ready(revision) for revision in serving) >= 4
+        world.run_one_pod()
+    assert (world.rollout["phase"], world.rollout["revision"]) == ("Cancelled", world.b)
+    assert "Cancelled" in (world.note(world.b, names.ANNOTATION_OUTCOME) or "")
+    assert (world.replicas(), world.percents) == ({world.a: 4}, {world.a: 100})
+
+
+def test_a_revision_that_was_rolled_back_is_rolled_out_where_no_canary_is_asked_for_any_more():
+    world = rolled_back()
+    world.want(MODEL_C, replicas=4)
+    world.settle()
+    world.want(MODEL_B, replicas=4)
+    world.settle()
+    assert world.replicas() == {world.b: 4}
+
+    world = rolled_back()
+    world.want(MODEL_B, replicas=4)
+    world.settle()
+    assert world.replicas() == {world.a: 4, world.b: 0}
+    world.annotate(names.ANNOTATION_RETRY, format_time(world.now + 1))
+    world.settle()
+    assert world.replicas() == {world.b: 4}
+
+
+def test_a_retry_that_is_asked_for_in_the_future_is_one_retry():
+    world = rolled_back()
+    world.annotate(names.ANNOTATION_RETRY, format_time(world.now + 36_000))
+    world.settle()
+    assert world.rollout["phase"] == "RolledBack"
+    world.now += 36_000
+    world.settle()
+    assert world.rollout["phase"] == "Golden"
+    world.find(golden=check("golden", "fail"))
+    assert world.rollout["phase"] == "RolledBack"
+
+
+def test_a_rejection_that_is_not_understood_still_counts():
+    world = rolled_back()
+    stored(world, world.status | {"rejectedRevision": {"revision": world.b}})
+    world.settle()
+    assert world.status["rejectedRevision"]["revision"] == world.b
+    assert (world.percents, world.replicas()) == ({world.a: 100, world.b: 0}, {world.a: 4, world.b: 0})
+
+
+@pytest.mark.parametrize("lost", ["started", "phase", "stable"])
+def test_a_rollout_that_is_not_understood_begins_anew(lost: str):
+    world = in_traffic()
+    world.findings = None
+    kept = {name: value for name, value in world.rollout.items() if name != lost}
+    stored(world, world.status | {"rollout": kept})
+    world.settle()
+    assert (world.rollout["phase"], world.percents) == ("Golden", {world.a: 100, world.b: 0})
+
+
+def test_without_a_word_of_scaling_stable_keeps_its_replicas_whatever_the_canary_has():
+    world = World(room=4)
+    spec = {"rollout": CANARY | {"whenFull": "replaceOne"}, "runtime": GPUS}
+    a = world.want(MODEL_A, replicas=4, **spec)
+    world.settle()
+    world.annotate(names.ANNOTATION_SCALING_PAUSED, "true")
+    world.want(MODEL_A, **spec)
+    world.settle()
+    b = world.want(MODEL_B, **spec)
+    for _ in range(30):
+        world.step()
+        world.run_one_pod()
+    assert world.replicas() == {a: 3, b: 1}
+    world.annotate(names.ANNOTATION_ABORT, world.status["rollout"]["started"])
+    world.settle()
+    assert world.replicas() == {a: 4, b: 0}
+
+
+def test_warm_pods_of_a_revision_that_is_set_aside_get_no_request():
+    world = in_traffic()
+    world.findings = None
+    c = world.want(MODEL_C, **world.spec)
+    observed = world.observe()
+    assert observed.reranker is not None
+    verdict = msgspec.structs.replace(undecided(observed, observed.reranker), serving=1, warm={world.b: 1})
+    plan = make_plan(observed, WORKER, world.now, verdict=verdict)
+    assert plan.status is not None
+    shares = [(share["revision"], share["percent"]) for share in plan.status["status"]["traffic"]]
+    assert sorted(shares) == sorted([(world.a, 100), (world.b, 0), (c, 0)])
