@@ -75,10 +75,10 @@ def set_aside(observed: Observed, target: str) -> set[str]:
     status, rollout = observed.status, observed.rollout
     shares = {share["revision"]: share["percent"] for share in status.get("traffic", ())}
     aside = {revision for revision, percent in shares.items() if not percent}
-    if rollout is not None and rollout.phase in JUDGED:
-        aside.add(rollout.revision)
     # One that was being promoted, or was asked for without a canary since, has a share: it goes as another comes.
-    elif rollout is not None and rollout.phase in ("RolledBack", "Cancelled") and not shares.get(rollout.revision):
+    if rollout is not None and (
+        rollout.phase in JUDGED or (rollout.phase in ("RolledBack", "Cancelled") and not shares.get(rollout.revision))
+    ):
         aside.add(rollout.revision)
     return aside & {pod.revision for pod in observed.pods} - {target, status.get("currentRevision")}
 
