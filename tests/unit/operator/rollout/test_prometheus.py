@@ -2,11 +2,10 @@
 exporter of the test; answers that no Prometheus gives come from a server of the test."""
 
 import asyncio
-import shutil
+import contextlib
 import socket
-import subprocess
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
+from harness.prometheus import SCRAPE_SECONDS, exporter, needs_prometheus, scraping
 from rerank_api.reranker import PrometheusQuery, Rollout, RolloutStatus
 from rerank_operator.rollout import prometheus
 from rerank_operator.rollout.judge.judge import MetricVerdict, Settings
@@ -22,14 +22,8 @@ from rerank_operator.rollout.judge.series import Limit, Series, Values
 from rerank_operator.rollout.prometheus import CannotQuery, ask, checked_url
 from rerank_operator.rollout.queries import NOWHERE, Queries
 
-PROMETHEUS = shutil.which("prometheus")
-real = pytest.mark.skipif(
-    PROMETHEUS is None, reason="there is no prometheus: tests/harness/get_prometheus takes it from Debian's packages"
-)
 SECONDS = 60.0
 """In which a Prometheus starts and has scraped."""
-SCRAPED = 0.2
-"""Seconds between two scrapes."""
 TICK = 0.1
 """Seconds between two sales of the shop, and two looks."""
 
@@ -69,68 +63,35 @@ class Shop:
         self.searches[revision] = self.searches.get(revision, 0) + searches
         self.orders[revision] = self.orders.get(revision, 0) + int(self.chance.binomial(searches, conversion))
 
-    async def tell(self, _: web.Request) -> web.Response:
+    def tell(self) -> str:
         lines = [
             f'{name}{{revision="{revision}"}} {count}'
             for name, counts in (("shop_searches_total", self.searches), ("shop_orders_total", self.orders))
             for revision, count in counts.items()
         ]
-        return web.Response(text="\n".join(lines) + "\n")
+        return "\n".join(lines) + "\n"
 
 
-class Server:
-    """A Prometheus with its own folder and port. Its words are in ``log``."""
-
-    def __init__(self, folder: Path) -> None:
-        self.log = folder / "log"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def start(self, target: int) -> None:
-        assert PROMETHEUS is not None
-        configuration = self._folder / "prometheus.yml"
-        configuration.write_text(
-            "scrape_configs:\n"
-            f"- {{job_name: shop, scrape_interval: {SCRAPED * 1000:.0f}ms, scrape_timeout: {SCRAPED * 1000:.0f}ms,\n"
-            f"   static_configs: [{{targets: ['127.0.0.1:{target}']}}]}}\n"
-        )
-        arguments = (
-            f"--config.file={configuration}",
-            f"--storage.tsdb.path={self._folder / 'data'}",
-            f"--web.listen-address=127.0.0.1:{self.port}",
-        )
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen((PROMETHEUS, *arguments), stdout=log, stderr=subprocess.STDOUT)
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(10)
+@contextlib.contextmanager
+def asked(shop: Shop, folder: Path) -> Generator[str]:
+    """The address of a real Prometheus that scrapes the shop."""
+    with exporter(shop.tell) as port, scraping(port, folder) as url:
+        yield url
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    found = Server(tmp_path)
-    yield found
-    found.stop()
-
-
-async def until(session: aiohttp.ClientSession, server: Server, query: str, expected: float) -> None:
+async def until(session: aiohttp.ClientSession, url: str, query: str, expected: float) -> None:
     """The Prometheus knows it."""
     try:
         async with asyncio.timeout(SECONDS):
             found = None
             while found != expected:
                 try:
-                    found = await ask(session, server.url, query)
+                    found = await ask(session, url, query)
                 except CannotQuery:  # it starts
                     found = None
-                await asyncio.sleep(SCRAPED / 4)
+                await asyncio.sleep(SCRAPE_SECONDS / 4)
     except TimeoutError:
-        pytest.fail(f"{query} is {found} and not {expected} after {SECONDS:g} s: {server.log.read_text()[-2000:]}")
+        pytest.fail(f"{query} is {found} and not {expected} after {SECONDS:g} s")
 
 
 CONVERSION = PrometheusQuery(
@@ -165,10 +126,10 @@ class Play:
         return self.look(session)
 
 
-@real
+@needs_prometheus
 @pytest.mark.parametrize(("conversion", "expected"), [(0.04, "fail"), (0.08, "pass")], ids=["worse", "equal"])
 async def test_a_worse_conversion_is_found_and_an_equal_one_passes(
-    session: aiohttp.ClientSession, server: Server, conversion: float, expected: str
+    session: aiohttp.ClientSession, tmp_path: Path, conversion: float, expected: str
 ):
     """In real time, with intervals of a second, which the schema does not allow and the code does not mind."""
     shop = Shop()
@@ -176,12 +137,11 @@ async def test_a_worse_conversion_is_found_and_an_equal_one_passes(
         f'sum(increase(shop_{what}_total{{revision="{{revision}}"}}[1s]))' for what in ("orders", "searches")
     )
     wanted = PrometheusQuery("conversion", query, max_decrease=0.1, interval="1s")
-    async with serving(shop.tell) as port:
-        shop.sell("old", 20_000, 0.08)
-        shop.sell("new", 2_000, conversion)
-        server.start(port)
-        await until(session, server, "count(shop_orders_total)", 2.0)
-        play = Play(server.url, wanted)
+    shop.sell("old", 20_000, 0.08)
+    shop.sell("new", 2_000, conversion)
+    with asked(shop, tmp_path) as url:
+        await until(session, url, "count(shop_orders_total)", 2.0)
+        play = Play(url, wanted)
         said, until_when = play.look(session)["conversion"], time.monotonic() + SECONDS
         while said.verdict == "hold" and time.monotonic() < until_when:
             await asyncio.sleep(TICK)
@@ -204,32 +164,34 @@ REFUSED = {
 }
 
 
-@real
-async def test_a_real_prometheus_words_are_told(session: aiohttp.ClientSession, server: Server):
+@needs_prometheus
+async def test_a_real_prometheus_words_are_told(session: aiohttp.ClientSession, tmp_path: Path):
     shop = Shop()
     shop.sell("old", 100, 0.5)
     shop.sell("new", 100, 0.5)
-    async with serving(shop.tell) as port:
-        server.start(port)
-        await until(session, server, "count(shop_orders_total)", 2.0)
+    with asked(shop, tmp_path) as url:
+        await until(session, url, "count(shop_orders_total)", 2.0)
         for query, told in REFUSED.items():
             with pytest.raises(CannotQuery) as failed:
-                await ask(session, server.url, query)
+                await ask(session, url, query)
             assert told in str(failed.value), query
 
 
-@real
-async def test_a_real_prometheus_values(session: aiohttp.ClientSession, server: Server):
+@needs_prometheus
+async def test_a_real_prometheus_values(session: aiohttp.ClientSession, tmp_path: Path):
     shop = Shop()
     shop.sell("old", 100, 0.0)
-    async with serving(shop.tell) as port:
-        server.start(port)
-        await until(session, server, "count(shop_orders_total)", 1.0)
-        assert await ask(session, server.url, 'shop_searches_total{revision="old"}') == 100.0
-        assert await ask(session, server.url, 'shop_searches_total{revision="new"}') is None
-        assert await ask(session, server.url, "scalar(shop_searches_total) + 1") == 101.0
-        assert str(await ask(session, server.url, "shop_orders_total / shop_orders_total")) == "nan"
-        assert await ask(session, server.url, "-1 / 0") == float("-inf")
+    with asked(shop, tmp_path) as url:
+        await until(session, url, "count(shop_orders_total)", 1.0)
+        assert await ask(session, url, 'shop_searches_total{revision="old"}') == 100.0
+        assert await ask(session, url, 'shop_searches_total{revision="new"}') is None
+        assert await ask(session, url, "scalar(shop_searches_total) + 1") == 101.0
+        assert str(await ask(session, url, "shop_orders_total / shop_orders_total")) == "nan"
+        assert await ask(session, url, "-1 / 0") == float("-inf")
+        # As docs/canary-judge.md has it, for intervals in which too little was counted:
+        enough = "sum(shop_orders_total) / sum(shop_searches_total) and on() sum(shop_searches_total) > {least}"
+        assert await ask(session, url, enough.format(least=99)) == 0.0
+        assert await ask(session, url, enough.format(least=100)) is None
 
 
 # --- what no Prometheus answers, and one that is not there ---
