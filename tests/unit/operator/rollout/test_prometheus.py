@@ -188,7 +188,11 @@ async def test_a_real_prometheus_values(session: aiohttp.ClientSession, tmp_path
         assert await ask(session, url, "scalar(shop_searches_total) + 1") == 101.0
         assert str(await ask(session, url, "shop_orders_total / shop_orders_total")) == "nan"
         assert await ask(session, url, "-1 / 0") == float("-inf")
-        # As docs/canary-judge.md has it, for intervals in which too little was counted:
+        # As docs/canary-judge.md has it, for a revision whose counter is not there yet:
+        orders = 'sum(shop_orders_total{revision="new"})'
+        assert await ask(session, url, f"{orders} / sum(shop_searches_total)") is None
+        assert await ask(session, url, f"({orders} or vector(0)) / sum(shop_searches_total)") == 0.0
+        # And for intervals in which too little was counted:
         enough = "sum(shop_orders_total) / sum(shop_searches_total) and on() sum(shop_searches_total) > {least}"
         assert await ask(session, url, enough.format(least=99)) == 0.0
         assert await ask(session, url, enough.format(least=100)) is None
