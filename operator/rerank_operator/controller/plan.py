@@ -203,7 +203,7 @@ class _Planner:
     def _moved_on(self) -> bool:
         """What the next plan is made of changes with this one's status, of which no watch will tell."""
         before, after = self.observed.rollout, self.course.state
-        return after is not None and (before is None or before.phase != after.phase)
+        return after is not None and (before is None or (before.started, before.phase) != (after.started, after.phase))
 
     def _diagnose(self, revision: str) -> Diagnosis | None:
         return diagnose(_pods_of(self.observed.pods, revision), self.deployments.get(revision))
@@ -235,7 +235,8 @@ class _Planner:
             msgspec.structs.replace(view, blocked=self.stuck if view.revision == self.target else self._waiting(view))
             for view in _views(self.observed, self._restorable(), self.now)
         ]
-        rejected = self.course.rejected or (None if self.course.judging else self._rejected(views))
+        by_itself = self.course.judging or self.course.promoting
+        rejected = self.course.rejected or (None if by_itself else self._rejected(views))
         aside = set_aside(self.observed, self.target)
         views = [msgspec.structs.replace(view, ready=0) if view.revision in aside else view for view in views]
         warm = {revision: pods for revision, pods in self.verdict.warm.items() if revision not in aside}
@@ -254,7 +255,10 @@ class _Planner:
         if self.course.judging:
             replace_one = self.spec.rollout.when_full == "replaceOne"
             of_phase = {"percent": state.percent, "replace_one": replace_one, "warm": warm}
-            return carry(self.target, self.current, self.desired, views, **of_phase)
+            decided = carry(self.target, self.current, self.desired, views, **of_phase)
+            begun = self.observed.rollout is not None and self.observed.rollout.started == state.started
+            # First gateways are told that it gets no request; its workers come with the next plan.
+            return decided if begun else self._with_target_as_it_is(decided)
         if self.course.promoting:
             return promote(self.target, self.current, self.desired, views, percent=state.percent, warm=warm)
         decided = hand_over(self.target, self.current, self.desired, views, rejected=True, warm=warm)
@@ -262,10 +266,13 @@ class _Planner:
         decided = msgspec.structs.replace(decided, traffic=shares(old, self.target, self.current, 0, warm))
         if self.observed.rollout is not None and self.observed.rollout.phase != "RolledBack":
             # First it gets no more requests; its workers go with the next plan.
-            mine = self.deployments.get(self.target)
-            found = {self.target: mine.replicas if mine is not None else 0}
-            decided = msgspec.structs.replace(decided, replicas=decided.replicas | found)
+            return self._with_target_as_it_is(decided)
         return decided
+
+    def _with_target_as_it_is(self, decided: Handover) -> Handover:
+        mine = self.deployments.get(self.target)
+        found = {self.target: mine.replicas if mine is not None else 0}
+        return msgspec.structs.replace(decided, replicas=decided.replicas | found)
 
     def _waiting(self, old: RevisionView) -> int:
         """Workers of an old revision that find no room."""

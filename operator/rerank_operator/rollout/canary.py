@@ -309,8 +309,9 @@ def _message(state: RolloutStatus, scene: Scene) -> str:
     if state.paused:
         return f"paused: {state.paused}"
     held = {check.name: check.message for check in state.checks if check.verdict == "hold"}
+    starting = "its first worker is starting" if scene.desired else "no worker is wanted now; it waits until one is"
     told = {
-        "Starting": scene.waiting or "its first worker is starting",
+        "Starting": scene.waiting or starting,
         "Golden": held.get("golden", "the golden set is being ranked"),
         "Mirror": held.get("mirror", "mirrored requests are being compared"),
         "Traffic": _of_step(state, scene, held),

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 from rerank_api import names
-from rerank_operator.controller.kinds import RERANKERS
+from rerank_operator.controller.kinds import PODS, RERANKERS
 from rerank_operator.controller.plan import make_plan
 from rerank_operator.controller.times import format_time
 from rerank_operator.controller.verdict import undecided
@@ -130,3 +130,54 @@ def test_warm_pods_of_a_revision_that_is_set_aside_get_no_request():
     assert plan.status is not None
     shares = [(share["revision"], share["percent"]) for share in plan.status["status"]["traffic"]]
     assert sorted(shares) == sorted([(world.a, 100), (world.b, 0), (c, 0)])
+
+
+def test_a_canary_has_no_worker_before_the_status_says_that_it_gets_no_request():
+    """Who dies between both leaves no worker that gateways take for one of a rollout without gates."""
+    world = World()
+    spec = {"replicas": 4, "rollout": CANARY}
+    a = world.want(MODEL_A, **spec)
+    world.settle()
+    b = world.want(MODEL_B, **spec)
+    plan = world.plan()
+    world.carry_out(msgspec.structs.replace(plan, status=None))
+    assert world.replicas().get(b, 0) == 0
+    world.carry_out(plan)
+    assert {share["revision"]: share["percent"] for share in world.status["traffic"]} == {a: 100, b: 0}
+    assert plan.requeue_after == 0
+    world.settle()
+    assert world.replicas() == {a: 4, b: 1}
+
+
+def test_promoted_by_hand_before_its_image_is_there_it_waits_for_it_and_is_not_called_rejected():
+    world = World(room=4)
+    spec = {"replicas": 4, "rollout": CANARY | {"whenFull": "replaceOne"}, "runtime": GPUS}
+    world.want(MODEL_A, **spec)
+    world.settle()
+    b = world.want(MODEL_B, **spec)
+    while not world.ready(b):
+        world.step()
+        for body in world.pods(b):
+            if body["status"]["phase"] != "Pending":
+                pulling = {"name": "worker", "ready": False, "restartCount": 0}
+                pulling["state"] = {"waiting": {"reason": "ImagePullBackOff", "message": "back-off"}}
+                world.put(PODS, body | {"status": body["status"] | {"containerStatuses": [pulling]}})
+                world.annotate(names.ANNOTATION_PROMOTE, world.status["rollout"]["started"])
+                world.step()
+                world.step()
+                assert world.status["rollout"]["phase"] == "Promoting"
+                assert "rejectedRevision" not in world.status
+                world.run_one_pod()
+    world.settle()
+    assert (world.status["rollout"]["phase"], world.replicas()) == ("Promoted", {b: 4})
+
+
+def test_at_zero_it_is_not_said_that_a_worker_starts():
+    world = World()
+    spec = {"replicas": 0, "rollout": CANARY, "scaling": {"minReplicas": 0}}
+    world.want(MODEL_A, **(spec | {"replicas": 1}))
+    world.settle()
+    world.want(MODEL_B, **spec)
+    world.settle()
+    assert world.status["rollout"]["phase"] == "Starting"
+    assert "no worker is wanted" in world.status["rollout"]["message"]
