@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import numpy as np
 import pytest
 from aiohttp import web
@@ -366,7 +367,8 @@ async def test_what_an_operator_before_has_kept_goes_on(session: aiohttp.ClientS
         for _ in range(4):
             await first.interval(session)
         second = Play(f"http://127.0.0.1:{port}", CONVERSION)
-        second.series, second.now = dict(first.series), first.now
+        second.series = msgspec.json.decode(msgspec.json.encode(first.series), type=dict[str, Series])
+        second.now = first.now
         assert second.look(session)["conversion"].verdict == "hold"
         assert (await second.interval(session))["conversion"].verdict == "pass"
 
