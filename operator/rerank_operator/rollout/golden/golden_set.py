@@ -9,6 +9,8 @@ import msgspec
 import yaml
 
 MOST_QUERIES, MOST_DOCUMENTS, MOST_GRADE = 10_000, 1_000, 10
+DEEPEST = 16
+"""Levels of lists and mappings; a golden set has four."""
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -79,7 +81,7 @@ def _are_lines(text: str) -> bool:
         return False
     try:
         return "queries" not in json.loads(lines[0])
-    except ValueError:
+    except (ValueError, RecursionError):
         return len(lines) > 1 and all(line.startswith("{") for line in lines)
 
 
@@ -87,7 +89,20 @@ def _whole(text: str) -> Any:
     if text.lstrip().startswith("{"):
         with contextlib.suppress(ValueError):
             return json.loads(text)  # as YAML it would take seconds
+    _refuse_depth(text)
     return yaml.load(text, _Loader)  # noqa: S506 (both loaders are safe ones)
+
+
+def _refuse_depth(text: str) -> None:
+    """Raises yaml.YAMLError. libyaml's loader goes as deep as a text does, and takes the process with it."""
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEEPEST:
+                raise yaml.YAMLError(f"line {event.start_mark.line + 1} is nested deeper than {DEEPEST} levels")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def _lines(text: str) -> list[Any]:

@@ -133,6 +133,14 @@ def test_what_a_text_holds_is_told_without_a_files_name(text: str):
     assert parse_golden_set(text, "a text") == GoldenSet([msgspec.convert(QUERY, GoldenQuery)] * 2)
 
 
+@pytest.mark.parametrize("opened", ["[", "- ", "{a: ", '{"a":'])
+def test_a_text_that_is_nested_deeply_is_refused_and_ends_no_process(opened: str):
+    with pytest.raises(BadGoldenSet, match="ConfigMap x: "):
+        parse_golden_set(opened * (800_000 // len(opened)), "ConfigMap x")
+    with pytest.raises(BadGoldenSet, match="ConfigMap x: "):
+        parse_golden_set('{"a": ' + opened * (800_000 // len(opened)) + "\n{}", "ConfigMap x")
+
+
 def test_one_line_is_one_query():
     assert len(parse_golden_set(LINE, "a text").queries) == 1
 
