@@ -263,6 +263,8 @@ class _Planner:
             return promote(self.target, self.current, self.desired, views, percent=state.percent, warm=warm)
         decided = hand_over(self.target, self.current, self.desired, views, rejected=True, warm=warm)
         old = [view for view in views if view.revision != self.target]
+        if not old:
+            return decided  # who served is gone with all that was known of it
         decided = msgspec.structs.replace(decided, traffic=shares(old, self.target, self.current, 0, warm))
         if self.observed.rollout is not None and self.observed.rollout.phase != "RolledBack":
             # First it gets no more requests; its workers go with the next plan.

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 from rerank_api import names
-from rerank_operator.controller.kinds import PODS, RERANKERS
+from rerank_operator.controller.kinds import CONTROLLER_REVISIONS, DEPLOYMENTS, PODS, RERANKERS
 from rerank_operator.controller.plan import make_plan
 from rerank_operator.controller.times import format_time
 from rerank_operator.controller.verdict import undecided
@@ -181,3 +181,22 @@ def test_at_zero_it_is_not_said_that_a_worker_starts():
     world.settle()
     assert world.status["rollout"]["phase"] == "Starting"
     assert "no worker is wanted" in world.status["rollout"]["message"]
+
+
+def test_where_stable_is_gone_with_its_spec_each_revision_has_one_share():
+    world = rolled_back()
+    for kind in (DEPLOYMENTS, CONTROLLER_REVISIONS):
+        (name,) = [
+            body["metadata"]["name"]
+            for body in world.store.children(kind, KEY)
+            if body["metadata"]["labels"][names.LABEL_REVISION] == world.a
+        ]
+        world.remove(kind, name)
+    for body in world.pods(world.a):
+        world.remove(PODS, body["metadata"]["name"])
+    for _ in range(10):
+        world.step()
+        world.run_one_pod()
+        shares = [share["revision"] for share in world.status["traffic"]]
+        assert len(shares) == len(set(shares))
+    assert world.percents == {world.b: 100}
