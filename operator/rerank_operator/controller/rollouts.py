@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import aiohttp
 import msgspec
@@ -82,6 +82,10 @@ class _Watched:
     queries: Queries
     judge: Judge | None = None
     golden: asyncio.Task[RolloutCheck] | None = None
+    golden_asked: tuple[Any, ...] = ()
+    """What of the spec it depends on, as it was when it began."""
+    golden_version: str | None = None
+    """Of the ConfigMap that was ranked last."""
     golden_due: float = 0.0
     told: float = 0.0
     """When the findings were last made."""
@@ -205,24 +209,46 @@ class Rollouts:
     def _rank(self, session: aiohttp.ClientSession, watched: _Watched, observed: Observed, rollout: Rollout) -> None:
         """One ranking at a time, aside: it takes seconds to minutes."""
         key = (observed.metadata.namespace, observed.metadata.name)
+        asked = (rollout.golden_set, settings_of(rollout), len(rollout.prometheus))
+        if watched.golden_asked != asked:
+            if watched.golden is not None:
+                watched.golden.cancel()
+            watched.golden, watched.golden_asked, watched.golden_version = None, asked, None
+            watched.golden_due = 0.0
+            if watched.findings.golden is not None:
+                self._found_golden(key, watched, RolloutCheck("golden", "hold", "the spec has changed: ranked anew"))
         if watched.golden is not None and not watched.golden.done():
             return
         if watched.golden is not None:
             task, watched.golden = watched.golden, None
-            check = task.result()
+            try:
+                check = task.result()
+            except Exception as error:
+                log.exception("a golden set could not be ranked", extra={"namespace": key[0], "reranker": key[1]})
+                check = RolloutCheck("golden", "hold", f"it could not be ranked: {type(error).__name__}")
             watched.golden_due = self._wall() + RETRY_SECONDS
-            watched.findings = msgspec.structs.replace(watched.findings, golden=check)
-            self._changed(key)
+            self._found_golden(key, watched, check)
             return
         decided = watched.findings.golden is not None and watched.findings.golden.verdict != "hold"
         if not decided and self._wall() >= watched.golden_due:
-            watched.golden = asyncio.create_task(self._golden(session, observed, rollout), name=f"golden {key}")
+            ranking = self._golden(session, watched, observed, rollout)
+            watched.golden = asyncio.create_task(ranking, name=f"golden {key}")
 
-    async def _golden(self, session: aiohttp.ClientSession, observed: Observed, rollout: Rollout) -> RolloutCheck:
+    def _found_golden(self, key: Key, watched: _Watched, check: RolloutCheck) -> None:
+        watched.findings = msgspec.structs.replace(watched.findings, golden=check)
+        self._changed(key)
+
+    async def _golden(
+        self, session: aiohttp.ClientSession, watched: _Watched, observed: Observed, rollout: Rollout
+    ) -> RolloutCheck:
         assert rollout.golden_set is not None
         assert observed.rollout is not None
         try:
-            golden = await self._golden_set(observed.metadata.namespace, rollout)
+            where, text, version = await self._golden_set(observed.metadata.namespace, rollout)
+            if watched.findings.golden is not None and watched.golden_version == version:
+                return watched.findings.golden  # both revisions would rank it the same again, in their users' time
+            # Aside: what a user has made large or deep must not keep the lease from being renewed.
+            golden = await asyncio.to_thread(parse_golden_set, text, where)
             measure, k = measured(rollout.golden_set.metric, golden)
             found = []
             for revision in (observed.rollout.stable, observed.rollout.revision):
@@ -232,9 +258,11 @@ class Rollouts:
         except (ApiError, Unreachable) as error:
             return RolloutCheck("golden", "hold", f"the golden set cannot be read: {error}")
         told = verdict(found[0], found[1], settings_of(rollout), measure, len(rollout.prometheus)).metrics[0]
+        watched.golden_version = version
         return RolloutCheck("golden", told.verdict, told.message)
 
-    async def _golden_set(self, namespace: str, rollout: Rollout) -> GoldenSet:
+    async def _golden_set(self, namespace: str, rollout: Rollout) -> tuple[str, str, str]:
+        """What it is called in messages, its text, and the version of its ConfigMap."""
         source = rollout.golden_set
         assert source is not None
         where = f"spec.rollout.goldenSet: ConfigMap {namespace}/{source.config_map}"
@@ -250,7 +278,7 @@ class Rollouts:
             raise BadGoldenSet(f"{where} has {len(data)} keys: name one of them in key")
         if name not in data:
             raise BadGoldenSet(f"{where} has no key {name}: it has {', '.join(sorted(data)) or 'none'}")
-        return parse_golden_set(data[name], f"{where}, key {name}")
+        return f"{where}, key {name}", data[name], found["metadata"]["resourceVersion"]
 
     # --- what gateways tell ---
 
@@ -282,7 +310,7 @@ class Rollouts:
         settings = settings_of(rollout)
         needed = min(rollout.step_requests, MOST_MIRRORED)
         said = judge_mirror(evidence.mirrored, needed, settings, rollout.limits.rank_agreement)
-        check = RolloutCheck("mirror", said.verdict, said.message)
+        check = RolloutCheck("mirror", said.verdict, _unheard(found) + said.message)
         return msgspec.structs.replace(watched.findings, mirror=check)
 
     async def _traffic(
@@ -305,13 +333,14 @@ class Rollouts:
         own = watched.queries.look(session, watched.evidence.series, rollout, state, judge.step, judge.settings)
         go_on = not (state.paused or split or suspicious(own))
         said = together(judge.look(now, found.stable, found.canary, go_on=go_on), own)
+        checks = _checks(said, _unheard(found))
         return msgspec.structs.replace(
             watched.findings,
             action=said.action,
             reason=said.reason,
             step=judge.step,
             requests=judge.canary_requests,
-            metrics=(*_checks(said), _compared(watched.evidence, found, judge)) if split else _checks(said),
+            metrics=(*checks, _compared(watched.evidence, found, judge)) if split else checks,
         )
 
 
@@ -375,8 +404,16 @@ def _worker_of(observed: Observed, revision: str) -> str:
     return min(ready, key=lambda pod: pod.name).address
 
 
-def _checks(said: Judged) -> tuple[RolloutCheck, ...]:
-    return tuple(RolloutCheck(metric.name, metric.verdict, metric.message) for metric in said.metrics)
+def _unheard(found: Polled) -> str:
+    """Before figures that nobody brings up to date; empty where a gateway tells."""
+    if found.heard:
+        return ""
+    missed = next((f": {address}: {why}" for address, why in sorted(found.missed.items())), "")
+    return f"no gateway tells of answers{missed}; "
+
+
+def _checks(said: Judged, unheard: str) -> tuple[RolloutCheck, ...]:
+    return tuple(RolloutCheck(metric.name, metric.verdict, unheard + metric.message) for metric in said.metrics)
 
 
 def _compared(evidence: Evidence, found: Polled, judge: Judge) -> RolloutCheck:

@@ -1,0 +1,175 @@
+"""What asks workers and gateways about canaries: a real worker's protocol and a store, with an API of the test."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from rerank_api import wire
+from rerank_api.reranker import RolloutCheck
+from rerank_operator.controller.api import ApiError
+from rerank_operator.controller.kinds import PODS
+from rerank_operator.controller.rollouts import RETRY_SECONDS, Rollouts
+from unit.operator.build import KEY, MODEL_B
+from unit.operator.test_canary_plans import CANARY, Rollout, check
+
+QUERIES = [{"query": f"q{n}", "documents": ["good", "bad"], "labels": [1, 0]} for n in range(20)]
+
+
+class Api:
+    """Has one ConfigMap, or none."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, str] | None = {"golden.json": json.dumps({"queries": QUERIES})}
+        self.version = 1
+
+    async def get(self, kind: object, namespace: str, name: str) -> dict[str, Any]:
+        if self.data is None:
+            raise ApiError(404, "NotFound", "there is none")
+        return {"metadata": {"resourceVersion": str(self.version)}, "data": self.data}
+
+    def change(self, text: str) -> None:
+        self.data, self.version = {"golden.json": text}, self.version + 1
+
+
+class Asked:
+    """Rollouts of a world whose pods are one worker that scores as it is told to."""
+
+    def __init__(self, world: Rollout, session: aiohttp.ClientSession, address: str, gateways: list[str]) -> None:
+        self.world, self.session, self.api = world, session, Api()
+        for pod in world.pods():
+            world.put(PODS, pod | {"status": pod["status"] | {"podIP": address}})
+        self.rollouts = Rollouts(
+            self.api,  # ty: ignore[invalid-argument-type]
+            world.store,
+            lambda: gateways,
+            lambda: True,
+            lambda key: None,
+            lambda: world.now,
+        )
+
+    async def look(self) -> None:
+        self.rollouts.findings(self.world.observe())
+        await self.rollouts._look_safely(self.session, KEY)
+
+    async def until(self, found: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not found():
+                await self.look()
+                await asyncio.sleep(0.005)
+
+    @property
+    def golden(self) -> RolloutCheck | None:
+        findings = self.rollouts.findings(self.world.observe())
+        return findings.golden if findings is not None else None
+
+    @property
+    def mirror(self) -> RolloutCheck | None:
+        findings = self.rollouts.findings(self.world.observe())
+        return findings.mirror if findings is not None else None
+
+
+class Worker:
+    def __init__(self) -> None:
+        self.asked = 0
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def score(self, request: web.Request) -> web.Response:
+        self.asked += 1
+        await self.go.wait()
+        texts = (await request.json())["documents"]
+        return web.json_response({"scores": [1.0 if text == "good" else 0.0 for text in texts], "tokens": 1})
+
+
+@asynccontextmanager
+async def asking(world: Rollout, gateways: list[str] | None = None) -> AsyncGenerator[tuple[Asked, Worker]]:
+    worker = Worker()
+    app = web.Application()
+    app.router.add_post(wire.SCORE_PATH, worker.score)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    address = f"127.0.0.1:{runner.addresses[0][1]}"
+    async with aiohttp.ClientSession() as session:
+        asked = Asked(world, session, address, gateways or [])
+        try:
+            yield asked, worker
+        finally:
+            asked.rollouts.reset()
+            await runner.cleanup()
+
+
+async def test_the_same_golden_set_is_not_ranked_twice_and_another_one_is():
+    async with asking(Rollout()) as (asked, worker):
+        asked.api.change(json.dumps({"queries": QUERIES[:5]}))
+        await asked.until(lambda: asked.golden is not None)
+        assert asked.golden is not None
+        assert (asked.golden.verdict, worker.asked) == ("hold", 10), "too few queries to tell"
+        for _ in range(5):
+            asked.world.now += RETRY_SECONDS
+            for _ in range(20):
+                await asked.look()
+                await asyncio.sleep(0.001)
+        assert worker.asked == 10
+        asked.api.change(json.dumps({"queries": QUERIES}))
+        asked.world.now += RETRY_SECONDS
+        await asked.until(lambda: asked.golden is not None and asked.golden.verdict == "pass")
+        assert worker.asked == 50
+
+
+async def test_a_ranking_that_was_begun_for_another_spec_says_nothing():
+    world = Rollout()
+    async with asking(world) as (asked, worker):
+        worker.go.clear()
+        await asked.until(lambda: worker.asked > 0)
+        world.want(MODEL_B, replicas=4, rollout=CANARY | {"goldenSet": {"configMap": "golden", "metric": "mrr"}})
+        worker.go.set()
+        await asked.until(lambda: asked.golden is not None)
+        assert asked.golden is not None
+        assert asked.golden.message.startswith("MRR")
+
+
+async def test_what_nobody_thought_of_is_told_and_tried_again_after_a_while():
+    async with asking(Rollout()) as (asked, worker):
+        asked.api.data = {"golden.json": 7}  # ty: ignore[invalid-assignment]
+        await asked.until(lambda: asked.golden is not None)
+        assert asked.golden is not None
+        assert (asked.golden.verdict, worker.asked) == ("hold", 0)
+        asked.api.change(json.dumps({"queries": QUERIES}))
+        for _ in range(20):
+            await asked.look()
+            await asyncio.sleep(0.001)
+        assert worker.asked == 0
+        asked.world.now += RETRY_SECONDS
+        await asked.until(lambda: asked.golden is not None and asked.golden.verdict == "pass")
+
+
+async def test_a_golden_set_that_is_nested_too_deeply_is_refused():
+    async with asking(Rollout()) as (asked, _):
+        asked.api.change('{"a": ' + "[" * 200_000 + "\n{}")
+        await asked.until(lambda: asked.golden is not None)
+        assert asked.golden is not None
+        assert (asked.golden.verdict, "golden.json" in asked.golden.message) == ("hold", True)
+
+
+async def test_where_no_gateway_tells_it_says_so():
+    world = Rollout()
+    world.find(golden=check("golden"))
+    async with asking(world) as (asked, _):
+        await asked.look()
+        assert asked.mirror is not None
+        assert "no gateway" in asked.mirror.message
+    async with asking(world, ["127.0.0.1:1"]) as (asked, _):
+        await asked.look()
+        assert asked.mirror is not None
+        assert "127.0.0.1:1" in asked.mirror.message
+    world.find(mirror=check("mirror"))
+    async with asking(world, ["127.0.0.1:1"]) as (asked, _):
+        await asked.look()
+        findings = asked.rollouts.findings(world.observe())
+        assert findings is not None
+        assert all("127.0.0.1:1" in one.message for one in findings.metrics)
