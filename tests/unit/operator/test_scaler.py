@@ -97,10 +97,9 @@ class Scaled(World):
     def total(self) -> int:
         return sum(self.replicas().values())
 
-    def annotate(self, **annotations: str) -> None:
-        body = self.store.get(RERANKERS, *KEY)
-        assert body is not None
-        self.put(RERANKERS, body | {"metadata": body["metadata"] | {"annotations": annotations}})
+    def annotate_all(self, annotations: dict[str, str]) -> None:
+        for name, value in annotations.items():
+            self.annotate(name, value)
 
 
 def awake(room: int = 1000, **spec: Any) -> Scaled:
@@ -236,7 +235,7 @@ def test_who_holds_the_count_is_obeyed_and_what_demand_would_have_is_told(
 ):
     world = awake()
     world.want(MODEL_A, **spec)
-    world.annotate(**annotations)
+    world.annotate_all(annotations)
     world.pass_time(3)
     for _ in range(400):
         world.request(10_000)
@@ -473,7 +472,7 @@ def test_while_scaling_is_held_nothing_is_wished_for_and_what_is_lent_stays(
     """Regression: a pod whose node had been silent was given back when it came back, and never lent again."""
     world = awake(scaling={"warmPool": "shared"})
     world.want(scaling={"warmPool": "shared"} | scaling)
-    world.annotate(**annotations)
+    world.annotate_all(annotations)
     world.step()
     assert world.scaler.wishes(NAMESPACE, "shared") == []
 
