@@ -254,7 +254,9 @@ class _Planner:
             return hand_over(self.target, self.current, self.desired, views, rejected=rejected is not None, warm=warm)
         if self.course.judging:
             replace_one = self.spec.rollout.when_full == "replaceOne"
-            of_phase = {"percent": state.percent, "replace_one": replace_one, "warm": warm}
+            stored = self.observed.status.get("traffic", ())
+            had = next((share["percent"] for share in stored if share["revision"] == self.target), 0)
+            of_phase = {"percent": state.percent, "had": had, "replace_one": replace_one, "warm": warm}
             decided = carry(self.target, self.current, self.desired, views, **of_phase)
             begun = self.observed.rollout is not None and self.observed.rollout.started == state.started
             # First gateways are told that it gets no request; its workers come with the next plan.

@@ -28,15 +28,20 @@ def carry(
     revisions: Sequence[RevisionView],
     *,
     percent: int,
+    had: int,
     replace_one: bool,
     warm: Mapping[str, int] = NO_PODS,
 ) -> Handover:
-    """While it is judged. ``percent``: of users' requests that the canary is to get; ``replace_one``: where it finds no
-    room, one of several stable replicas makes some."""
+    """While it is judged. ``percent``: of users' requests that the canary is to get; ``had``: that it gets by now, more
+    than which it is not given while no other worker is ready, for it would get all of them; ``replace_one``: where it
+    finds no room, one of several stable replicas makes some."""
     new = next((view for view in revisions if view.revision == target), RevisionView(target))
     old = serving_first([view for view in revisions if view.revision != target], current)
     none = {view.revision: 0 for view in old}
-    traffic = shares(old, target, current, canary.carried(percent, new.ready, desired), warm)
+    share = canary.carried(percent, new.ready, desired)
+    if not share_traffic(old, {revision: pods for revision, pods in warm.items() if revision != target}):
+        share = min(share, had)
+    traffic = shares(old, target, current, share, warm)
     if desired == 0 or not old:
         return Handover(none | {target: 0}, current, False, traffic)
     lent = replace_one and desired > 1 and (any(view.lent for view in old) or _finds_no_room(new, old, desired))

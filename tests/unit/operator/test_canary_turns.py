@@ -10,7 +10,7 @@ from rerank_operator.controller.plan import make_plan
 from rerank_operator.controller.times import format_time
 from rerank_operator.controller.verdict import undecided
 from rerank_operator.rollout.canary import Findings
-from unit.operator.build import KEY, MODEL_A, MODEL_B, WORKER, World
+from unit.operator.build import KEY, MODEL_A, MODEL_B, WORKER, World, pod
 from unit.operator.test_canary_plans import CANARY, MODEL_C, Rollout, check
 
 GPUS = {"resources": {"limits": {"nvidia.com/gpu": 1}}}
@@ -200,3 +200,27 @@ def test_where_stable_is_gone_with_its_spec_each_revision_has_one_share():
         shares = [share["revision"] for share in world.status["traffic"]]
         assert len(shares) == len(set(shares))
     assert world.percents == {world.b: 100}
+
+
+def test_woken_from_zero_a_canary_that_is_there_first_waits_for_stable():
+    """Its share would else be everything, for gateways would find nobody else."""
+    world = in_traffic()
+    world.want(MODEL_B, **(world.spec | {"replicas": 0, "scaling": {"minReplicas": 0}}))
+    world.settle()
+    assert world.rollout["phase"] == "Traffic"
+    world.want(MODEL_B, **world.spec)
+    world.step()
+    (first,) = world.pods(world.b)
+    world.put(PODS, first | {"status": pod(world.b)["status"]})
+    world.step()
+    assert (world.ready(world.a), world.percents) == (0, {world.a: 100, world.b: 0})
+    world.settle()
+    assert world.percents == {world.a: 95, world.b: 5}
+
+
+def test_where_all_of_stable_breaks_the_canary_keeps_the_share_that_it_had():
+    world = in_traffic()
+    for body in world.pods(world.a):
+        world.put(PODS, body | {"status": pod(world.a, ready=False)["status"]})
+    world.step()
+    assert world.percents == {world.a: 95, world.b: 5}
