@@ -194,8 +194,7 @@ class Rollouts:
         if self._watched.get(key) is not watched:
             return  # the rollout is another one by now
         now, before = self._wall(), watched.findings
-        decided = (found.action, found.step, _verdicts(found)) != (before.action, before.step, _verdicts(before))
-        if not decided and 0 <= now - watched.told < KEEP_SECONDS:
+        if _decision(found) == _decision(before) and 0 <= now - watched.told < KEEP_SECONDS:
             return
         evidence = watched.evidence
         if watched.judge is not None:
@@ -336,7 +335,7 @@ class Rollouts:
         checks = _checks(said, _unheard(found))
         return msgspec.structs.replace(
             watched.findings,
-            action=said.action,
+            action="hold" if split else said.action,
             reason=said.reason,
             step=judge.step,
             requests=judge.canary_requests,
@@ -428,5 +427,6 @@ def _compared(evidence: Evidence, found: Polled, judge: Judge) -> RolloutCheck:
 _SHOWN = {"pass": 1, "hold": 0, "fail": -1}
 
 
-def _verdicts(found: Findings) -> list[tuple[str, str]]:
-    return [(check.name, check.verdict) for check in (found.mirror, *found.metrics) if check is not None]
+def _decision(found: Findings) -> tuple[str, int, str | None]:
+    """What a rollout goes on or back by. Not each verdict: near its threshold one may change every second."""
+    return found.action, found.step, found.mirror.verdict if found.mirror is not None else None

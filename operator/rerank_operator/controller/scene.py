@@ -67,7 +67,8 @@ def retry_asked(annotations: Mapping[str, str], rejected: RejectedRevision | Non
     """Whether a person has asked for another try since. A time to come asks for one then: it would else ask for the
     next try too, and for the one after it."""
     asked = time_or_zero(annotations.get(names.ANNOTATION_RETRY))
-    return rejected is not None and time_or_zero(rejected.time) < asked <= now
+    # kubectl rerank asks for the second after the rejection, which may not have come yet.
+    return rejected is not None and time_or_zero(rejected.time) < asked <= now + 1
 
 
 def set_aside(observed: Observed, target: str) -> set[str]:

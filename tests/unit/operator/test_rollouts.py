@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+import msgspec
 from aiohttp import web
 from rerank_api import wire
 from rerank_api.reranker import RolloutCheck
@@ -173,3 +174,21 @@ async def test_where_no_gateway_tells_it_says_so():
         findings = asked.rollouts.findings(world.observe())
         assert findings is not None
         assert all("127.0.0.1:1" in one.message for one in findings.metrics)
+
+
+async def test_verdicts_that_come_and_go_are_written_from_time_to_time_only():
+    world = Rollout()
+    world.find(golden=check("golden"), mirror=check("mirror"))
+    async with asking(world) as (asked, _):
+        rollouts, due = asked.rollouts, list[float]()
+        rollouts._changed = lambda key: due.append(world.now)
+        assert rollouts.findings(world.observe()) is not None
+        watched = rollouts._watched[KEY]
+        for second in range(100):
+            world.now += 1
+            metrics = (check("errors", "hold" if second % 2 else "pass"),)
+            rollouts._tell(KEY, watched, msgspec.structs.replace(watched.findings, metrics=metrics))
+        assert len(due) == 10
+        rollouts._tell(KEY, watched, msgspec.structs.replace(watched.findings, step=1))
+        rollouts._tell(KEY, watched, msgspec.structs.replace(watched.findings, action="rollback"))
+        assert len(due) == 12
