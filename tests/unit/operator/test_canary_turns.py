@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rerank_api import names
 from rerank_operator.controller.kinds import CONTROLLER_REVISIONS, DEPLOYMENTS, PODS, RERANKERS
 from rerank_operator.controller.plan import make_plan
@@ -224,3 +226,105 @@ def test_where_all_of_stable_breaks_the_canary_keeps_the_share_that_it_had():
         world.put(PODS, body | {"status": pod(world.a, ready=False)["status"]})
     world.step()
     assert world.percents == {world.a: 95, world.b: 5}
+
+
+MODELS = (MODEL_A, MODEL_B, MODEL_C)
+WORDS = {
+    names.ANNOTATION_PROMOTE: ("", "STARTED", "x"),
+    names.ANNOTATION_ABORT: ("", "STARTED", "x"),
+    names.ANNOTATION_ROLLOUT_PAUSED: ("", "TRUE", "no"),
+    names.ANNOTATION_RETRY: ("", "soon", "2027-01-15T08:10:00Z", "9999-12-31T23:59:59Z"),
+    names.ANNOTATION_SCALING_PAUSED: ("true", "false"),
+}
+TURNS = st.one_of(
+    st.sampled_from(["step", "pod", "forget", "no pod", "no deployment", "half"]),
+    st.tuples(st.just("model"), st.sampled_from(MODELS)),
+    st.tuples(st.just("replicas"), st.sampled_from([None, 0, 1, 4])),
+    st.tuples(
+        st.just("rollout"),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "strategy": st.sampled_from(["Canary", "Replace", "ABTest"]),
+                "steps": st.sampled_from([[5], [1, 5, 25, 50], [99]]),
+                "mirrorPercent": st.sampled_from([0, 10]),
+                "whenFull": st.sampled_from(["wait", "replaceOne", "borrow"]),
+                "goldenSet": st.sampled_from([{"configMap": "golden"}, None]),
+            },
+        ),
+    ),
+    st.tuples(
+        st.just("find"), st.sampled_from(["golden", "mirror", "errors"]), st.sampled_from(["pass", "hold", "fail"])
+    ),
+    st.tuples(st.just("find"), st.just("step"), st.integers(0, 4)),
+    st.tuples(st.just("find"), st.just("action"), st.just("promote")),
+    st.sampled_from(sorted(WORDS)).flatmap(lambda name: st.tuples(st.just(name), st.sampled_from(WORDS[name]))),
+)
+
+
+class Turning(World):
+    """A world in which anything is done in any order."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(room)
+        self.model = MODEL_A
+        self.spec: dict[str, Any] = {"replicas": 4, "rollout": CANARY, "runtime": GPUS}
+        self.want(self.model, **self.spec)
+        for _ in range(10):
+            self.step()
+            self.run_one_pod()
+
+    def turn(self, what: str, *how: Any) -> None:
+        rollout = self.status.get("rollout", {})
+        if what == "model":
+            self.model = how[0]
+        elif what == "replicas":
+            self.spec = {name: value for name, value in self.spec.items() if name not in ("replicas", "scaling")}
+            self.spec |= {"replicas": how[0]} if how[0] is not None else {}
+            self.spec |= {"scaling": {"minReplicas": 0}} if how[0] == 0 else {}
+        elif what == "rollout":
+            changed = self.spec["rollout"] | how[0]
+            self.spec |= {"rollout": {name: value for name, value in changed.items() if value is not None}}
+        elif what == "find" and "revision" in rollout:
+            found = how[1] if how[0] in ("step", "action") else check(how[0], how[1])
+            field, found = ("metrics", (found,)) if how[0] == "errors" else (how[0], found)
+            same = self.findings is not None and self.findings.revision == rollout["revision"]
+            before = self.findings if same and self.findings is not None else Findings(rollout["revision"])
+            self.findings = msgspec.structs.replace(before, **{field: found})
+        elif what == "forget":
+            self.findings = None
+        elif what == "no pod" and self.pods():
+            self.remove(PODS, self.pods()[0]["metadata"]["name"])
+        elif what == "no deployment" and (found := self.store.children(DEPLOYMENTS, KEY)):
+            self.remove(DEPLOYMENTS, found[0]["metadata"]["name"])
+        elif what == "half":  # it ends between two writes, and another one begins
+            plan = self.plan()
+            self.carry_out(msgspec.structs.replace(plan, status=None))
+            self.findings = None
+        elif what in WORDS:
+            self.annotate(what, rollout.get("started", "") if how[0] == "STARTED" else how[0])
+        elif what == "pod":
+            self.run_one_pod()
+        if what in ("model", "replicas", "rollout"):
+            self.want(self.model, **self.spec)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(TURNS, max_size=50), st.sampled_from([5, 1000]))
+def test_in_whatever_order_things_are_done(turns: list[Any], room: int):
+    """Shares are one a revision and 100 together, a canary gets none before Traffic and never more than its share, and
+    in the end nothing is left to do."""
+    world = Turning(room)
+    for turn in turns:
+        world.turn(*((turn,) if isinstance(turn, str) else turn))
+        world.step()
+        percents = {share["revision"]: share["percent"] for share in world.status["traffic"]}
+        assert len(percents) == len(world.status["traffic"])
+        assert sum(percents.values()) in (0, 100)
+        assert all(percent >= 0 for percent in percents.values())
+        rollout = world.status.get("rollout", {})
+        if rollout.get("phase") in ("Starting", "Golden", "Mirror"):
+            assert percents[rollout["revision"]] == 0
+        if rollout.get("phase") == "Traffic":
+            assert percents[rollout["revision"]] <= rollout["percent"]
+    world.settle(150)
