@@ -262,6 +262,10 @@ TURNS = st.one_of(
 )
 
 
+BEGUN = (("model", MODEL_B), "pod", ("find", "golden", "pass"), ("find", "mirror", "pass"))
+"""A canary that users meet."""
+
+
 class Turning(World):
     """A world in which anything is done in any order."""
 
@@ -310,12 +314,12 @@ class Turning(World):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(TURNS, max_size=50), st.sampled_from([5, 1000]))
-def test_in_whatever_order_things_are_done(turns: list[Any], room: int):
+@given(st.lists(TURNS, max_size=50), st.sampled_from([5, 1000]), st.sampled_from([(), BEGUN]))
+def test_in_whatever_order_things_are_done(turns: list[Any], room: int, first: tuple[Any, ...]):
     """Shares are one a revision and 100 together, a canary gets none before Traffic and never more than its share, and
     in the end nothing is left to do."""
     world = Turning(room)
-    for turn in turns:
+    for turn in (*first, *turns):
         world.turn(*((turn,) if isinstance(turn, str) else turn))
         world.step()
         percents = {share["revision"]: share["percent"] for share in world.status["traffic"]}
