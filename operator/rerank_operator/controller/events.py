@@ -60,7 +60,9 @@ def of_rollout(was: RolloutStatus | None, now: RolloutStatus | None) -> tuple[Ev
         events.append(Event("Normal", "CanaryStep", "Rollout", note))
     if now.paused and not (was is not None and same and was.paused):
         events.append(Event("Warning", "RolloutPaused", "Rollout", f"{canary}: {now.paused}"))
-    if now.phase == "Promoting" and not (was is not None and same and was.phase == "Promoting"):
+    # Where enough of its workers are up already, no status says Promoting.
+    decided = ("Promoting", "Promoted")
+    if now.phase in decided and not (was is not None and same and was.phase in decided):
         events.append(Event("Normal", "CanaryPromoted", "Rollout", f"{canary}: {now.message}"))
     return tuple(events)
 

@@ -1,12 +1,13 @@
 """Conditions from facts, and Events from changes of conditions."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from rerank_api.reranker import Metadata, RejectedRevision, ScalingState
+from rerank_api.reranker import Metadata, RejectedRevision, RolloutPhase, RolloutStatus, ScalingState
 from rerank_operator.controller.conditions import Facts, Problem, judge
 from rerank_operator.controller.diagnose import Diagnosis
-from rerank_operator.controller.events import Allowance, Event, manifest, transitions
+from rerank_operator.controller.events import Allowance, Event, manifest, of_rollout, transitions
 from rerank_operator.controller.verdict import Verdict
 
 NOW = 1_800_000_000.0
@@ -159,3 +160,10 @@ def test_events_are_bounded_for_each_reranker():
     assert [allowance.take("a", 10.0) for _ in range(2)] == [True, False]
     allowance.keep({"b"})
     assert allowance.take("a", 10.0)
+
+
+@pytest.mark.parametrize("phases", [("Traffic", "Promoting", "Promoted"), ("Traffic", "Promoted", "Promoted")])
+def test_a_promotion_is_told_once_also_where_it_takes_no_time(phases: tuple[RolloutPhase, ...]):
+    states = [RolloutStatus("new", "old", phase, message="no worse", started="now") for phase in phases]
+    told = [event for was, now in pairwise(states) for event in of_rollout(was, now)]
+    assert [(event.reason, event.note) for event in told] == [("CanaryPromoted", "canary new: no worse")]
