@@ -15,7 +15,7 @@ from rerank_operator.controller.conditions import Problem
 from rerank_operator.controller.diagnose import Diagnosis, diagnose
 from rerank_operator.controller.kinds import DEPLOYMENTS, WARM_POOLS, Key
 from rerank_operator.controller.observe import DeploymentState, deployment_state
-from rerank_operator.controller.plan import Action, apply_if_different
+from rerank_operator.controller.plan import Action, Mark, apply_if_different
 from rerank_operator.controller.store import Store
 from rerank_operator.manifests.pod_template import BadSpec, WorkerImage
 from rerank_operator.manifests.warm_pool import deployment_name, warm_pool_deployment
@@ -109,7 +109,7 @@ def make_plan(observed: Observed, token: str, worker: WorkerImage, now: float, p
         problem = problem or Problem("InvalidSpec", str(error))
     else:
         body = observed.deployment.body if observed.deployment is not None else None
-        actions = tuple(apply_if_different(DEPLOYMENTS, manifest, body))
+        actions = (*_marks(observed, there.size), *apply_if_different(DEPLOYMENTS, manifest, body))
     state, running = observed.state, observed.running
     loans = decide_loans(state, observed.members, observed.workers, observed.failures, running, now)
     asked = jobs(state, observed.members, spec, observed.workers, observed.failures, running, now)
@@ -126,6 +126,20 @@ def make_plan(observed: Observed, token: str, worker: WorkerImage, now: float, p
     )
     later = [failure.until - now for failure in observed.failures.values() if failure.until > now]
     return Plan(actions, loans, asked, _status(observed, facts, now), min([LOOK_AGAIN_SECONDS, *later]))
+
+
+def _marks(observed: Observed, size: int) -> list[Action]:
+    """Before there are fewer pods, those that serve nobody are made the cheapest; the others are as any until then."""
+    drops = observed.deployment is not None and size < observed.deployment.replicas
+    going = drops or size < len(observed.state.pods)
+    found: list[Action] = []
+    for pod in observed.state.pods:
+        marked = (pod.state.deletion_cost or "").startswith("-")
+        if drops and pod.loan is None and not marked:
+            found.append(Mark(observed.metadata.namespace, pod.name, pod.uid, -1))
+        elif marked and (pod.loan is not None or not going):
+            found.append(Mark(observed.metadata.namespace, pod.name, pod.uid, None))
+    return found
 
 
 def _status(observed: Observed, facts: pool_status.Facts, now: float) -> dict[str, Any] | None:

@@ -7,8 +7,8 @@ import pytest
 from rerank_api import names
 from rerank_api.reranker import Metadata
 from rerank_operator.controller.conditions import Problem
-from rerank_operator.controller.kinds import PODS, RERANKERS, WARM_POOLS
-from rerank_operator.controller.plan import Apply
+from rerank_operator.controller.kinds import DEPLOYMENTS, PODS, RERANKERS, WARM_POOLS
+from rerank_operator.controller.plan import Apply, Mark
 from rerank_operator.controller.store import Store
 from rerank_operator.manifests.pod_template import BadSpec
 from rerank_operator.manifests.warm_pool import warm_pool_deployment
@@ -324,3 +324,28 @@ def test_tokens_differ_by_pool_and_key(tmp_path):
     with pytest.raises(ValueError, match="at least 16") as refused:
         read_key(path)
     assert "short-secret" not in str(refused.value)
+
+
+def test_a_canary_that_borrows_room_takes_a_pod_that_is_not_lent():
+    canary = {"revision": "r2", "stable": "r1", "phase": "Starting", "started": "2027-01-15T08:00:00Z", "borrowed": 1}
+    body = reranker("a", status={"rollout": canary})
+    lent = pod_body(0, loan=Loan("a", hash_of(body), NOW, key_of(body)))
+    store = stored(warm_pool(2), lent, pod_body(1), rerankers=(body,))
+    deployment = warm_pool_deployment(OWNER, spec(2), "token", WORKER)
+    deployment["metadata"] |= {"uid": "uid-d", "resourceVersion": "1", "generation": 1}
+    store.seen(DEPLOYMENTS, False, deployment)
+    marks, fewer = plan(store, wish("a", 1)).actions
+    assert marks == Mark(NAMESPACE, f"{POOL}-warm-1", "pod-1", -1)
+    assert isinstance(fewer, Apply)
+    assert fewer.manifest["spec"]["replicas"] == 1
+
+    # Until one has gone the mark stays; what is lent meanwhile, or stays, is none to go.
+    deployment = fewer.manifest | {"metadata": deployment["metadata"] | {"resourceVersion": "2"}}
+    deployment["metadata"]["annotations"] = fewer.manifest["metadata"]["annotations"]
+    store.seen(DEPLOYMENTS, False, deployment)
+    marked = pod_body(1, 2)
+    marked["metadata"]["annotations"] = {names.ANNOTATION_DELETION_COST: "-1"}
+    store.seen(PODS, False, marked)
+    assert plan(store, wish("a", 1)).actions == ()
+    store.seen(PODS, True, {"metadata": lent["metadata"] | {"resourceVersion": "3"}})
+    assert plan(store, wish("a", 1)).actions == (Mark(NAMESPACE, f"{POOL}-warm-1", "pod-1", None),)
