@@ -11,7 +11,9 @@ import yaml
 MOST_QUERIES, MOST_DOCUMENTS, MOST_GRADE = 10_000, 1_000, 10
 DEEPEST = 16
 """Levels of lists and mappings; a golden set has four."""
+LONGEST_NUMBER = 100
 
+_NUMBER = frozenset("0123456789_:.+-")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1_000_000)]
@@ -89,12 +91,13 @@ def _whole(text: str) -> Any:
     if text.lstrip().startswith("{"):
         with contextlib.suppress(ValueError):
             return json.loads(text)  # as YAML it would take seconds
-    _refuse_depth(text)
+    _refuse_excess(text)
     return yaml.load(text, _Loader)  # noqa: S506 (both loaders are safe ones)
 
 
-def _refuse_depth(text: str) -> None:
-    """Raises yaml.YAMLError. libyaml's loader goes as deep as a text does, and takes the process with it."""
+def _refuse_excess(text: str) -> None:
+    """Raises yaml.YAMLError. libyaml's loader goes as deep as a text does, and takes the process with it; a number in
+    base 60 (1:59:59) takes it the square of its length."""
     depth = 0
     for event in yaml.parse(text, _Loader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -103,6 +106,9 @@ def _refuse_depth(text: str) -> None:
                 raise yaml.YAMLError(f"line {event.start_mark.line + 1} is nested deeper than {DEEPEST} levels")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_NUMBER and set(event.value) <= _NUMBER:
+            told = f"line {event.start_mark.line + 1} has a number of {len(event.value)} letters"
+            raise yaml.YAMLError(f"{told}: {LONGEST_NUMBER} at most")
 
 
 def _lines(text: str) -> list[Any]:

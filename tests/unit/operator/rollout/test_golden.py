@@ -141,6 +141,11 @@ def test_a_text_that_is_nested_deeply_is_refused_and_ends_no_process(opened: str
         parse_golden_set('{"a": ' + opened * (800_000 // len(opened)) + "\n{}", "ConfigMap x")
 
 
+def test_a_number_that_would_take_minutes_to_read_is_refused():
+    with pytest.raises(BadGoldenSet, match="line 1 has a number of 300000 letters"):
+        parse_golden_set("queries: " + "59:" * 99_999 + "590", "ConfigMap x")
+
+
 def test_one_line_is_one_query():
     assert len(parse_golden_set(LINE, "a text").queries) == 1
 
