@@ -106,7 +106,12 @@ def _refuse_excess(text: str) -> None:
                 raise yaml.YAMLError(f"line {event.start_mark.line + 1} is nested deeper than {DEEPEST} levels")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_NUMBER and set(event.value) <= _NUMBER:
+        elif (
+            isinstance(event, yaml.ScalarEvent)
+            and event.implicit[0]  # without quotes
+            and len(event.value) > LONGEST_NUMBER
+            and set(event.value) <= _NUMBER
+        ):
             told = f"line {event.start_mark.line + 1} has a number of {len(event.value)} letters"
             raise yaml.YAMLError(f"{told}: {LONGEST_NUMBER} at most")
 

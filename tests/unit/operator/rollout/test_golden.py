@@ -144,6 +144,8 @@ def test_a_text_that_is_nested_deeply_is_refused_and_ends_no_process(opened: str
 def test_a_number_that_would_take_minutes_to_read_is_refused():
     with pytest.raises(BadGoldenSet, match="line 1 has a number of 300000 letters"):
         parse_golden_set("queries: " + "59:" * 99_999 + "590", "ConfigMap x")
+    digits = f"queries: [{{query: a, documents: ['{'-' * 200}', b], labels: [0, 1]}}]"
+    assert len(parse_golden_set(digits, "ConfigMap x").queries[0].documents[0]) == 200, "a text is no number"
 
 
 def test_one_line_is_one_query():
