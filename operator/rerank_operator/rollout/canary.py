@@ -330,4 +330,4 @@ def _of_step(state: RolloutStatus, scene: Scene, held: dict[str, str]) -> str:
     if carried(state.percent, scene.ready, scene.desired) < state.percent:
         where += f", as far as {scene.ready} of {size(scene.desired, state.percent)} workers carry them"
         where += f" ({scene.waiting})" if scene.waiting else ""
-    return where + "".join(f"; {name} to be shown" for name in held)
+    return where + "".join(f"; {name} to be shown" for name in held if name not in BEFORE_TRAFFIC)

@@ -228,6 +228,16 @@ def test_where_all_of_stable_breaks_the_canary_keeps_the_share_that_it_had():
     assert world.percents == {world.a: 95, world.b: 5}
 
 
+def test_a_gate_that_is_not_asked_for_any_more_is_not_waited_for_in_words():
+    world = Rollout()
+    world.find(golden=check("golden", "hold", "too few queries"), mirror=check("mirror"))
+    rollout = {name: value for name, value in CANARY.items() if name != "goldenSet"}
+    world.want(MODEL_B, replicas=4, rollout=rollout)
+    world.settle()
+    assert world.rollout["phase"] == "Traffic"
+    assert "golden" not in world.rollout["message"]
+
+
 MODELS = (MODEL_A, MODEL_B, MODEL_C)
 WORDS = {
     names.ANNOTATION_PROMOTE: ("", "STARTED", "x"),
