@@ -163,7 +163,8 @@ def _walk(state: RolloutStatus, scene: Scene) -> Course:
         state = _with_findings(state, scene.findings)
     if scene.abort == state.started:
         return _reject(state, scene, "Aborted", f"aborted by hand (annotation {names.ANNOTATION_ABORT})")
-    if scene.hopeless is not None:
+    # While it takes over, one worker of several that crashes is no reason to send all back to the few that are left.
+    if scene.hopeless is not None and not (state.phase == "Promoting" and scene.ready):
         reason, message = scene.hopeless
         return _reject(_with_check(state, RolloutCheck("load", "fail", message)), scene, reason, message)
     failed = next((check for check in state.checks if check.verdict == "fail"), None)

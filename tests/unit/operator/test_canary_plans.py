@@ -369,3 +369,21 @@ def test_a_query_that_is_not_in_the_spec_any_more_is_not_waited_for_nor_told_of(
     world.find(metrics=(check("errors"),))
     assert [one["name"] for one in world.rollout["checks"]] == ["load", "golden", "mirror", "errors"]
     assert "conversion" not in world.rollout["message"]
+
+
+def test_one_crashing_worker_of_several_does_not_undo_a_promotion():
+    world = Rollout(replicas=4)
+    world.find(golden=check("golden"), mirror=check("mirror"))
+    world.find(step=1)
+    world.findings = Findings(world.b, check("golden"), check("mirror"), step=1, action="promote")
+    world.step()
+    assert world.rollout["phase"] == "Promoting"
+    worker = world.pods(world.b)[-1]
+    world.put(PODS, worker | {"status": crashed(world.b, 139, "segmentation fault", restarts=4)["status"]})
+    world.step()
+    assert world.rollout["phase"] == "Promoting"
+    assert world.percents[world.b] > 0
+    for worker in world.pods(world.b):
+        world.put(PODS, worker | {"status": crashed(world.b, 139, "segmentation fault", restarts=4)["status"]})
+    world.step()
+    assert world.rollout["phase"] == "RolledBack"
