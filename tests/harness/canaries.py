@@ -141,12 +141,12 @@ class Trial:
     def now(self) -> Moment:
         return moments(list(self._watch.changes), self.name)[-1]
 
-    def apply(self, manifest: Mapping[str, Any]) -> None:
-        self.change(lambda: self.cluster.apply(manifest))
+    def apply(self, manifest: Mapping[str, Any], begins: bool = True) -> None:
+        self.change(lambda: self.cluster.apply(manifest), begins)
 
-    def change(self, change: Callable[[], object]) -> None:
-        """From now on the rollout is meant that this change brings."""
-        self._before = self.now.rollout.get("started", "")
+    def change(self, change: Callable[[], object], begins: bool = True) -> None:
+        """From now on the rollout is meant that this change brings, or, if it ``begins`` none, the one that goes on."""
+        self._before = self.now.rollout.get("started", "") if begins else ""
         self.applied = time.time()
         change()
 
