@@ -48,6 +48,12 @@ def needs(kube: Cluster, release: Release, test_namespace: str) -> None:
 
 
 @pytest.fixture
+def untold(kube: Cluster, test_namespace: str) -> None:
+    """Of no Reranker Events have been told yet: they are bounded in number, and other tests may have used them up."""
+    kube.kubectl("delete", "reranker", NAME, "-n", test_namespace, "--ignore-not-found", "--timeout=60s")
+
+
+@pytest.fixture
 def stable(kube: Cluster, test_namespace: str, model_uri: str) -> str:
     """The revision of the genuine model, which serves everything."""
     return begin_anew(kube, shop(test_namespace, model_uri))
@@ -122,7 +128,7 @@ def kubectl_rerank(kube: Cluster, verb: str, namespace: str, *more: str) -> str:
 
 
 def test_a_good_canary_passes_every_gate_and_is_promoted(
-    kube: Cluster, trial: Trial, stable: str, test_namespace: str, model_uri: str
+    kube: Cluster, untold: None, trial: Trial, stable: str, test_namespace: str, model_uri: str
 ):
     trial.apply(shop(test_namespace, model_uri, batching={"lengthBucket": 32}))
     end = trial.decided()
@@ -176,7 +182,7 @@ def test_a_canary_that_fails_two_percent_is_taken_back_for_its_errors(
 
 
 def test_a_canary_that_ranks_worse_meets_no_user(
-    kube: Cluster, trial: Trial, stable: str, test_namespace: str, other_model_uri: str
+    kube: Cluster, untold: None, trial: Trial, stable: str, test_namespace: str, other_model_uri: str
 ):
     trial.apply(shop(test_namespace, other_model_uri))
     end = rolled_back(trial, stable, "ranks worse", "golden")
