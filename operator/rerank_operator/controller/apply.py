@@ -59,7 +59,7 @@ class Applier:
         level = logging.WARNING if event.type == "Warning" else logging.INFO
         log.log(level, "%s: %s", event.reason, event.note, extra=self._subject(regarding))
         now = time.time()
-        if not self.allowance.take(regarding.uid, now):
+        if not self.allowance.take(regarding.uid, event.type, now):
             metrics.EVENTS_DROPPED.labels("too many").inc()
             return
         try:

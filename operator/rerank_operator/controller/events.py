@@ -137,20 +137,22 @@ def manifest(event: Event, regarding: Metadata, instance: str, now: float, kind:
 
 
 class Allowance:
-    """A bound on the Events of each Reranker: ``burst`` at once, then one every ``every`` seconds."""
+    """A bound on the Events of each type of each Reranker: ``burst`` at once, then one every ``every`` seconds. What
+    goes as it should leaves room to tell what does not."""
 
     def __init__(self, burst: int = 20, every: float = 60.0) -> None:
         self._burst = burst
         self._every = every
-        self._spent: dict[str, tuple[float, float]] = {}
+        self._spent: dict[tuple[str, str], tuple[float, float]] = {}
 
-    def take(self, uid: str, now: float) -> bool:
-        spent, since = self._spent.get(uid, (0.0, now))
+    def take(self, uid: str, kind: str, now: float) -> bool:
+        """``kind``: Normal or Warning."""
+        spent, since = self._spent.get((uid, kind), (0.0, now))
         spent = max(0.0, spent - (now - since) / self._every)
         allowed = spent + 1 <= self._burst
-        self._spent[uid] = (spent + allowed, now)
+        self._spent[uid, kind] = (spent + allowed, now)
         return allowed
 
     def keep(self, uids: set[str]) -> None:
         """Forget Rerankers that are gone."""
-        self._spent = {uid: spent for uid, spent in self._spent.items() if uid in uids}
+        self._spent = {key: spent for key, spent in self._spent.items() if key[0] in uids}

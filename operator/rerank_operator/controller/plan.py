@@ -29,7 +29,7 @@ from rerank_operator.manifests.pod_disruption_budget import pod_disruption_budge
 from rerank_operator.manifests.pod_template import BadSpec, WorkerImage
 from rerank_operator.manifests.status import status_manifest
 from rerank_operator.rollout.canary import ENDED, Findings, course, promoted
-from rerank_operator.rollout.carry import carry, promote, shares
+from rerank_operator.rollout.carry import all_to, carry, promote, shares
 from rerank_operator.rollout.replace import Handover, RevisionView, hand_over, share_traffic
 
 KEPT_REVISIONS = 10
@@ -251,7 +251,11 @@ class _Planner:
         state = self.course.state
         over = state is not None and state.phase in ENDED and self.course.rejected is None
         if state is None or over or self.current is None or state.revision != self.target:
-            return hand_over(self.target, self.current, self.desired, views, rejected=rejected is not None, warm=warm)
+            none = rejected is not None
+            decided = hand_over(self.target, self.current, self.desired, views, rejected=none, warm=warm)
+            promoted = state is not None and (state.phase, state.revision) == ("Promoted", self.target)
+            # Old workers that still are ready get no more, as when it was promoted.
+            return all_to(self.target, decided) if promoted and decided.complete and decided.traffic else decided
         if self.course.judging:
             replace_one = self.spec.rollout.when_full == "replaceOne"
             stored = self.observed.status.get("traffic", ())

@@ -66,13 +66,20 @@ def promote(
 ) -> Handover:
     """The canary takes over; its share never falls below the ``percent`` that it had, so who met it meets it again."""
     handover = hand_over(target, current, desired, revisions, warm=warm)
+    if handover.complete:
+        return all_to(target, handover)
     new = next((view for view in revisions if view.revision == target), RevisionView(target))
     ready = {share.revision: share.percent for share in handover.traffic}
     had = canary.carried(percent, new.ready, desired)
-    if handover.complete or ready.get(target, 0) >= had or len(ready) < 2:
+    if ready.get(target, 0) >= had or len(ready) < 2:
         return handover
     old = [view for view in revisions if view.revision != target]
     return msgspec.structs.replace(handover, traffic=shares(serving_first(old, current), target, current, had, warm))
+
+
+def all_to(target: str, handover: Handover) -> Handover:
+    """It has as many workers as are wanted: those of others that still are ready get no more requests."""
+    return msgspec.structs.replace(handover, traffic=(TrafficShare(target, 100),))
 
 
 def shares(

@@ -81,7 +81,13 @@ def test_a_good_canary_passes_its_gates_in_order_and_takes_over():
     assert (world.replicas(), world.percents) == ({a: 4, b: 2}, {a: 50, b: 50})
     assert world.rollout["requests"] == 70
 
-    world.find(action="promote")
+    world.findings = Findings(b, step=1, action="promote")
+    while world.rollout["phase"] != "Promoted":
+        world.step()
+        world.run_one_pod()
+    assert world.percents == {b: 100}, "it serves all requests, as the status says"
+    world.findings = None
+    world.settle()
     assert (world.replicas(), world.percents) == ({b: 4}, {b: 100})
     assert world.status["currentRevision"] == b
     assert (world.rollout["phase"], world.rollout["percent"]) == ("Promoted", 100)

@@ -155,11 +155,12 @@ def test_an_event_fits_the_api():
 
 def test_events_are_bounded_for_each_reranker():
     allowance = Allowance(burst=3, every=10.0)
-    assert [allowance.take("a", 0.0) for _ in range(5)] == [True, True, True, False, False]
-    assert allowance.take("b", 0.0)
-    assert [allowance.take("a", 10.0) for _ in range(2)] == [True, False]
+    assert [allowance.take("a", "Normal", 0.0) for _ in range(5)] == [True, True, True, False, False]
+    assert allowance.take("a", "Warning", 0.0), "what goes as it should leaves room for what does not"
+    assert allowance.take("b", "Normal", 0.0)
+    assert [allowance.take("a", "Normal", 10.0) for _ in range(2)] == [True, False]
     allowance.keep({"b"})
-    assert allowance.take("a", 10.0)
+    assert allowance.take("a", "Normal", 10.0)
 
 
 @pytest.mark.parametrize("phases", [("Traffic", "Promoting", "Promoted"), ("Traffic", "Promoted", "Promoted")])

@@ -26,6 +26,9 @@ KEPT = 500
 machine, do not stand for it for long (a quantile that nobody exceeds any more tells nothing)."""
 RENEWED = 100
 """New requests of stable after which they are taken again."""
+COLD = 20
+"""First answers of the canary, which are left out: they meet cold caches, and where stable is steady six slow ones
+would be evidence enough."""
 FEWEST = 100
 """Of them, before which nothing is compared: one request would be the quantile."""
 
@@ -72,6 +75,8 @@ class Latency(msgspec.Struct):
     tolerated: float
     margin: float
     intervals: Intervals
+    cold: int = COLD
+    """Answers of the canary that are still to be left out."""
 
     @classmethod
     def begin(cls, baseline: Window, tolerated: float, margin: float, steps: int) -> Self:
@@ -93,6 +98,7 @@ class Latency(msgspec.Struct):
 
     def look(self, stable: Window, canary: Window) -> None:
         fast, new = answered(stable), answered(canary)
+        new, self.cold = new[self.cold :], max(0, self.cold - len(new))
         scales = 1 + self.tolerated, 1 + self.margin
         for one, threshold in zip(self.exceedances, self.thresholds, strict=False):
             one.look(threshold, fast, new, scales)

@@ -22,7 +22,7 @@ from rerank_operator.rollout.judge.judge import Judge, Settings
 from rerank_operator.rollout.judge.latency import Exceedance
 from rerank_operator.rollout.judge.windows import Window
 
-VERSION = 2
+VERSION = 3
 """Of what is stored, and of the odds ratios, which are not."""
 MOST_BYTES = 2**18
 """That a text may unpack to: six times the longest."""
@@ -91,6 +91,7 @@ class _Memory(_Stored):
     thresholds: list[float]
     fresh: _Number
     intervals: _Intervals
+    cold: _Number
     queries: _Number
 
 
@@ -117,6 +118,7 @@ def to_text(judge: Judge) -> str:
         latency.thresholds,
         latency.fresh,
         _intervals(latency.intervals),
+        latency.cold,
         judge.queries,
     )
     return base64.b64encode(zlib.compress(msgspec.msgpack.encode(memory), 9)).decode("ascii")
@@ -172,6 +174,7 @@ def _fill(judge: Judge, memory: _Memory) -> None:
     if len(memory.thresholds) not in (0, len(latency.exceedances)):
         raise ValueError(f"{len(memory.thresholds)} thresholds")
     latency.thresholds, latency.fresh = _finite(memory.thresholds), memory.fresh
+    latency.cold = memory.cold
     stored, intervals = memory.intervals, latency.intervals
     if not len(stored.fine) == len(stored.slower) == len(intervals.quantiles):
         raise ValueError(f"intervals of {len(stored.fine)} quantiles")

@@ -49,7 +49,7 @@ def test_a_canary_that_is_as_good_is_promoted():
         (Arm(2, errors=1.0), "errors", 30),
         (Arm(2, errors=0.05), "errors", 600),
         (Arm(2, errors=0.011), "errors", 6000),
-        (Arm(2, middle=1.0), "latency", 30),
+        (Arm(2, middle=1.0), "latency", 50),
         (Arm(2, middle=0.12), "latency", 2000),
         (Arm(2, sigma=0.55), "latency", 6000),
     ],
@@ -251,3 +251,18 @@ def test_more_metrics_ask_for_more_certainty_of_the_golden_set():
     canary = stable - chance.normal(0.0205, 0.1, 200)
     told = [judge_golden(stable.tolist(), canary.tolist(), Settings(), queries=queries) for queries in (0, 8)]
     assert [one.action for one in told] == ["rollback", "hold"]
+
+
+def test_a_canary_that_is_slow_only_at_first_is_not_rolled_back():
+    """Six slow answers would be evidence enough where stable is steady, and a cold cache takes as many."""
+    stable, cold, warm = Arm(1), Arm(2, middle=1.0), Arm(3)
+    judge = Judge((50,), stable(2000), Settings(), golden=False)
+    verdict = judge.look(1.0, stable(100), cold(18))
+    assert (verdict.action, verdict.metrics[1].verdict) == ("hold", "hold")
+    for look in range(2, 200):
+        verdict = judge.look(60.0 * look, stable(50), warm(50))
+        if verdict.action != "hold":
+            break
+    assert verdict.action == "promote"
+    judge = Judge((50,), stable(2000), Settings(), golden=False)
+    assert judge.look(1.0, stable(100), cold(30)).action == "rollback"
