@@ -87,19 +87,18 @@ def set_aside(observed: Observed, target: str) -> set[str]:
 def notes_to_leave(
     observed: Observed, course: Course, findings: Findings | None, now: float
 ) -> dict[str, dict[str, str]]:
-    """Annotations by revision that are not yet as they should be: evidence that goes on, and how a rollout ended."""
+    """Annotations by revision that are not yet as they should be: evidence that goes on, and how a rollout ended.
+
+    Of one that has ended no evidence is kept: tens of KiB for each revision, in the memory of every operator.
+    """
+    kept = {state.revision: state.notes for state in observed.revisions}
     left: dict[str, dict[str, str]] = {}
     if findings is not None and findings.evidence is not None and course.judging:
-        left[findings.revision] = {names.ANNOTATION_EVIDENCE: findings.evidence}
+        left[findings.revision] = kept.get(findings.revision, {}) | {names.ANNOTATION_EVIDENCE: findings.evidence}
     ended = outcome_of(observed.rollout, course.state, format_time(now))
     if ended is not None:
-        left.setdefault(ended.revision, {})[names.ANNOTATION_OUTCOME] = _as_json(ended)
-    kept = {state.revision: state.notes for state in observed.revisions}
-    return {
-        revision: kept[revision] | notes
-        for revision, notes in left.items()
-        if revision in kept and kept[revision] | notes != kept[revision]
-    }
+        left[ended.revision] = {names.ANNOTATION_OUTCOME: _as_json(ended)}
+    return {revision: notes for revision, notes in left.items() if revision in kept and notes != kept[revision]}
 
 
 def _as_json(ended: RolloutStatus) -> str:

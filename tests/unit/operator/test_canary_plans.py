@@ -12,7 +12,7 @@ from rerank_operator.controller.kinds import CONTROLLER_REVISIONS, PODS
 from rerank_operator.controller.plan import Apply, Scale
 from rerank_operator.controller.times import format_time
 from rerank_operator.rollout.canary import Findings
-from unit.operator.build import DEPLOYMENTS, KEY, MODEL_A, MODEL_B, World, crashed
+from unit.operator.build import KEY, MODEL_A, MODEL_B, World, crashed
 
 MODEL_C = {"uri": "file:///models/c"}
 CANARY = {"strategy": "Canary", "steps": [5, 50], "goldenSet": {"configMap": "golden"}}
@@ -349,7 +349,10 @@ def test_evidence_is_kept_with_the_canary_and_written_once():
     assert world.note(world.b, names.ANNOTATION_EVIDENCE) == '{"phase": "Traffic"}'
     plan = world.plan()
     assert not [action for action in plan.actions if isinstance(action, Apply | Scale)]
-    assert world.store.get(DEPLOYMENTS, *KEY) is None  # (the name of a Deployment has its revision in it)
+    world.annotate(names.ANNOTATION_ABORT, world.rollout["started"])
+    actions = [action for action in world.step().actions if isinstance(action, Apply)]
+    (left,) = [action.manifest["metadata"] for action in actions if action.kind is CONTROLLER_REVISIONS]
+    assert left["annotations"].keys() == {names.ANNOTATION_OUTCOME}, "the evidence of one that has ended is not kept"
 
 
 CONVERSION = {"name": "conversion", "query": 'orders{revision="{revision}"}', "maxDecrease": 0.05}
