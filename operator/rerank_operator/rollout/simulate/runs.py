@@ -45,13 +45,18 @@ def simulate(
     runs = range(scenario.runs)
     if processes == 1:
         return _collect(map(partial(simulate_one, scenario, make), runs), told)
-    # An interrupt is for this process to tell of; the others end what they have begun.
+    # An interrupt is for this process to tell of; the others end what they have begun. It waits until they all have
+    # been started: one that has not come to ignoring it yet would tell of it too.
     with ProcessPoolExecutor(processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         # Few at a time: runs differ in length, the last ones should not wait for one core, nor who watches for news.
         share = min(MOST_TOGETHER, max(1, scenario.runs // (16 * processes)))
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return _collect(pool.map(partial(simulate_one, scenario, make), runs, chunksize=share), told)
+            ended = pool.map(partial(simulate_one, scenario, make), runs, chunksize=share)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            return _collect(ended, told)
         finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             pool.shutdown(cancel_futures=True)  # else who stops it waits for all runs
 
 
