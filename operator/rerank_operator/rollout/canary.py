@@ -176,7 +176,7 @@ def _walk(state: RolloutStatus, scene: Scene) -> Course:
         state = _enter(state, scene, "Promoting", f"promoted by hand (annotation {names.ANNOTATION_PROMOTE})")
     paused = _paused(state, scene)
     state = msgspec.structs.replace(state, paused=paused)
-    while not paused and (after := _GATES[state.phase](state, scene)) is not None:
+    while not paused and (gate := _GATES.get(state.phase)) and (after := gate(state, scene)) is not None:
         state = after
     if state.phase == "Traffic":
         percent = scene.rollout.steps[min(state.step, len(scene.rollout.steps) - 1)]
@@ -190,11 +190,8 @@ def _borrowed(state: RolloutStatus, scene: Scene) -> int:
     vain."""
     if scene.rollout.when_full != "borrow" or state.phase not in JUDGED:
         return 0
-    return (
-        state.borrowed
-        if not scene.blocked
-        else max(state.borrowed, min(scene.ready + scene.blocked, size(scene.desired, state.percent)))
-    )
+    lacking = min(scene.ready + scene.blocked, size(scene.desired, state.percent)) if scene.blocked else 0
+    return max(state.borrowed, lacking)
 
 
 def _with_findings(state: RolloutStatus, findings: Findings) -> RolloutStatus:
@@ -265,16 +262,11 @@ def _traffic(state: RolloutStatus, scene: Scene) -> RolloutStatus | None:
     return msgspec.structs.replace(state, step=step) if step > state.step else None
 
 
-def _nothing(state: RolloutStatus, scene: Scene) -> RolloutStatus | None:
-    return None
-
-
 _GATES = {
     "Starting": _start,
     "Golden": _golden,
     "Mirror": _mirror,
     "Traffic": _traffic,
-    "Promoting": _nothing,
 }
 
 

@@ -111,3 +111,13 @@ def mean_of_exponentials(logs: Sequence[float]) -> float:
     if highest > 700:
         return math.inf
     return math.exp(highest) * sum(math.exp(log - highest) for log in logs) / len(logs)
+
+
+BETS = (0.25, 0.5, 0.75, 0.95)
+"""Shares that are bet; each has an equal part of the money. None is everything, which one lost bet would end."""
+
+
+def capital(won: int, lost: int) -> float:
+    """What is left of 1 after so many bets at even odds, in the mean over BETS: evidence against "half of them are won
+    at most", whatever came before each (Shafer, "Testing by betting", 2021)."""
+    return mean_of_exponentials([won * math.log1p(bet) + lost * math.log1p(-bet) for bet in BETS])

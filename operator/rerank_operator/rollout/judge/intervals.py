@@ -7,18 +7,16 @@ at even odds on "it is not" gains nothing by it (Shafer, "Testing by betting", 2
 where one arm alone has its slow spells, longer than an interval, its intervals are alike, and a bad one may pass.
 """
 
-import math
 from collections.abc import Sequence
 
 import msgspec
 
-from rerank_operator.rollout.judge.evidence import mean_of_exponentials
+from rerank_operator.rollout.judge.evidence import capital
 
 ANSWERS = 100
 """Of each arm, that an interval has at least: its 95th percentile is the fifth slowest."""
 KEPT = 400
 """Of each arm at most, evenly spread over the interval."""
-BETS = (0.25, 0.5, 0.75, 0.95)
 
 
 class Sample(msgspec.Struct):
@@ -64,5 +62,4 @@ class Intervals(msgspec.Struct):
 
     def value(self, place: int) -> float:
         """Evidence against "slower by the margin" at that quantile: 1 is none."""
-        won, lost = self.fine[place], self.slower[place]
-        return mean_of_exponentials([won * math.log1p(bet) + lost * math.log1p(-bet) for bet in BETS])
+        return capital(self.fine[place], self.slower[place])

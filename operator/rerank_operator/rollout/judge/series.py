@@ -18,11 +18,8 @@ from typing import Self
 
 import msgspec
 
-from rerank_operator.rollout.judge.evidence import mean_of_exponentials, over_beginnings
+from rerank_operator.rollout.judge.evidence import capital, over_beginnings
 from rerank_operator.rollout.judge.judge import SUSPICION, MetricVerdict, Verdict
-
-BETS = (0.25, 0.5, 0.75, 0.95)
-"""Shares that are bet; each has an equal part of the money. None is everything, which one lost bet would end."""
 
 
 class Limit(msgspec.Struct, frozen=True):
@@ -96,9 +93,9 @@ class Series(msgspec.Struct):
         """That it is worse, and that it is not; 1 is none."""
         if not self.points:
             return 1.0, 1.0
-        worse = over_beginnings([_capital(worse, fine) for worse, fine in self.points], steps)
+        worse = over_beginnings([capital(worse, fine) for worse, fine in self.points], steps)
         beyond, others = self.points[0]
-        return worse, _capital(others, beyond)
+        return worse, capital(others, beyond)
 
     def _told(self, limit: Limit) -> str:
         """The figures, for people."""
@@ -150,8 +147,3 @@ def _without(values: Values) -> str:
     if values.stable <= 0:
         return f"stable's value is {values.stable:.4g}, of which no share can be taken (canary {values.canary:.4g})"
     return ""
-
-
-def _capital(won: int, lost: int) -> float:
-    """What is left of 1 after so many bets, in the mean over the shares that were bet."""
-    return mean_of_exponentials([won * math.log1p(bet) + lost * math.log1p(-bet) for bet in BETS])

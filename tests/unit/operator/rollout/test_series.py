@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rerank_operator.rollout.judge.evidence import BETS
 from rerank_operator.rollout.judge.judge import Action, MetricVerdict, Verdict
-from rerank_operator.rollout.judge.series import BETS, Limit, Series, Values, suspicious, together
+from rerank_operator.rollout.judge.series import Limit, Series, Values, suspicious, together
 
 LOWER, HIGHER = Limit(0.05, higher=False), Limit(0.1, higher=True)
 CHANCE, MISS = 0.01 / 3, 0.1
