@@ -10,6 +10,10 @@ class Record:
     request_id: str
     route: str = ""
     """The route's pattern, not the path that was asked for."""
+    trace_id: str = ""
+    """Of the trace that the request is part of, 32 hex digits; empty where there is none."""
+    sampled: bool = False
+    """The trace is exported: one who follows its id finds something."""
     namespace: str = ""
     reranker: str = ""
     revision: str = ""
