@@ -2,7 +2,7 @@
 
 Parameters: ``namespace`` and ``name`` of the Reranker; ``after``, any number of times, as ``REVISION:PLACE``, and
 ``mirrored-after`` alike: what was told before is left out. Answers are numbered from 0 in each gateway process, by
-revision; a gateway keeps the latest KEPT of each. Holds no text and no identity of a request.
+revision; a gateway keeps the latest KEPT of each. Holds no text; ids are told only of requests that were mirrored.
 
 An answer is one attempt of a user's request at a worker, so that one which fails counts against the revision that
 failed, whatever the next attempt came to. Left out are attempts that no worker took (busy, unreachable) and those that
@@ -40,6 +40,8 @@ class Mirrored(msgspec.Struct, rename="camel", frozen=True, omit_defaults=True):
     """Kendall's tau-b of both rankings, -1 to 1; None: it failed, or either gave all documents the same score."""
     drift: float | None = None
     """Largest difference of a document's two scores; None: it failed."""
+    request_id: str = ""
+    """By which the gateway's logs and traces tell of it; empty where an earlier gateway told."""
 
 
 class MirroredAnswers(msgspec.Struct, rename="camel", frozen=True):

@@ -1,7 +1,8 @@
 """What this gateway has seen of each revision's answers, told at ANSWERS_PATH: types in rerank_api.answers.
 
-Whether an attempt counts is settled before it begins, so that what is left out shifts neither arm's failures. Figures
-only: never a text, an id or a client's name. Bounded for each revision; revisions that are gone are forgotten.
+Whether an attempt counts is settled before it begins, so that what is left out shifts neither arm's failures. Figures,
+and ids of mirrored requests: never a text or a client's name. Bounded for each revision; those that are gone are
+forgotten.
 """
 
 import math

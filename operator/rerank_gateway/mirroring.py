@@ -127,9 +127,16 @@ class Mirroring:
         except NotTaken:
             return "skipped"
         except (Broken, ApiError):
-            self._answers.mirrored(endpoint, Mirrored(asked.seconds, self._clock() - began, failed=True))
+            failed = Mirrored(asked.seconds, self._clock() - began, failed=True, request_id=asked.request_id)
+            self._answers.mirrored(endpoint, failed)
             return "failed"
         took, theirs = self._clock() - began, response.scores
-        compared = Mirrored(asked.seconds, took, agreement=kendall(scores, theirs), drift=drift(scores, theirs))
+        compared = Mirrored(
+            asked.seconds,
+            took,
+            agreement=kendall(scores, theirs),
+            drift=drift(scores, theirs),
+            request_id=asked.request_id,
+        )
         self._answers.mirrored(endpoint, compared)
         return "ok"

@@ -72,18 +72,19 @@ async def test_a_canary_is_asked_the_same_and_both_are_compared(house: House) ->
         return scores([-len(document) / 1000 for document in query.documents])
 
     stable, canary = await _arms(house, other_way_round)
-    status, answer = await house.rerank("a", "bb", "cccc", headers={wire.HEADER_PRIORITY: "high"})
+    headers = {wire.HEADER_PRIORITY: "high", wire.HEADER_REQUEST_ID: "id-1"}
+    status, answer = await house.rerank("a", "bb", "cccc", headers=headers)
     assert status == 200
     assert [result["index"] for result in answer["results"]] == [2, 1, 0]
     await _until(house, "ok", 1)
     assert canary.seen == stable.seen
-    headers = canary.headers[0]
-    assert headers[wire.HEADER_PRIORITY] == "low"
-    assert 0 < int(headers[wire.HEADER_TIMEOUT]) <= 5000, "the Reranker's own timeout, for it is the shorter one"
+    sent = canary.headers[0]
+    assert sent[wire.HEADER_PRIORITY] == "low"
+    assert 0 < int(sent[wire.HEADER_TIMEOUT]) <= 5000, "the Reranker's own timeout, for it is the shorter one"
     ((told),) = await _mirrored(house)
     assert (told.revision, told.next) == ("canary", 1)
     (compared,) = told.answers
-    assert compared.agreement == -1.0
+    assert (compared.request_id, compared.agreement) == ("id-1", -1.0)
     assert compared.drift == pytest.approx(0.008)
     assert not compared.failed
     assert compared.stable_seconds > 0 < compared.canary_seconds
