@@ -31,7 +31,9 @@ down: ## Remove the demo and its cluster
 
 .PHONY: test
 test: setup lint test-go ## All checks and tests
-	.venv/bin/pytest tests/unit tests/e2e $(ARGS)
+	@# 5: ARGS select none of them.
+	.venv/bin/pytest tests/unit -n auto --dist loadfile $(ARGS) || [ $$? -eq 5 ]
+	.venv/bin/pytest tests/e2e $(ARGS)
 
 .PHONY: test-unit
 test-unit: setup ## Unit tests (a few minutes)

@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,17 +131,23 @@ def worker_pod(config: WorkerConfig) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def gateway(cluster: Cluster) -> Generator[tuple[int, str, str]]:
+def gateway(
+    cluster: Cluster,
+    program: Sequence[str | Path] = (VENV_BIN / "rerank-gateway",),
+    flags: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    label: str = "gateway",
+) -> Generator[tuple[int, str, str]]:
     """A gateway process: its pid, its API's and its admin port's base URL."""
     figures.note("gateway: starting")
     port, admin_port = free_port(), free_port()
-    log = STATE / "clusters" / f"{cluster.name}-gateway.log"
+    log = STATE / "clusters" / f"{cluster.name}-{label}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [VENV_BIN / "rerank-gateway", "--host", "127.0.0.1", "--port", str(port), "--admin-port", str(admin_port),
+            [*program, "--host", "127.0.0.1", "--port", str(port), "--admin-port", str(admin_port),
              "--kubeconfig", cluster.kubeconfig, "--max-held-bytes", "2Gi", "--shutdown-delay", "0",
-             "--drain-timeout", "5"],
-            stdout=output, stderr=subprocess.STDOUT,
+             "--drain-timeout", "5", *flags],
+            env=os.environ | dict(environment or {}), stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
         yield process.pid, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin_port}"

@@ -1,0 +1,261 @@
+"""What telemetry costs gateway and worker: throughput and CPU time with it on against off. JSON out.
+
+    python tests/bench/telemetry.py [--rounds 6] [--seconds 8] [--parts gateway worker] [--json FILE]
+
+Three of each, started once and loaded in turn, the order turned round each time, so that whatever else the machine
+does meets all of them:
+
+- off: no metric does anything (untold.py), no trace, no line a request, never scraped;
+- on: metrics scraped every 5 seconds, a line a request, 1 in 100 requests traced to a collector on loopback;
+- traced: the same with every request traced.
+
+Gateway: 16 clients ask for 50 documents as fast as they are answered, before a paced worker that takes no time for a
+batch; what counts is the CPU time of the gateway's process a request. Worker: 16 clients, the demo model on one
+core; what counts is pairs a second. Ratios are of medians over the rounds, with the range of the rounds' own ratios.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import msgspec
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import gateway as gateways
+from harness import figures
+from harness.cluster import STATE, VENV_BIN, Cluster, devcluster, local_cluster
+from harness.load import PAIR_WORDS, content
+from worker.servers import Peer, Place, Server, cpu_seconds, free_port, ours
+
+from worker import workload
+
+CLIENTS = 16
+SCRAPE_SECONDS = 5.0
+UNTOLD = (sys.executable, Path(__file__).with_name("untold.py"))
+WARM_UP_SECONDS = 2.0
+REQUESTS = 16
+"""Of a worker, in each round."""
+METRICS_PATH = "/metrics"
+
+
+class Variant(NamedTuple):
+    name: str
+    told: bool
+    """Its metrics count and are scraped."""
+    traced: float
+    """Share of the requests."""
+
+
+VARIANTS = (Variant("off", False, 0.0), Variant("on", True, 0.01), Variant("traced", True, 1.0))
+
+
+def main() -> int:
+    parser = figures.parser(__doc__)
+    parser.add_argument("--name", default="telemetry", help="the local cluster's name (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=6, help="(default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each round's load (default: %(default)s)")
+    parser.add_argument("--parts", nargs="+", choices=["gateway", "worker"], default=["gateway", "worker"])
+    options = parser.parse_args()
+    found: dict[str, Any] = {}
+    with collector() as endpoint:
+        if "gateway" in options.parts:
+            found["gateway"] = of_gateways(options, endpoint)
+        if "worker" in options.parts:
+            found["worker"] = of_workers(options, endpoint)
+    figures.publish(options, found)
+    return 0
+
+
+@contextlib.contextmanager
+def collector() -> Generator[str]:
+    """The endpoint of an OTLP collector, a process of its own that drops what it gets."""
+    port = free_port()
+    program = (
+        "import sys\n"
+        "from aiohttp import web\n"
+        "async def take(request):\n"
+        "    await request.read()\n"
+        "    return web.Response()\n"
+        "app = web.Application(client_max_size=2**26)\n"
+        "app.router.add_post('/{path:.*}', take)\n"
+        "web.run_app(app, host='127.0.0.1', port=int(sys.argv[1]), print=None, access_log=None)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(port)])
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(15)
+
+
+def environment(variant: Variant, endpoint: str) -> dict[str, str]:
+    if not variant.traced:
+        return {}
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": str(variant.traced),
+    }
+
+
+def turns(rounds: int) -> Generator[Sequence[Variant]]:
+    """All variants in each round, each round the other way round."""
+    for number in range(rounds):
+        yield VARIANTS if number % 2 == 0 else VARIANTS[::-1]
+
+
+def compared(values: Mapping[str, list[float]], unit: str) -> dict[str, Any]:
+    """Medians, and each variant against off."""
+    off = values["off"]
+    found: dict[str, Any] = {"unit": unit, "rounds": len(off)}
+    for name, own in values.items():
+        ratios = [one / other for one, other in zip(own, off, strict=True)]
+        found[name] = {
+            "median": round(statistics.median(own), 4),
+            "against_off": round(statistics.median(own) / statistics.median(off), 4),
+            "against_off_by_round": [round(min(ratios), 4), round(max(ratios), 4)],
+        }
+    return found
+
+
+@contextlib.asynccontextmanager
+async def scraped(url: str | None) -> AsyncGenerator[None]:
+    """Asks ``url`` for its metrics now and then; None: nothing is asked."""
+
+    async def scrape(client: aiohttp.ClientSession, url: str) -> None:
+        while True:
+            async with client.get(url, headers={"Accept": "application/openmetrics-text"}) as response:
+                await response.read()
+            await asyncio.sleep(SCRAPE_SECONDS)
+
+    async with aiohttp.ClientSession() as client:
+        task = asyncio.create_task(scrape(client, url)) if url is not None else None
+        try:
+            yield
+        finally:
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+
+def of_gateways(options: argparse.Namespace, endpoint: str) -> dict[str, Any]:
+    try:
+        cluster = local_cluster(options.name)
+        gateways.prepare(cluster)
+        with contextlib.ExitStack() as stack:
+            started = {variant.name: stack.enter_context(_gateway(cluster, variant, endpoint)) for variant in VARIANTS}
+            return asyncio.run(_gateway_rounds(options, started))
+    finally:
+        devcluster("down", "--name", options.name)
+
+
+@contextlib.contextmanager
+def _gateway(cluster: Cluster, variant: Variant, endpoint: str) -> Generator[tuple[int, str, str]]:
+    figures.note(f"gateway {variant.name}")
+    program = (VENV_BIN / "rerank-gateway",) if variant.told else (*UNTOLD, "gateway")
+    flags = () if variant.told else ("--log-level", "warning")
+    with gateways.gateway(cluster, program, flags, environment(variant, endpoint), variant.name) as made:
+        yield made
+
+
+async def _gateway_rounds(options: argparse.Namespace, started: Mapping[str, tuple[int, str, str]]) -> dict[str, Any]:
+    body = content(f"{gateways.NAMESPACE}/served", gateways.DOCUMENTS * PAIR_WORDS)
+    cpu: dict[str, list[float]] = {variant.name: [] for variant in VARIANTS}
+    rate: dict[str, list[float]] = {variant.name: [] for variant in VARIANTS}
+    async with gateways.session() as client:
+        for _, api, _ in started.values():
+            await gateways.serving(client, f"{api}/v2/rerank", body)
+            await gateways.rate_of_a_core(client, f"{api}/v2/rerank", body, WARM_UP_SECONDS, 0)
+        for number, order in enumerate(turns(options.rounds)):
+            figures.note(f"gateway: round {number + 1} of {options.rounds}")
+            for variant in order:
+                pid, api, admin = started[variant.name]
+                async with scraped(f"{admin}{METRICS_PATH}" if variant.told else None):
+                    one = await gateways.rate_of_a_core(client, f"{api}/v2/rerank", body, options.seconds, pid)
+                cpu[variant.name].append(1000 * one["gateway_cpu_seconds"] / one["requests"])
+                rate[variant.name].append(one["requests_per_second"])
+    return {
+        "cpu_a_request": compared(cpu, "ms of the gateway's process"),
+        "throughput": compared(rate, "requests/s, clients and worker on the same cores"),
+    }
+
+
+def of_workers(options: argparse.Namespace, endpoint: str) -> dict[str, Any]:
+    model = STATE / "models" / "demo-reranker"
+    bodies = [
+        msgspec.json.encode({"query": request.query, "documents": request.documents})
+        for request in workload.build(model, REQUESTS)
+    ]
+    with contextlib.ExitStack() as stack:
+        servers: dict[str, Server] = {}
+        for variant in VARIANTS:
+            figures.note(f"worker {variant.name}")
+            log = STATE / "bench" / f"telemetry-{variant.name}.log"
+            server = Server(_worker(variant), Place(model, model, free_port(), 1), log, environment(variant, endpoint))
+            servers[variant.name] = stack.enter_context(server)
+        return asyncio.run(_worker_rounds(options, servers, bodies))
+
+
+def _worker(variant: Variant) -> Peer:
+    peer = ours("worker", ("--precision", "float32"))
+    if variant.told:
+        return peer
+
+    def untold(place: Place) -> Sequence[str | Path]:
+        python, _, module, *arguments = peer.command(place)
+        assert module == "rerank_worker"
+        return [python, *UNTOLD[1:], "worker", *arguments]
+
+    return dataclasses.replace(peer, command=untold)
+
+
+async def _worker_rounds(
+    options: argparse.Namespace, servers: Mapping[str, Server], bodies: Sequence[bytes]
+) -> dict[str, Any]:
+    pairs: dict[str, list[float]] = {variant.name: [] for variant in VARIANTS}
+    cpu: dict[str, list[float]] = {variant.name: [] for variant in VARIANTS}
+    async with gateways.session() as client:
+        for server in servers.values():
+            await _load(client, server, bodies)
+        for number, order in enumerate(turns(options.rounds)):
+            figures.note(f"worker: round {number + 1} of {options.rounds}")
+            for variant in order:
+                server = servers[variant.name]
+                metrics = f"http://127.0.0.1:{server.place.port}{METRICS_PATH}"
+                async with scraped(metrics if variant.told else None):
+                    before = cpu_seconds(server.pid)
+                    seconds = await _load(client, server, bodies)
+                scored = len(bodies) * workload.DOCUMENTS
+                pairs[variant.name].append(scored / seconds)
+                cpu[variant.name].append(1000 * (cpu_seconds(server.pid) - before) / scored)
+    return {
+        "throughput": compared(pairs, "pairs/s"),
+        "cpu_a_pair": compared(cpu, "ms of the worker's process"),
+    }
+
+
+async def _load(client: aiohttp.ClientSession, server: Server, bodies: Sequence[bytes]) -> float:
+    """Seconds that all ``bodies`` take from CLIENTS clients; every round asks for the same."""
+    waiting = iter(bodies)
+
+    async def one() -> None:
+        for body in waiting:
+            await gateways.ask(client, server.url, body)
+
+    began = time.monotonic()
+    await asyncio.gather(*(one() for _ in range(CLIENTS)))
+    return time.monotonic() - began
+
+
+if __name__ == "__main__":
+    sys.exit(main())
