@@ -117,6 +117,11 @@ def test_a_reader_that_has_had_enough_is_no_error(scenario: Path):
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def _heed_interrupts() -> None:
+    """A shell that runs the tests in the background has them, and all that they start, ignore an interrupt."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_who_watches_sees_it_begin_and_may_stop_it(scenario: Path):
     """Ctrl-C goes to every process of the terminal's group: no traceback of any of them, and the line is taken away."""
     watcher, terminal = os.openpty()
@@ -129,7 +134,9 @@ def test_who_watches_sees_it_begin_and_may_stop_it(scenario: Path):
         "--runs",
         "4000",
     ]
-    started = subprocess.Popen(command, stdout=terminal, stderr=terminal, start_new_session=True)
+    started = subprocess.Popen(
+        command, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=_heed_interrupts
+    )
     os.close(terminal)
     said = b""
     try:
