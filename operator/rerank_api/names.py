@@ -62,6 +62,8 @@ ANNOTATION_ROLLOUT_PAUSED = f"{GROUP}/rollout-paused"
 """The value true: a canary does not go on; it still goes back where it is worse."""
 ANNOTATION_SCALING_PAUSED = f"{GROUP}/scaling-paused"
 """The value true: replicas and loaners stay as they are, whatever is demanded."""
+ANNOTATION_MAINTENANCE = f"{GROUP}/maintenance-until"
+"""RFC 3339: until then its alerts are silent."""
 
 # Kubernetes' own.
 ANNOTATION_DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"

@@ -120,10 +120,45 @@ class LatencyObjective(_Resource, frozen=True):
     threshold: str = "150ms"
 
 
-class Slo(_Resource, frozen=True):
-    """What the service promises; workers are counted for it."""
+class QualityObjective(_Resource, frozen=True):
+    """``rollout.golden_set.metric`` of the revision that serves is at least ``minimum``, measured every ``interval``, a
+    duration."""
 
+    minimum: float
+    interval: str = "1h"
+
+
+class Slo(_Resource, frozen=True):
+    """What the service promises; workers are counted for its latency."""
+
+    availability: float = 0.999
+    """The share of the requests that must not fail."""
     latency: LatencyObjective = LatencyObjective()
+    quality: QualityObjective | None = None
+    """None: nobody measures it."""
+
+
+class Cost(_Resource, frozen=True):
+    replica_hour: float
+    """The price of one worker for an hour, in the user's currency."""
+
+
+class Capture(_Resource, frozen=True):
+    """Which requests' texts gateways write to their log, redacted."""
+
+    percent: float = 1.0
+    """Of the requests; 0: none."""
+    max_per_minute: int = 10
+    """Requests, of each gateway."""
+    max_characters: int = 500
+    """Of each query and each document."""
+
+
+class Observability(_Resource, frozen=True):
+    """What is told about requests beside metrics."""
+
+    capture: Capture | None = None
+    """None: no text of a request is written."""
 
 
 class RolloutLimits(_Resource, frozen=True):
@@ -189,6 +224,9 @@ class RerankerSpec(_Resource, frozen=True):
     requests: Requests = Requests()
     scaling: Scaling = Scaling()
     slo: Slo = Slo()
+    cost: Cost | None = None
+    """None: only the time that workers ran is told."""
+    observability: Observability = Observability()
     rollout: Rollout = Rollout()
     replicas: int | None = None
     """That many, by hand; None: on demand."""
@@ -235,6 +273,16 @@ class RolloutCheck(_Resource, frozen=True):
     """With the figures."""
 
 
+class DifferedRequest(_Resource, frozen=True):
+    """A mirrored request, and how the answers of canary and stable differ."""
+
+    request_id: str
+    agreement: float | None = None
+    """Kendall's tau-b; None: a ranking had no order."""
+    drift: float | None = None
+    """Largest difference of a document's two scores."""
+
+
 class RolloutStatus(_Resource, frozen=True):
     """The rollout that goes on, or the last one."""
 
@@ -254,10 +302,29 @@ class RolloutStatus(_Resource, frozen=True):
     paused: str = ""
     """Why it does not go on; empty where it does."""
     checks: list[RolloutCheck] = []
+    differed: list[DifferedRequest] = []
+    """The mirrored requests that differed most, worst first; few."""
     started: str = ""
     """RFC 3339, UTC; as the two below."""
     phase_started: str = ""
     ended: str = ""
+
+
+class QualityStatus(_Resource, frozen=True):
+    """How the golden set was ranked last, for slo.quality; measures are means over its queries, 0 to 1."""
+
+    revision: str
+    time: str
+    """RFC 3339, UTC."""
+    metric: str
+    """As rollout.golden_set.metric said then."""
+    queries: int
+    ndcg: float
+    accuracy: float
+    mrr: float
+    brier: float | None = None
+    """None, as ``ece``: scores are no probabilities."""
+    ece: float | None = None
 
 
 class ScalingStatus(_Resource, frozen=True):
@@ -297,6 +364,8 @@ class RerankerStatus(_Resource, frozen=True):
     """The revision that the spec asks for."""
     rejected_revision: RejectedRevision | None = None
     rollout: RolloutStatus | None = None
+    quality: QualityStatus | None = None
+    """None: it has not been ranked yet, or is not to be."""
     traffic: list[TrafficShare] = []
     scaling: ScalingStatus | None = None
     conditions: list[Condition] = []
