@@ -75,3 +75,8 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- define "rerank.warmPoolSecret" -}}
 {{- default (printf "%s-warm-pools" (include "rerank.fullname" .)) .Values.warmPools.existingSecret -}}
 {{- end -}}
+
+{{/* What stands for RUNBOOK_BASE/ in rules and dashboards. Empty: links hold the path of the runbook alone. */}}
+{{- define "rerank.runbookBase" -}}
+{{- with .Values.monitoring.runbookUrl }}{{ . }}/{{ end -}}
+{{- end -}}

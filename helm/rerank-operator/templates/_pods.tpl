@@ -78,6 +78,14 @@ env:
     valueFrom:
       fieldRef:
         fieldPath: status.podIP
+  {{- if and $root.Values.tracing.endpoint (eq "gateway" (index . 1)) }}
+  - name: OTEL_EXPORTER_OTLP_ENDPOINT
+    value: {{ $root.Values.tracing.endpoint | quote }}
+  - name: OTEL_TRACES_SAMPLER
+    value: parentbased_traceidratio
+  - name: OTEL_TRACES_SAMPLER_ARG
+    value: {{ $root.Values.tracing.sampleRatio | quote }}
+  {{- end }}
   {{- with $values.extraEnv }}
   {{- toYaml . | nindent 2 }}
   {{- end }}

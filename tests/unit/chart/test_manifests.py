@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import re
 from typing import Any
 
 import pytest
@@ -482,6 +483,61 @@ def test_pod_monitors_read_the_ports_that_serve_metrics(render: Any):
         assert endpoint["port"] == (names.WORKER_PORT_NAME if name.endswith("-workers") else "metrics")
     workers = monitors["rerank-operator-workers"]["spec"]
     assert workers["namespaceSelector"] == {"matchNames": ["search", "shop"]}
-    assert workers["podTargetLabels"] == [names.LABEL_RERANKER, names.LABEL_REVISION, names.LABEL_WARM_POOL]
     everywhere = render({"podMonitor": {"enabled": True}}).one("PodMonitor", "rerank-operator-workers")
     assert everywhere["spec"]["namespaceSelector"] == {"any": True}
+
+
+def meta_label(label: str) -> str:
+    """How Prometheus calls a label of a pod."""
+    return "__meta_kubernetes_pod_label_" + re.sub(r"[^a-zA-Z0-9_]", "_", label)
+
+
+def relabeled(relabelings: list[dict[str, Any]], found: dict[str, str]) -> dict[str, str]:
+    """The labels of a target after relabelings whose action is the default, as Prometheus' documentation says."""
+    labels = dict(found)
+    for rule in relabelings:
+        value = ";".join(labels.get(source, "") for source in rule.get("sourceLabels", []))
+        if match := re.fullmatch(rule.get("regex", "(.*)"), value, re.DOTALL):
+            labels[rule["targetLabel"]] = rule.get("replacement", "$1").replace("$1", "".join(match.groups()[:1]))
+    return {name: value for name, value in labels.items() if value and not name.startswith("__")}
+
+
+OWN = {names.LABEL_RERANKER: "shop", names.LABEL_REVISION: "abc"}
+WARM = {names.LABEL_WARM_POOL: "shared"}
+LENT = {**WARM, names.LABEL_LOANED_TO: "shop", names.LABEL_LOANED_REVISION: "abc"}
+
+
+@pytest.mark.parametrize(
+    ("pod", "target"),
+    [
+        (OWN, {"reranker": "shop", "revision": "abc"}),
+        (WARM, {"warm_pool": "shared"}),
+        (LENT, {"warm_pool": "shared", "reranker": "shop", "revision": "abc"}),
+    ],
+    ids=["own", "warm", "lent"],
+)
+def test_targets_of_workers_tell_whom_they_serve(render: Any, pod: dict[str, str], target: dict[str, str]):
+    (endpoint,) = render(FULL).one("PodMonitor", "rerank-operator-workers")["spec"]["podMetricsEndpoints"]
+    found = relabeled(endpoint["relabelings"], {meta_label(label): value for label, value in pod.items()})
+    assert found == {"job": "rerank-worker", **target}
+    assert "honorLabels" not in endpoint, "a worker does not know whom it serves"
+
+
+def test_operator_and_gateway_say_themselves_which_reranker_they_mean(render: Any):
+    for name, job in ((NAME, "rerank-operator"), (GATEWAY, "rerank-gateway")):
+        (endpoint,) = render(FULL).one("PodMonitor", name)["spec"]["podMetricsEndpoints"]
+        assert endpoint["honorLabels"] is True
+        assert relabeled(endpoint["relabelings"], {}) == {"job": job}
+
+
+def test_gateways_are_told_where_traces_go(render: Any):
+    values = {"tracing": {"endpoint": "http://tempo.monitoring:4318", "sampleRatio": 0.25}}
+    environment = {e["name"]: e.get("value") for e in container_of(render(values).one("Deployment", GATEWAY))["env"]}
+    assert environment == {
+        "POD_IP": None,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://tempo.monitoring:4318",
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "0.25",
+    }
+    for deployment in (*render().of("Deployment"), render(values).one("Deployment", NAME)):
+        assert [e["name"] for e in container_of(deployment)["env"]] == ["POD_IP"]

@@ -123,6 +123,36 @@ REFUSED = [
     ({"gateway": {"ingress": {"hosts": ["a.example"]}}}, "gateway.ingress.enabled is false"),
     ({"networkPolicy": {"gatewayFrom": [{"podSelector": {}}]}}, "networkPolicy.enabled is false"),
     ({"podMonitor": {"labels": {"release": "x"}}}, "podMonitor.enabled is false"),
+    (
+        {"podMonitor": {"enabled": True, "labels": {"app.kubernetes.io/name": "x"}}},
+        "podMonitor.labels: app.kubernetes.io/name is set by the chart",
+    ),
+    ({"gateway": {"accessLogSample": 1.5}}, "/gateway/accessLogSample"),
+    ({"operator": {"page": {"port": 80}}}, "/operator/page/port"),
+    ({"operator": {"page": {"port": 9090}}}, "operator.page.port: 9090 is the operator's port for metrics"),
+    (
+        {"operator": {"page": {"enabled": False}}, "networkPolicy": {"enabled": True, "pageFrom": [{}]}},
+        "networkPolicy: pageFrom is given, but operator.page.enabled is false",
+    ),
+    ({"tracing": {"endpoint": "tempo:4318"}}, "/tracing/endpoint"),
+    ({"tracing": {"sampleRatio": 2}}, "/tracing/sampleRatio"),
+    (
+        {
+            "tracing": {"endpoint": "http://t:4318"},
+            "gateway": {"extraEnv": [{"name": "OTEL_TRACES_SAMPLER", "value": "always_on"}]},
+        },
+        "gateway.extraEnv: OTEL_TRACES_SAMPLER is set by the chart from tracing",
+    ),
+    ({"monitoring": {"rules": {"labels": {"release": "x"}}}}, "monitoring.rules.enabled is false"),
+    ({"monitoring": {"dashboards": {"namespace": "grafana"}}}, "monitoring.dashboards.enabled is false"),
+    ({"monitoring": {"dashboards": {"annotations": {"a": "b"}}}}, "monitoring.dashboards.enabled is false"),
+    ({"monitoring": {"dashboards": {"labels": {"grafana_dashboard": None}}}}, "/monitoring/dashboards/labels"),
+    ({"monitoring": {"runbookUrl": "https://git.example.com/"}}, "/monitoring/runbookUrl"),
+    ({"monitoring": {"runbookUrl": "https://git.example.com"}}, "monitoring: runbookUrl is given, but neither"),
+    (
+        {"commonLabels": {"team": "a"}, "monitoring": {"rules": {"enabled": True, "labels": {"team": "b"}}}},
+        "monitoring.rules.labels: team is set by the chart or by commonLabels",
+    ),
 ]
 
 
