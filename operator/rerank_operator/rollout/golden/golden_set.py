@@ -1,9 +1,13 @@
-"""Reads a golden set, and refuses what could not be judged by, with the query and the field. Never guesses a label."""
+"""Reads queries with labels, and refuses what could not be judged by, with the query and the field. Never guesses a
+label.
+
+A golden set judges rankings: each of its queries has something to rank. Labels for a calibration need not.
+"""
 
 import contextlib
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import yaml
@@ -24,15 +28,24 @@ class BadGoldenSet(ValueError):
     """A file that cannot be used; the message names it, the place in it, and the remedy."""
 
 
-class GoldenQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LabelledQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     query: Text
-    documents: Annotated[list[Text], msgspec.Meta(min_length=2, max_length=MOST_DOCUMENTS)]
+    documents: Annotated[list[Text], msgspec.Meta(min_length=1, max_length=MOST_DOCUMENTS)]
     labels: list[Grade]
-    """How relevant each document is: 0 is not at all. One at least is above 0, and not all are equal."""
+    """How relevant each document is: 0 is not at all."""
 
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.documents):
             raise ValueError(f"labels: {len(self.labels)} for {len(self.documents)} documents: give one for each")
+
+
+class GoldenQuery(LabelledQuery, frozen=True, forbid_unknown_fields=True):
+    """Its labels are not all equal, so one at least is above 0."""
+
+    documents: Annotated[list[Text], msgspec.Meta(min_length=2, max_length=MOST_DOCUMENTS)]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if len(set(self.labels)) < 2:
             raise ValueError(f"labels: all are {self.labels[0]}: any order would be as good; leave the query out")
 
@@ -43,16 +56,26 @@ class GoldenSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many of the first documents count for nDCG and accuracy."""
 
 
+class Labels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a golden set is, too."""
+
+    queries: Annotated[list[LabelledQuery], msgspec.Meta(min_length=1, max_length=MOST_QUERIES)]
+    k: int = 10
+    """Of no use here."""
+
+
+_Set = TypeVar("_Set", GoldenSet, Labels)
+
+
 def read_golden_set(path: Path) -> GoldenSet:
     """The golden set in ``path``; *.jsonl holds JSON lines, and of others ``parse_golden_set`` tells what they hold.
     Raises BadGoldenSet."""
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise BadGoldenSet(f"{path}: cannot be read ({error.strerror}): give the path of a golden set") from None
-    except UnicodeDecodeError:
-        raise BadGoldenSet(f"{path}: is no text in UTF-8") from None
-    return _parsed(text, str(path), lines=path.suffix == ".jsonl" or _are_lines(text))
+    return _read(path, GoldenSet)
+
+
+def read_labels(path: Path) -> Labels:
+    """The labelled queries in ``path``, written as a golden set is. Raises BadGoldenSet."""
+    return _read(path, Labels)
 
 
 def parse_golden_set(text: str, name: str) -> GoldenSet:
@@ -60,12 +83,27 @@ def parse_golden_set(text: str, name: str) -> GoldenSet:
 
     ``name``: what it is called in messages. A mebibyte of YAML takes a third of a second. Raises BadGoldenSet.
     """
-    return _parsed(text, name, lines=_are_lines(text))
+    return _parsed(text, name, _are_lines(text), GoldenSet)
 
 
-def _parsed(text: str, name: str, lines: bool) -> GoldenSet:
+def parse_labels(text: str, name: str) -> Labels:
+    """The labelled queries in ``text``, as ``parse_golden_set`` reads a golden set. Raises BadGoldenSet."""
+    return _parsed(text, name, _are_lines(text), Labels)
+
+
+def _read(path: Path, kind: type[_Set]) -> _Set:
     try:
-        found = msgspec.convert({"queries": _lines(text)} if lines else _whole(text), GoldenSet)
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise BadGoldenSet(f"{path}: cannot be read ({error.strerror}): give the path of a golden set") from None
+    except UnicodeDecodeError:
+        raise BadGoldenSet(f"{path}: is no text in UTF-8") from None
+    return _parsed(text, str(path), path.suffix == ".jsonl" or _are_lines(text), kind)
+
+
+def _parsed(text: str, name: str, lines: bool, kind: type[_Set]) -> _Set:
+    try:
+        found = msgspec.convert({"queries": _lines(text)} if lines else _whole(text), kind)
     except (yaml.YAMLError, RecursionError) as error:
         raise BadGoldenSet(f"{name}: is neither YAML nor JSON: {error}") from None
     except ValueError as error:

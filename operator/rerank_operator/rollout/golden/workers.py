@@ -7,13 +7,14 @@ revision can be asked which no gateway sends anything to. ``ask`` does the same 
 import asyncio
 import ipaddress
 import math
+from collections.abc import Callable, Sequence
 
 import aiohttp
 import msgspec
 from rerank_api import names, wire
 
 from rerank_operator.rollout.golden.ask import CannotAsk
-from rerank_operator.rollout.golden.golden_set import GoldenQuery, GoldenSet
+from rerank_operator.rollout.golden.golden_set import GoldenSet, LabelledQuery
 from rerank_operator.rollout.golden.measures import Quality, quality
 
 AT_ONCE = 2
@@ -42,31 +43,47 @@ class _Again(Exception):
 
 
 async def ask_worker(session: aiohttp.ClientSession, host: str, golden: GoldenSet, k: int) -> list[Quality]:
-    """How well the worker at ``host`` ranks each query, in their order, by the first ``k`` documents.
+    """How well the worker at ``host`` ranks each query, in their order, by the first ``k`` documents. Arguments and
+    errors as of ``scores_of``."""
+    scores = await scores_of(session, host, golden.queries)
+    return [quality(query.labels, found, k) for query, found in zip(golden.queries, scores, strict=True)]
 
-    ``host``: the pod's address, or HOST:PORT where the port is another than a worker's. Raises CannotAsk at the first
-    query that it does not rank, or where the set takes longer than RUN_SECONDS: an average over the others would be of
+
+async def scores_of(
+    session: aiohttp.ClientSession,
+    host: str,
+    queries: Sequence[LabelledQuery],
+    *,
+    raw: bool = False,
+    path: str = wire.SCORE_PATH,
+    told: Callable[[], None] = lambda: None,
+) -> list[list[float]]:
+    """The scores of each query's documents, in their order, of the worker at ``host``.
+
+    ``host``: the pod's address, or HOST:PORT where the port is another than a worker's. ``raw``: logits instead.
+    ``path``: of the model, where that worker has several. ``told``: after each query. Raises CannotAsk at the first
+    query that it does not score, or where all take longer than RUN_SECONDS: an average over the others would be of
     another set.
     """
-    url = f"http://{_authority(host)}{wire.SCORE_PATH}"
+    url = f"http://{_authority(host)}{path}"
     places = asyncio.Semaphore(AT_ONCE)
-
     done = 0
 
-    async def one(number: int, query: GoldenQuery) -> Quality:
+    async def one(number: int, query: LabelledQuery) -> list[float]:
         nonlocal done
         async with places:
             try:
-                found = quality(query.labels, await _scores(session, url, query), k)
+                found = await _scores(session, url, wire.ScoreRequest(query.query, query.documents, raw_scores=raw))
             except (_Again, ValueError) as error:
                 raise CannotAsk(f"worker {host}: queries[{number}]: {error}") from None
         done += 1
+        told()
         return found
 
-    async def all_of_them() -> list[Quality]:
+    async def all_of_them() -> list[list[float]]:
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(number, query)) for number, query in enumerate(golden.queries)]
+                tasks = [group.create_task(one(number, query)) for number, query in enumerate(queries)]
         except* CannotAsk as failed:
             raise failed.exceptions[0] from None
         return [task.result() for task in tasks]
@@ -74,19 +91,19 @@ async def ask_worker(session: aiohttp.ClientSession, host: str, golden: GoldenSe
     try:
         return await asyncio.wait_for(all_of_them(), RUN_SECONDS)
     except TimeoutError:
-        told = f"{done} of {len(golden.queries)} queries were ranked in {RUN_SECONDS:g} s: make the golden set smaller"
-        raise CannotAsk(f"worker {host}: {told}") from None
+        said = f"{done} of {len(queries)} queries were ranked in {RUN_SECONDS:g} s: make the golden set smaller"
+        raise CannotAsk(f"worker {host}: {said}") from None
 
 
-async def _scores(session: aiohttp.ClientSession, url: str, query: GoldenQuery) -> list[float]:
+async def _scores(session: aiohttp.ClientSession, url: str, request: wire.ScoreRequest) -> list[float]:
     """Of each document, in their order. Raises _Again when it was tried too often, ValueError for another answer."""
-    body = msgspec.json.encode(wire.ScoreRequest(query.query, query.documents))
+    body = msgspec.json.encode(request)
     for attempt in range(TRIES - 1):
         try:
-            return await _once(session, url, body, len(query.documents))
+            return await _once(session, url, body, len(request.documents))
         except _Again as error:
             await asyncio.sleep(min(max(FIRST_PAUSE * 2**attempt, error.pause), LONGEST_PAUSE))
-    return await _once(session, url, body, len(query.documents))
+    return await _once(session, url, body, len(request.documents))
 
 
 async def _once(session: aiohttp.ClientSession, url: str, body: bytes, documents: int) -> list[float]:
