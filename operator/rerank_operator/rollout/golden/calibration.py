@@ -131,24 +131,18 @@ def fit_temperature(logits: Sequence[float], relevant: Sequence[bool]) -> float:
 
 
 def cross_validated(queries: Sequence[Labelled]) -> list[float] | None:
-    """The score of each document, query by query, under the temperature fitted without its query's fold: what a
-    temperature does for queries that it was not fitted to. None: too few queries, or all labels of some folds equal.
-    """
+    """For each query the temperature that is fitted without its fold: scores under it show what a temperature does for
+    queries that it was not fitted to. None: too few queries, or without some fold all labels are equal."""
     folds = min(FOLDS, len(queries))
     if folds < 2:
         return None
     temperatures = []
     for fold in range(folds):
-        others = [query for number, query in enumerate(queries) if number % folds != fold]
-        logits, relevant = flat(others)
+        logits, relevant = flat([query for number, query in enumerate(queries) if number % folds != fold])
         if len(set(relevant)) < 2:
             return None
         temperatures.append(fit_temperature(logits, relevant))
-    return [
-        probability(logit, temperatures[number % folds])
-        for number, query in enumerate(queries)
-        for logit in query.logits
-    ]
+    return [temperatures[number % folds] for number in range(len(queries))]
 
 
 def flat(queries: Sequence[Labelled]) -> tuple[list[float], list[bool]]:

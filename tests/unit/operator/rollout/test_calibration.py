@@ -114,16 +114,24 @@ def test_labels_that_fit_nothing_are_refused(logits: list[float], relevant: list
         calibration.fit_temperature(logits, relevant)
 
 
-def test_a_query_is_never_scored_by_a_temperature_that_has_seen_it():
-    # One query says the contrary of all others: fitted with it, its own scores would be drawn to the middle.
+def test_a_query_never_has_a_temperature_that_has_seen_it():
+    # One query says the contrary of all others, which draws scores to the middle.
     usual = [Labelled([4.0, -4.0, 4.0, -4.0], [True, False, True, True]) for _ in range(4)]
-    queries = [*usual, Labelled([4.0, -4.0], [False, True])]
-    scores = calibration.cross_validated(queries)
-    assert scores is not None
-    without = calibration.fit_temperature(*calibration.flat(usual))
-    assert scores[-2:] == pytest.approx([probability(4.0, without), probability(-4.0, without)])
-    with_it = calibration.fit_temperature(*calibration.flat(queries))
-    assert with_it > 1.5 * without
+    other = Labelled([4.0, -4.0], [False, True])
+    found = calibration.cross_validated([*usual, other])
+    assert found is not None
+    assert found[-1] == calibration.fit_temperature(*calibration.flat(usual))
+    assert found[0] == calibration.fit_temperature(*calibration.flat([*usual[1:], other])) > 1.5 * found[-1]
+
+
+def test_folds_are_of_queries_in_turn():
+    logits, relevant = drawn(2.0, 300)
+    queries = [Labelled(logits[at : at + 10], relevant[at : at + 10]) for at in range(0, 300, 10)]
+    found = calibration.cross_validated(queries)
+    assert found is not None
+    assert len(found) == 30
+    assert len(set(found)) == calibration.FOLDS
+    assert found[0] == found[calibration.FOLDS]
 
 
 @pytest.mark.parametrize(
