@@ -46,7 +46,8 @@ DEFAULTS = {
         "idleTimeout": "5m",
         "mode": "auto",
     },
-    "slo": {"latency": {"quantile": 0.95, "threshold": "150ms"}},
+    "slo": {"availability": 0.999, "latency": {"quantile": 0.95, "threshold": "150ms"}},
+    "observability": {},
     "rollout": {
         "strategy": "Replace",
         "steps": [1, 5, 25, 50],

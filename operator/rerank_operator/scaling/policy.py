@@ -59,7 +59,7 @@ def policy_from_manifest(manifest: Mapping[str, Any]) -> Policy:
         latency_quantile=latency.number("quantile", default.latency_quantile, 0.0, 1.0),
     )
     # Objectives of the service that no replica is counted for; they are checked where they are used.
-    slo.known.update(("availability", "queueTime"))
+    slo.known.update(("availability", "quality", "queueTime"))
     for fields in (scaling, latency, slo):
         fields.refuse_unknown()
     _refuse_contradictions(policy)

@@ -66,13 +66,14 @@ def test_the_operator_understands_the_policy_of_a_good_manifest(path: Path) -> N
         policy_from_manifest(manifest)
 
 
-def test_the_golden_set_of_the_example_can_be_used(tmp_path: Path) -> None:
-    reranker, config_map = yaml.safe_load_all((ROOT / "docs" / "examples" / "canary.yaml").read_text())
+@pytest.mark.parametrize(("example", "fewest"), [("canary", 12), ("slo", 4)])
+def test_the_golden_set_of_the_example_can_be_used(example: str, fewest: int, tmp_path: Path) -> None:
+    reranker, config_map = yaml.safe_load_all((ROOT / "docs" / "examples" / f"{example}.yaml").read_text())
     assert reranker["spec"]["rollout"]["goldenSet"]["configMap"] == config_map["metadata"]["name"]
     assert reranker["metadata"]["namespace"] == config_map["metadata"]["namespace"]
     ((key, text),) = config_map["data"].items()
     (tmp_path / key).write_text(text)
-    assert len(read_golden_set(tmp_path / key).queries) >= 12
+    assert len(read_golden_set(tmp_path / key).queries) >= fewest
 
 
 def test_there_are_enough_of_both() -> None:

@@ -34,6 +34,11 @@ def test_hash_does_not_change_between_releases():
         {"requests": {"timeout": "3s", "queueLimit": 5, "maxDocuments": 9, "maxBodyBytes": "1Mi"}},
         {"rollout": {"strategy": "Replace"}},
         {"rollout": {"strategy": "Canary", "steps": [10], "paused": True, "goldenSet": {"configMap": "golden"}}},
+        {
+            "slo": {"availability": 0.99, "latency": {"threshold": "1s"}, "quality": {"minimum": 0.9}},
+            "cost": {"replicaHour": 1.5},
+            "observability": {"capture": {"percent": 5}},
+        },
         {"runtime": {}},
         {"batching": {"maxDelay": "5ms", "lengthBucket": 16}},
         {"model": {"uri": "file:///models/a", "temperature": 1}},
