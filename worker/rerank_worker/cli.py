@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import NoReturn, get_args
 
-import msgspec
 from rerank_api import names
 from rerank_api.reranker import Activation, Backend, ChunkPooling, Compile, Device, LongDocuments, Precision
 from rerank_api.worker_config import WorkerConfig
 
 from rerank_worker import logs
 from rerank_worker.commands import score, tune
+from rerank_worker.commands.options import environment_config
 from rerank_worker.engine.device import available_cores
 from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure, StartupFailure, report, unexpected
 from rerank_worker.loading.libraries import stand_by
@@ -25,7 +25,6 @@ from rerank_worker.loading.source import parse_model
 from rerank_worker.server.admin import ENV_TOKEN_FILE, ENV_TOKEN_SHA256
 from rerank_worker.server.lifecycle import Options, Server
 from rerank_worker.server.models import Limits
-from rerank_worker.server.protocol import explained
 
 log = logging.getLogger(__name__)
 
@@ -158,26 +157,21 @@ _MODEL_FLAGS = (
 
 def read_config(arguments: argparse.Namespace, environment: Mapping[str, str]) -> WorkerConfig | None:
     """What to serve; None: nothing yet (--standby). Raises ConfigurationFailure."""
-    given = environment.get(names.ENV_WORKER_CONFIG)
+    told = names.ENV_WORKER_CONFIG in environment
     flags = {name: value for name in _MODEL_FLAGS if (value := getattr(arguments, name)) is not None}
     if arguments.standby:
-        if given is not None or flags or arguments.model or arguments.revision:
+        if told or flags or arguments.model or arguments.revision:
             raise ConfigurationFailure(
                 f"--standby starts without a model: drop the flags that name one, and unset ${names.ENV_WORKER_CONFIG}"
             )
         return None
+    if told and (flags or arguments.model or arguments.revision):
+        raise ConfigurationFailure(
+            f"both ${names.ENV_WORKER_CONFIG} and flags say what to serve: drop the flags, or unset the variable"
+        )
+    given = environment_config(environment)
     if given is not None:
-        if flags or arguments.model or arguments.revision:
-            raise ConfigurationFailure(
-                f"both ${names.ENV_WORKER_CONFIG} and flags say what to serve: drop the flags, or unset the variable"
-            )
-        try:
-            config = msgspec.json.decode(given, type=WorkerConfig)
-        except msgspec.DecodeError as error:
-            raise ConfigurationFailure(
-                f"${names.ENV_WORKER_CONFIG} is not a configuration that this worker understands (is the worker image "
-                f"of the operator's release?): {explained(error, WorkerConfig)}"
-            ) from error
+        config = given
     elif arguments.model is None:
         raise ConfigurationFailure(
             f"name a model with --model (a folder or hf://org/name), or set ${names.ENV_WORKER_CONFIG}"
@@ -226,21 +220,23 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     """Run the command line; the exit code."""
     parsed = parser().parse_args(arguments)
     logs.set_up(parsed.log_format)
+    # In a pod the file is the server's, beside which a person may run the other commands.
+    termination_log = None if "run" in parsed else environment.get(names.ENV_TERMINATION_LOG)
     try:
         if "run" in parsed:
-            return parsed.run(parsed)
+            return parsed.run(parsed, environment)
         config = read_config(parsed, environment)
         options = read_options(parsed, environment)
         return asyncio.run(_serve(config, options))
     except StartupFailure as failure:
-        report(failure, environment.get(names.ENV_TERMINATION_LOG))
+        report(failure, termination_log)
         return failure.exit_code
     except Exception as error:
         log.exception("nobody foresaw this")
         failure = unexpected(error)
         if "run" in parsed:
             failure = EnvironmentFailure(f"rerank-worker {parsed.command} failed: {type(error).__name__}: {error}")
-        report(failure, environment.get(names.ENV_TERMINATION_LOG))
+        report(failure, termination_log)
         return failure.exit_code
 
 

@@ -30,8 +30,40 @@ def cuda() -> Any | None:
 
 def default_limit() -> int:
     """Bytes that models may take together where nobody says: a share of the device's memory, or of the host's."""
+    return int(SHARE * total())
+
+
+def total() -> int:
+    """The device's memory where CUDA is in use, else what this process may use of the host's."""
     device = cuda()
-    return int(SHARE * (device.mem_get_info()[1] if device is not None else host_bytes()))
+    return device.mem_get_info()[1] if device is not None else host_bytes()
+
+
+def unused() -> int:
+    """Bytes that this process could still take beside everything else: of the device where CUDA is in use, else of the
+    host, whose other processes count, also those that share this one's cgroup (a container)."""
+    device = cuda()
+    if device is not None:
+        return device.mem_get_info()[0] + device.memory_reserved() - device.memory_allocated()
+    return unused_host()
+
+
+def unused_host() -> int:
+    """The host's alone, whatever the device has."""
+    meminfo = _fields(Path("/proc/meminfo").read_text())
+    available = meminfo["MemAvailable:"] * 1024
+    try:
+        held = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        cached = _fields(Path("/sys/fs/cgroup/memory.stat").read_text())["inactive_file"]
+    except (OSError, KeyError):
+        return available
+    # As the kubelet counts it: files that nobody has used lately go before anything is killed.
+    return max(0, min(available, host_bytes() - (held - cached)))
+
+
+def _fields(text: str) -> dict[str, int]:
+    """First and second word of each line."""
+    return {words[0]: int(words[1]) for line in text.splitlines() if len(words := line.split()) > 1}
 
 
 def host_bytes() -> int:

@@ -83,7 +83,9 @@ def test_a_worker_that_stands_by_knows_its_token_in_one_way() -> None:
     assert cli.read_options(standby, {"RERANK_ADMIN_TOKEN_FILE": "/t"}).admin_token_file == "/t"
 
 
-@pytest.mark.parametrize("arguments", [[], ["serve", "--threads", "two"], ["score", "--model", "/m"], ["tune"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["serve", "--threads", "two"], ["score", "--model", "/m"], ["tune", "--nice", "ten"]]
+)
 def test_a_mistaken_command_line_ends_with_64(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments, {})
@@ -92,10 +94,13 @@ def test_a_mistaken_command_line_ends_with_64(arguments: list[str], capsys: pyte
 
 
 def test_what_nobody_foresaw_has_a_traceback_and_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("rerank_worker.commands.tune.config_of", lambda _: {}["odd"])
-    assert cli.main(["tune", "--model", "/m"], {}) == 71
+    monkeypatch.setattr("rerank_worker.commands.tune.config_of", lambda *_: {}["odd"])
+    log = tmp_path / "termination-log"
+    assert cli.main(["tune", "--model", "/m"], {names.ENV_TERMINATION_LOG: str(log)}) == 71
+    # In a pod it is the server's, which goes on.
+    assert not log.exists()
     said = capsys.readouterr().err
     assert "Traceback" in said
     assert said.splitlines()[-1] == "rerank-worker tune failed: KeyError: 'odd'"

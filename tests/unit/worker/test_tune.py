@@ -1,6 +1,7 @@
 """tune: what is measured, what is recommended from it and why, and that an interrupted run keeps what it has."""
 
 import json
+import os
 import re
 import signal
 from collections.abc import Sequence
@@ -12,9 +13,10 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rerank_api import names
 from rerank_api.reranker import RerankerSpec
 from rerank_api.worker_config import ModelSource, WorkerConfig
-from rerank_worker import cli
+from rerank_worker import cli, memory
 from rerank_worker.commands import trials, tune
 from rerank_worker.commands.trials import Contender, Measured, Trial, Way
 from rerank_worker.engine import EngineOutOfMemory, Pair, capacity, select
@@ -83,6 +85,9 @@ def test_repeats() -> None:
     one = trial(FLAT, 8, 100)
     one.seconds = [9.0, 1.0, 2.0, 1.5]
     assert (one.median, one.spread, one.pairs_per_second) == (1.5, 1 / 1.5, 50 / 1.5)
+    # The first repeat warms up: its batches do not count either.
+    one.laps = [[8.0, 1.0], [0.9, 0.1], [1.0] * 2, [0.5] * 17]
+    assert one.p95_batch_seconds == 1.0
     one.seconds = [9.0]
     assert (one.median, one.spread) == (9.0, 0.0)
 
@@ -112,6 +117,39 @@ def test_ways_begin_with_both_kinds(device: Any) -> None:
     assert ways[0].size == capacity.DEFAULT_BUDGETS[device, False]
     assert sorted(way.size for way in ways if way.unit == "pairs") == [8, 16, 32, 64]
     assert len(set(ways)) == len(ways)
+
+
+def test_ways_that_are_asked_for() -> None:
+    ways = trials.ways("cpu", [32, 8, 8], [4_096])
+    assert set(ways) == {Way("pairs", 8), Way("pairs", 32), Way("tokens", 4_096)}
+    assert len(ways) == 3
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.booleans())
+def test_laps_are_each_batchs_own_seconds(seconds: list[int], asynchronous: bool) -> None:
+    class Device:
+        """Takes as many seconds for a batch as it has pairs: in collect where it is asynchronous, else in compute."""
+
+        def __init__(self) -> None:
+            self.asynchronous = asynchronous
+            self.now = 0.0
+            self.collected: list[int] = []
+
+        def prepare(self, batch: Any) -> Any:
+            return batch
+
+        def compute(self, batch: Any) -> Any:
+            self.now += 0 if self.asynchronous else len(batch)
+            return batch
+
+        def collect(self, batch: Any) -> Any:
+            self.now += len(batch) if self.asynchronous else 0
+            self.collected.append(len(batch))
+
+    device: Any = Device()
+    batches = [[Pair([1], [0])] * count for count in seconds]
+    assert capacity.laps(device, batches, lambda: device.now) == seconds
+    assert device.collected == seconds
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=60), st.booleans())
@@ -309,6 +347,61 @@ def test_pairs_of_ones_own(tiny_bert: Path, tmp_path: Path, capsys: pytest.Captu
     assert json.loads(tuned(capsys, tiny_bert, *one, "--documents", "2")[1])["pairs"] == 2
 
 
+def in_a_pod(model: Path, **changes: Any) -> dict[str, str]:
+    config = WorkerConfig(model=ModelSource(path=str(model)), reranker="products", device="cpu", **changes)
+    return {names.ENV_WORKER_CONFIG: msgspec.json.encode(config).decode()}
+
+
+def test_in_a_pod_it_measures_what_the_pod_serves(
+    tiny_bert: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "ROUNDS", 2)
+    niceness: list[int] = []
+    monkeypatch.setattr(os, "nice", niceness.append)
+    asked = ("--batch-sizes", "4", "8", "64", "--token-budgets", "256", "512", "--nice", "10", "--threads", "1")
+    environment = in_a_pod(tiny_bert, precision="bfloat16", backend="torch", max_length=48)
+    assert cli.main(["tune", *asked, "--json"], environment) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert niceness == [10]
+    assert found["nice"] == 10
+    assert {one["precision"] for one in found["engines"]} == {"bfloat16"}
+    assert {one["engine"] for one in found["engines"]} == set(select.candidates("torch"))
+    assert found["maxLength"] == 48
+    # So that a batch of 64 is one of 64.
+    assert found["pairs"] == 64
+    sizes = {(one["unit"], one["size"]) for one in found["trials"]}
+    assert sizes == {("pairs", 4), ("pairs", 8), ("pairs", 64), ("tokens", 256), ("tokens", 512)}
+    for one in found["trials"]:
+        assert 0 < one["p95BatchSeconds"] <= max(one["seconds"])
+
+    # What the command line says goes before the environment.
+    assert cli.main(["tune", *asked, "--max-length", "32", "--precisions", "float32"], environment) == 0
+    out = capsys.readouterr().out
+    assert "batch size  pairs/s  p95 batch ms" in out
+    assert "token budget  pairs/s  p95 batch ms" in out
+    assert re.search(r"^ *64 pairs  +[\d.]+  +[\d.]+  #+$", out, re.MULTILINE)
+    assert "Measured at niceness 10" in out
+    assert "maxLength: 32" in out
+
+
+def test_a_model_that_does_not_fit_beside_the_server_is_not_begun(
+    tiny_bert: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel would end the server with it: both are in one container."""
+    monkeypatch.setattr(memory, "unused_host", lambda: 2**28)
+    assert cli.main(["tune"], in_a_pod(tiny_bert)) == 71
+    assert "measuring takes about 0.5 GiB of memory" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_without_a_model_or_an_environment_it_asks_for_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tune"], {}) == 64
+    assert "name a model with --model" in capsys.readouterr().err
+    assert cli.main(["tune", "--revision", "abc"], in_a_pod(Path("/m"))) == 64
+    assert "--revision belongs to --model" in capsys.readouterr().err
+    assert cli.main(["tune"], {names.ENV_WORKER_CONFIG: '{"model": {}, "odd": 1}'}) == 64
+    assert "unknown field `odd`" in capsys.readouterr().err
+
+
 def test_ctrl_c_keeps_what_was_measured(
     tiny_bert: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +446,9 @@ def test_sigterm_keeps_what_was_measured(
         ('{"query": 1, "document": "x"}', [], "line 1: 'query' is a number"),
         ('{"query": "' + "a " * 80 + '", "document": "x"}', [], "line 1: the query leaves no room"),
         ("{}", ["--documents", "0"], "--documents is less than 1"),
+        ("{}", ["--batch-sizes", "8", "0"], "--batch-sizes is less than 1"),
+        ("{}", ["--token-budgets", "-1"], "--token-budgets is less than 1"),
+        ("{}", ["--nice", "20"], "--nice is 20: it must be from 0 to 19"),
         ("{}", ["--seconds", "0"], "--seconds must be more than 0"),
         ("{}", ["--max-length", "100000"], "spec.model.maxLength"),
         ("{}", ["--model", "nowhere"], "does not exist"),

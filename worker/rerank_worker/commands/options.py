@@ -1,18 +1,22 @@
-"""The options by which a person names a model and how it is to be run, for the commands beside serve."""
+"""The options by which a person names a model and how it is to be run, for the commands beside serve; and the
+operator's environment variable, which says the same in a pod."""
 
 import argparse
 import signal
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn, get_args
 
+import msgspec
+from rerank_api import names
 from rerank_api.reranker import Activation, Backend, ChunkPooling, Compile, Device, LongDocuments, Precision
 from rerank_api.worker_config import WorkerConfig
 
 from rerank_worker.failures import ConfigurationFailure
 from rerank_worker.loading.source import parse_model
+from rerank_worker.server.protocol import explained
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 and the signal's number."""
@@ -54,10 +58,11 @@ _FLAGS = (
 )
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model, and on what."""
+def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Which model, and on what. ``required``: False where the environment may name it."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", required=True, help="a folder, file:///path or hf://org/name")
+    own = "" if required else f" (default: what ${names.ENV_WORKER_CONFIG} says)"
+    group.add_argument("--model", required=required, help=f"a folder, file:///path or hf://org/name{own}")
     group.add_argument("--revision", help="commit of an hf:// model")
     group.add_argument(
         "--max-length", type=int, help="tokens of query and document (default: the model's, at most 512)"
@@ -81,12 +86,38 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--chunk-pooling", choices=get_args(ChunkPooling), help="default: max")
 
 
-def config_of(arguments: argparse.Namespace) -> WorkerConfig:
-    """What the options say. Raises ConfigurationFailure."""
+def config_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> WorkerConfig:
+    """What the options say; where they name no model, the environment's configuration with the options laid over it.
+
+    Raises ConfigurationFailure.
+    """
     if arguments.threads is not None and arguments.threads < 1:
         raise ConfigurationFailure(f"--threads is {arguments.threads}: it must be at least 1")
     flags = {name: value for name in _FLAGS if (value := getattr(arguments, name, None)) is not None}
-    return WorkerConfig(model=parse_model(arguments.model, arguments.revision), **flags)
+    if arguments.model is not None:
+        return WorkerConfig(model=parse_model(arguments.model, arguments.revision), **flags)
+    if arguments.revision is not None:
+        raise ConfigurationFailure("--revision belongs to --model hf://ORG/NAME: name the model, or drop it")
+    given = environment_config(environment)
+    if given is None:
+        raise ConfigurationFailure(
+            f"name a model with --model (a folder or hf://org/name): ${names.ENV_WORKER_CONFIG} is not set here"
+        )
+    return msgspec.structs.replace(given, **flags)
+
+
+def environment_config(environment: Mapping[str, str]) -> WorkerConfig | None:
+    """What the operator's variable says; None where it is not set. Raises ConfigurationFailure."""
+    given = environment.get(names.ENV_WORKER_CONFIG)
+    if given is None:
+        return None
+    try:
+        return msgspec.json.decode(given, type=WorkerConfig)
+    except msgspec.DecodeError as error:
+        raise ConfigurationFailure(
+            f"${names.ENV_WORKER_CONFIG} is not a configuration that this worker understands (is the worker image "
+            f"of the operator's release?): {explained(error, WorkerConfig)}"
+        ) from error
 
 
 _EVERY = {True: 0.5, False: 10.0}

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, field
@@ -92,7 +92,7 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Score the file; the exit code. Raises a StartupFailure."""
     source, output = arguments.input, arguments.output
     if arguments.batch_rows < 1:
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     if fields.score == "error":
         raise ConfigurationFailure("--score-field is error, which is for the reason of a bad row: choose another name")
     rows = reader(source, format_of(output, "--output"), fields)
-    config = config_of(arguments)
+    config = config_of(arguments, environment)
     journal = Journal(output, arguments.restart)
     progress = Progress()
     try:

@@ -24,7 +24,7 @@ ROUNDS = 5
 """Times that everything is measured, where the time allows."""
 
 BATCH_SIZES = (8, 16, 32, 64)
-BUDGETS = {
+BUDGETS: dict[ChosenDevice, tuple[int, ...]] = {
     "cpu": (512, 1_024, 2_048, 4_096, 8_192, 16_384),
     "cuda": (2_048, 4_096, 8_192, 16_384, 32_768, 65_536, 131_072),
 }
@@ -72,7 +72,8 @@ class Contender:
 
 @dataclass(slots=True)
 class Trial:
-    """``seconds`` of each repeat; ``padding``: tokens computed only to fill batches up, over the real ones."""
+    """``seconds`` of each repeat, and ``laps`` of each batch in it; ``padding``: tokens computed only to fill batches
+    up, over the real ones."""
 
     contender: Contender
     way: Way
@@ -81,6 +82,7 @@ class Trial:
     batches: int
     padding: float
     seconds: list[float] = field(default_factory=list)
+    laps: list[list[float]] = field(default_factory=list)
 
     @property
     def settled(self) -> list[float]:
@@ -95,6 +97,12 @@ class Trial:
     def spread(self) -> float:
         """Slowest less fastest, over the median."""
         return (max(self.settled) - min(self.settled)) / self.median
+
+    @property
+    def p95_batch_seconds(self) -> float:
+        """What 19 of 20 batches stay within (nearest rank, over all settled repeats)."""
+        ordered = sorted(lap for laps in self.laps[-len(self.settled) :] for lap in laps)
+        return ordered[math.ceil(0.95 * len(ordered)) - 1]
 
     @property
     def pairs_per_second(self) -> float:
@@ -117,12 +125,15 @@ class Measured:
     """Combinations that there was no time for, of the engines that there was time to load."""
 
 
-def ways(device: ChosenDevice) -> list[Way]:
-    """Batch sizes and token budgets in turn, the usual budgets first: where time is short, both kinds have some."""
+def ways(device: ChosenDevice, sizes: Sequence[int] | None = None, budgets: Sequence[int] | None = None) -> list[Way]:
+    """Batch sizes and token budgets in turn, the usual budgets first: where time is short, both kinds have some.
+
+    ``sizes``, ``budgets``: None: BATCH_SIZES, and the device's BUDGETS.
+    """
     usual = capacity.DEFAULT_BUDGETS[device, False]
-    budgets = sorted(BUDGETS[device], key=lambda size: abs(math.log2(size / usual)))
-    sizes = [Way("pairs", size) for size in BATCH_SIZES]
-    found = [way for both in zip_longest([Way("tokens", size) for size in budgets], sizes) for way in both]
+    budgets = sorted(set(budgets or BUDGETS[device]), key=lambda size: abs(math.log2(size / usual)))
+    counted = [Way("pairs", size) for size in sorted(set(sizes or BATCH_SIZES))]
+    found = [way for both in zip_longest([Way("tokens", size) for size in budgets], counted) for way in both]
     return [way for way in found if way is not None]
 
 
@@ -287,7 +298,7 @@ def _fit_together(checkpoint: Checkpoint, contenders: int) -> bool:
     """Whether as many engines can be in memory, each counted with the weights on disk twice (the module it is made of
     may be float32)."""
     weights = sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors"))
-    return 2 * weights * contenders <= memory.default_limit() - memory.taken()
+    return 2 * weights * contenders <= memory.unused() - (1 - memory.SHARE) * memory.total()
 
 
 def _wait_until_compiled(
@@ -365,10 +376,12 @@ def _race(
             name = f"{trial.contender.name} {trial.contender.precision}, {trial.way}"
             tell(f"round {number + 1} of at most {ROUNDS}, {index + 1}/{len(lanes)}: {name}")
             try:
-                trial.seconds.append(capacity.run(engine, batches, clock))
+                laps = capacity.laps(engine, batches, clock)
             except EngineOutOfMemory:
                 too_large.add(index)
                 continue
+            trial.laps.append(laps)
+            trial.seconds.append(max(sum(laps), 1e-6))
             expected[who] = trial.seconds[-1]
             if len(trial.seconds) == 1:
                 found.trials.append(trial)

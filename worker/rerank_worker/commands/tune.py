@@ -7,15 +7,18 @@ import argparse
 import itertools
 import json
 import logging
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rerank_api import names
 from rerank_api.reranker import Backend
 from rerank_api.worker_config import WorkerConfig
 
+from rerank_worker import memory
 from rerank_worker.commands import trials
 from rerank_worker.commands.options import (
     INTERRUPTED,
@@ -29,9 +32,10 @@ from rerank_worker.commands.options import (
 from rerank_worker.commands.rows import Bad, Fields, JsonLines, Place, format_of
 from rerank_worker.commands.trials import Contender, Measured, Trial
 from rerank_worker.engine import Pair, capacity, select
-from rerank_worker.engine.device import available_cores
+from rerank_worker.engine.device import ChosenPrecision, available_cores
 from rerank_worker.engine.quantization import sample
-from rerank_worker.failures import ConfigurationFailure
+from rerank_worker.failures import ConfigurationFailure, EnvironmentFailure
+from rerank_worker.loading import source
 from rerank_worker.loading.checkpoint import Checkpoint
 from rerank_worker.loading.model import open_checkpoint
 from rerank_worker.server.serving import final_scores
@@ -52,18 +56,32 @@ QUALITY_FLOOR = 0.99
 LARGEST_DIFFERENCE = 0.05
 """Of a final score to float32's, where the quality was not measured."""
 
-_EXAMPLES = """\
+MOST_NICE = 19
+
+LIBRARIES_BYTES = 2**29
+"""About what torch and its kin take, before any model."""
+
+BAR = 40
+"""Characters of the longest bar of the curve."""
+
+_EXAMPLES = f"""\
 examples:
   rerank-worker tune --model ./model
   rerank-worker tune --model ./model --pairs mine.jsonl --seconds 300 --json > tuned.json
   rerank-worker tune --model ./model --engines torch-flat torch-padded --precisions float32 --documents 100
+  rerank-worker tune --batch-sizes 8 16 32 64 --token-budgets 1024 2048 4096 --nice 10 --seconds 60
 
 Without --pairs the documents are random tokens of the model's own vocabulary, with lengths as real ones have them
 (log-normal, 110 tokens a pair on average). A file for --pairs is what the command score takes: JSON lines of
-{"query": "...", "document": "..."}. Precisions are judged by how they rank a few texts of the worker's own, or those of
-the file where a query has several documents (nDCG@10, with float32's scores as the gains). It ends when --seconds are
-over, loading included: what would not end in time is not begun, and the report tells so. Ctrl-C and SIGTERM end it with
-what was measured so far. Run it on a machine that does nothing else, with the cores that the worker will have.
+{{"query": "...", "document": "..."}}. Precisions are judged by how they rank a few texts of the worker's own, or those
+of the file where a query has several documents (nDCG@10, with float32's scores as the gains). It ends when --seconds
+are over, loading included: what would not end in time is not begun, and the report tells so. Ctrl-C and SIGTERM end it
+with what was measured so far. Run it on a machine that does nothing else, with the cores that the worker will have.
+
+Without --model it measures the model of ${names.ENV_WORKER_CONFIG}, as in a worker's pod, with the engines and the
+precision that its configuration names. --nice N lets a worker beside it go first: it runs at that niceness and leaves
+one core to it, so the figures compare with each other, and not with what a worker alone can do. It ends before it
+loads anything where the model would not fit into memory beside what is there.
 
 exit codes: 0 done; 64 the options, the file or the model are wrong; 71 memory or device; 130 interrupted; 143 SIGTERM.
 """
@@ -78,28 +96,56 @@ def add_parser(commands: Any) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--documents", type=int, help="candidates to score (default: 50, or all of --pairs)")
+    parser.add_argument(
+        "--documents",
+        type=int,
+        help="candidates to score (default: all of --pairs; without it 50, or the largest of --batch-sizes if more)",
+    )
     parser.add_argument("--pairs", type=Path, help="a .jsonl file of your own pairs, instead of synthetic ones")
-    parser.add_argument("--engines", nargs="+", choices=sorted(select.ENGINES), help="default: all")
+    sizes = " ".join(map(str, trials.BATCH_SIZES))
+    parser.add_argument("--batch-sizes", nargs="+", type=int, metavar="PAIRS", help=f"default: {sizes}")
+    parser.add_argument("--token-budgets", nargs="+", type=int, metavar="TOKENS", help="default: some for the device")
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        choices=sorted(select.ENGINES),
+        help="default: all; without --model those of the configuration's backend",
+    )
     known = sorted({precision for found in trials.PRECISIONS.values() for precision in found})
-    parser.add_argument("--precisions", nargs="+", choices=known, help="default: those the device may gain from")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=known,
+        help="default: those the device may gain from; without --model the configuration's",
+    )
     parser.add_argument(
         "--seconds", type=float, default=120.0, help="when to end, loading included (default: %(default)s)"
     )
+    parser.add_argument(
+        "--nice",
+        type=int,
+        default=0,
+        help="run at this niceness (1 to 19) and leave one core to others, beside a worker that serves "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
-    add_model(parser)
+    add_model(parser, required=False)
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Measure and print; the exit code. Raises a StartupFailure."""
-    if arguments.documents is not None and arguments.documents < 1:
-        raise ConfigurationFailure("--documents is less than 1")
+    for flag in ("documents", "batch_sizes", "token_budgets"):
+        value = getattr(arguments, flag)
+        if value is not None and min(value if isinstance(value, list) else [value]) < 1:
+            raise ConfigurationFailure(f"--{flag.replace('_', '-')} is less than 1")
     if arguments.seconds <= 0:
         raise ConfigurationFailure("--seconds must be more than 0")
+    if not 0 <= arguments.nice <= MOST_NICE:
+        raise ConfigurationFailure(f"--nice is {arguments.nice}: it must be from 0 to {MOST_NICE}")
     # What a contender cannot do is in the table, not between its lines.
     logging.getLogger("rerank_worker").setLevel(logging.ERROR)
-    config = config_of(arguments)
+    config = config_of(arguments, environment)
     with terminable():
         return _run(arguments, config)
 
@@ -111,15 +157,20 @@ def _run(arguments: argparse.Namespace, config: WorkerConfig) -> int:
     code = 0
     try:
         progress.show("reading the model", now=True)
-        checkpoint, tokenizer, activation = open_checkpoint(config, arguments.threads or available_cores())
+        _check_room(config)
+        # Before torch makes its threads, which inherit it.
+        os.nice(arguments.nice)
+        threads = arguments.threads or max(1, available_cores() - bool(arguments.nice))
+        checkpoint, tokenizer, activation = open_checkpoint(config, threads)
         pairs, judged = _pairs(arguments, checkpoint, tokenizer)
+        engines, precisions = _contenders(arguments, config, checkpoint)
         try:
             trials.measure(
                 checkpoint,
                 pairs,
-                arguments.engines or list(select.ENGINES),
-                list(dict.fromkeys(arguments.precisions or trials.PRECISIONS[checkpoint.device])),
-                trials.ways(checkpoint.device),
+                engines,
+                precisions,
+                trials.ways(checkpoint.device, arguments.batch_sizes, arguments.token_budgets),
                 max(0.0, arguments.seconds - (time.perf_counter() - started)),
                 lambda logits: final_scores(logits, config.temperature, activation),
                 judged,
@@ -134,8 +185,32 @@ def _run(arguments: argparse.Namespace, config: WorkerConfig) -> int:
         return _code(interrupt)
     progress.end()
     report = as_json if arguments.json else as_text
-    print(report(found, config, checkpoint, pairs, code != 0))
+    print(report(found, config, checkpoint, pairs, code != 0, arguments.nice))
     return code
+
+
+def _check_room(config: WorkerConfig) -> None:
+    """Raises EnvironmentFailure where one engine alone is not expected to fit into the host's memory, as its model is
+    made there: in a container that runs out of it the kernel ends the server too."""
+    folder = source.resolve(config.model)
+    needed = LIBRARIES_BYTES + 2 * sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if needed > (unused := memory.unused_host()):
+        raise EnvironmentFailure(
+            f"measuring takes about {needed / 2**30:.1f} GiB of memory (the weights twice, and the libraries) and "
+            f"{unused / 2**30:.1f} GiB are free here: raise the memory limit (spec.runtime.resources), or measure "
+            "where no worker runs"
+        )
+
+
+def _contenders(
+    arguments: argparse.Namespace, config: WorkerConfig, checkpoint: Checkpoint
+) -> tuple[list[str], list[ChosenPrecision]]:
+    """Engines and precisions to measure: what was asked for, else of a model that was named all, and of the
+    environment's those that its configuration may serve with."""
+    named = arguments.model is not None
+    engines = arguments.engines or list(select.ENGINES if named else select.candidates(config.backend))
+    precisions = arguments.precisions or (trials.PRECISIONS[checkpoint.device] if named else [checkpoint.precision])
+    return list(dict.fromkeys(engines)), list(dict.fromkeys(precisions))
 
 
 def _code(interrupt: KeyboardInterrupt) -> int:
@@ -151,7 +226,9 @@ def _pairs(
     Raises ConfigurationFailure when a file has none, or a row of it is bad.
     """
     if arguments.pairs is None:
-        return capacity.Sample.of(checkpoint, tokenizer).documents(arguments.documents or 50), sample.judged(checkpoint)
+        # So that a batch of the size that was asked for is one.
+        count = arguments.documents or max(50, *(arguments.batch_sizes or [0]))
+        return capacity.Sample.of(checkpoint, tokenizer).documents(count), sample.judged(checkpoint)
     path: Path = arguments.pairs
     if not path.is_file():
         raise ConfigurationFailure(f"--pairs {path} is no file")
@@ -255,7 +332,12 @@ def settings(trial: Trial, config: WorkerConfig, checkpoint: Checkpoint) -> str:
 
 
 def as_text(
-    found: Measured, config: WorkerConfig, checkpoint: Checkpoint, pairs: Sequence[Pair], interrupted: bool
+    found: Measured,
+    config: WorkerConfig,
+    checkpoint: Checkpoint,
+    pairs: Sequence[Pair],
+    interrupted: bool,
+    nice: int = 0,
 ) -> str:
     """Tables and a recommendation, for people."""
     tokens = sum(map(len, pairs))
@@ -271,13 +353,25 @@ def as_text(
             f"{trial.batches}",
             f"{1000 * trial.median:.1f}",
             f"{trial.spread:.0%}" if len(trial.settled) > 1 else "",
+            f"{1000 * trial.p95_batch_seconds:.1f}",
             f"{trial.pairs_per_second:.1f}",
             f"{trial.tokens_per_second:.0f}",
             f"{trial.padding:.0%}",
         ]
         for trial in sorted(found.trials, key=lambda trial: _place(trial, found))
     ]
-    head = ["engine", "precision", "batches of", "batches", "ms", "spread", "pairs/s", "tokens/s", "padding"]
+    head = [
+        "engine",
+        "precision",
+        "batches of",
+        "batches",
+        "ms",
+        "spread",
+        "p95 batch ms",
+        "pairs/s",
+        "tokens/s",
+        "padding",
+    ]
     if rows:
         parts.append(_table(head, rows, left=3))
     serving = [contender for contender in found.contenders if contender.load_seconds is not None]
@@ -304,17 +398,48 @@ def as_text(
         told = [f"  {contender.name} {contender.precision}: {contender.reason}" for contender in refused]
         parts.append("\n".join(["not served here:", *told]))
     parts += _notes(found, interrupted)
+    if nice:
+        parts.append(
+            f"Measured at niceness {nice}, beside whatever else runs here: the figures compare with each other, and "
+            "are not what a worker alone can do."
+        )
     size = best_batch_size(found.trials)
     if size is not None:
+        sizes = sorted({trial.way.size for trial in found.trials if trial.way.unit == "pairs"})
         parts.append(
-            f"Of batch sizes {', '.join(map(str, trials.BATCH_SIZES))}, {size.way.size} is the fastest: "
+            f"Of batch sizes {', '.join(map(str, sizes))}, {size.way.size} is the fastest: "
             f"{1000 * size.median:.1f} ms for {len(pairs)} pairs ({_name(size)})."
         )
     recommended = recommend(found.trials)
+    parts += curves(found.trials, recommended[0].contender if recommended else size.contender if size else None)
     if recommended is not None:
         trial, why = recommended
         parts += [f"Recommended: {why}.", settings(trial, config, checkpoint)]
     return "\n\n".join(parts)
+
+
+def curves(measured: Sequence[Trial], of: Contender | None) -> list[str]:
+    """Speed by batch size and by token budget, as bars of text; none where fewer than two were measured."""
+    own = [trial for trial in measured if trial.contender is of]
+    found = []
+    for unit, title in (("pairs", "batch size"), ("tokens", "token budget")):
+        points = sorted((trial for trial in own if trial.way.unit == unit), key=lambda trial: trial.way.size)
+        if len(points) < 2:
+            continue
+        fastest = max(trial.pairs_per_second for trial in points)
+        head = [title, "pairs/s", "p95 batch ms", ""]
+        rows = [
+            [
+                str(trial.way),
+                f"{trial.pairs_per_second:.1f}",
+                f"{1000 * trial.p95_batch_seconds:.1f}",
+                ("#" * round(BAR * trial.pairs_per_second / fastest)).ljust(BAR),
+            ]
+            for trial in points
+        ]
+        contender = points[0].contender
+        found.append(f"{contender.name} in {contender.precision}:\n" + _table(head, rows, left=0))
+    return found
 
 
 def _place(trial: Trial, found: Measured) -> tuple[int, int, str, int]:
@@ -341,7 +466,12 @@ def _notes(found: Measured, interrupted: bool) -> list[str]:
 
 
 def as_json(
-    found: Measured, config: WorkerConfig, checkpoint: Checkpoint, pairs: Sequence[Pair], interrupted: bool
+    found: Measured,
+    config: WorkerConfig,
+    checkpoint: Checkpoint,
+    pairs: Sequence[Pair],
+    interrupted: bool,
+    nice: int = 0,
 ) -> str:
     """The same for programs."""
     recommended = recommend(found.trials)
@@ -356,6 +486,7 @@ def as_json(
         "pairs": len(pairs),
         "tokens": sum(map(len, pairs)),
         "interrupted": interrupted,
+        "nice": nice,
         "interleaved": found.interleaved,
         "unmeasured": found.unmeasured,
         "engines": [
@@ -380,6 +511,7 @@ def as_json(
                 "seconds": trial.seconds,
                 "medianSeconds": trial.median,
                 "spread": trial.spread,
+                "p95BatchSeconds": trial.p95_batch_seconds,
                 "pairsPerSecond": trial.pairs_per_second,
                 "tokensPerSecond": trial.tokens_per_second,
             }

@@ -7,10 +7,11 @@ never provokes running out of memory: a budget is tried when the smaller ones sa
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -343,18 +344,27 @@ def cut(pairs: Sequence[Pair], policy: Policy) -> list[list[Pair]]:
 
 
 def run(engine: Engine, batches: Sequence[Sequence[Pair]], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds to score ``batches``; the host prepares one while the device computes the one before."""
-    started = clock()
-    pending = None
-    for batch in batches:
-        output = engine.compute(engine.prepare(batch))
-        if pending is not None:
-            engine.collect(pending[0])
-        pending = (output,)
-    if pending is not None:
-        engine.collect(pending[0])
+    """Seconds to score ``batches``."""
     # A clock that is too coarse for a tiny model must not make it infinitely fast.
-    return max(clock() - started, 1e-6)
+    return max(sum(laps(engine, batches, clock)), 1e-6)
+
+
+def laps(
+    engine: Engine, batches: Sequence[Sequence[Pair]], clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
+    """Seconds of each of ``batches``, from when the one before it was done; of an asynchronous engine the host prepares
+    one while the device computes the one before, as it does when much waits."""
+    ahead = int(getattr(engine, "asynchronous", False))
+    done = clock()
+    seconds: list[float] = []
+    pending: deque[Any] = deque()
+    for number, batch in enumerate(batches, 1):
+        pending.append(engine.compute(engine.prepare(batch)))
+        while len(pending) > ahead or (pending and number == len(batches)):
+            engine.collect(pending.popleft())
+            before, done = done, clock()
+            seconds.append(done - before)
+    return seconds
 
 
 def _tokens(pairs: Sequence[Pair]) -> int:
