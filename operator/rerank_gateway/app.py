@@ -75,7 +75,7 @@ class Gateway:
         self._demand = Demand(self._queues, wall)
         self._answers = AnswerLog(self._demand.gateway, clock)
         self._held = HeldBytes(options.max_held_bytes)
-        self._metrics = Metrics(clock)
+        self._metrics = Metrics(clock, wall)
         self._metrics.observe(
             self._queues,
             lambda: source.table,
@@ -89,7 +89,13 @@ class Gateway:
         self._admin: web.AppRunner | None = None
         self._queues.on_change = self._demand.touched
         # In this order: the demand is told from the queues.
-        for listener in (self._queues.update, self._demand.update, self._caches.update, self._answers.update):
+        for listener in (
+            self._queues.update,
+            self._demand.update,
+            self._caches.update,
+            self._answers.update,
+            self._metrics.update,
+        ):
             source.subscribe(listener)
 
     @property

@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 from aiohttp import web
-from prometheus_client import generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.exposition import choose_encoder
 
 from rerank_gateway.cluster.watch import Source
 from rerank_gateway.metrics import Metrics
@@ -37,9 +36,11 @@ def add_readiness(app: web.Application, source: Source, draining: Callable[[], b
 
 
 def add_metrics(app: web.Application, metrics: Metrics, source: Source) -> None:
-    async def scrape(_: web.Request) -> web.Response:
+    async def scrape(request: web.Request) -> web.Response:
         metrics.forget_gone(source.table)
-        return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        # Exemplars only stand in the OpenMetrics format, for those who accept it.
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(metrics.registry), headers={"Content-Type": content_type})
 
     app.router.add_get(METRICS_PATH, scrape)
 

@@ -1,19 +1,27 @@
 """The gateway's Prometheus metrics. Labels come from Rerankers that exist, never from the text of a request.
 
-Gauges are read when scraped, so they cannot drift from the truth.
+Gauges are read when scraped, so they cannot drift from the truth. Counting is on the path of every request, and cheap.
 """
 
+import logging
+import time
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Literal, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
+from rerank_api import names
 
+from rerank_gateway import slo
 from rerank_gateway.cache import Caches
-from rerank_gateway.cluster.state import Endpoint, Key, RoutingTable
+from rerank_gateway.cluster.state import Endpoint, Key, Policy, RoutingTable
+from rerank_gateway.durations import Durations
 from rerank_gateway.record import Record
 from rerank_gateway.waiting import Queues
+
+log = logging.getLogger(__name__)
 
 disable_created_metrics()  # a second series for each counter, which nothing here reads
 
@@ -26,119 +34,218 @@ _RERANKER = ("namespace", "reranker")
 _REVISION = ("namespace", "reranker", "revision")
 
 MirrorResult = Literal["ok", "failed", "skipped"]
+CaptureResult = Literal["captured", "limited"]
 
 # Series of a Reranker or revision that is gone stay this long, so that the last scrape sees their final values.
 FORGET_AFTER = 900.0
 
+T = TypeVar("T", Counter, Histogram)
+
+
+class _Series(dict[tuple[str, ...], T]):
+    """The series of one metric by their labels' values, each made at its first use: prometheus_client's own look-up
+    takes longer than the count."""
+
+    def __init__(self, metric: T) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, labels: tuple[str, ...]) -> T:
+        series = self[labels] = self._metric.labels(*labels)
+        return series
+
+    def forget(self, **labels: str) -> None:
+        """Drops the series that have all of these labels."""
+        self._metric.remove_by_labels(labels)
+        self.clear()
+
 
 class Metrics:
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], wall: Callable[[], float] = time.time) -> None:
+        """``wall``: Unix time, of exemplars and for the ends of maintenances."""
         self.registry = CollectorRegistry()
         self._clock = clock
-        self._series: set[tuple[str, str, str]] = set()
+        self._wall = wall
+        self._policies: dict[Key, Policy] = {}
+        """Of the Rerankers that exist."""
+        self._maintenance: dict[Key, float] = {}
+        """Unix time until when nobody is to be alarmed; of those that exist."""
+        self._known: set[tuple[str, str, str]] = set()
+        """Rerankers and revisions that have series; revision empty: what no worker has answered."""
         self._gone_since: dict[tuple[str, str, str], float] = {}
-        self._requests = Counter(
+        ProcessCollector(registry=self.registry)
+        self._requests = self._counter(
             "rerank_gateway_requests",
             "Requests answered, by HTTP code; 499: the client went away. Labels are empty when no Reranker was found.",
             (*_REVISION, "code"),
-            registry=self.registry,
         )
-        self._duration = Histogram(
+        self._promised = self._counter(
+            "rerank_gateway_sli_requests",
+            "Requests that count for an objective of their Reranker (sli: availability or latency).",
+            (*_REVISION, "sli"),
+        )
+        self._kept = self._counter(
+            "rerank_gateway_sli_good_requests",
+            "Of these, the ones that were as promised: answered, or answered within the threshold.",
+            (*_REVISION, "sli"),
+        )
+        self._duration = Durations(
             "rerank_gateway_request_duration_seconds",
-            "From a request's headers to its answer, for answers with scores of which not all were cached.",
-            _REVISION,
-            buckets=_SECONDS,
-            registry=self.registry,
+            "From a request's headers to its answer, for answers with scores of which not all were cached. One edge is "
+            "the Reranker's own threshold of spec.slo.latency; where that changes, its series begin anew.",
+            _SECONDS,
         )
-        self._queue_time = Histogram(
+        self.registry.register(self._duration)
+        self._queue_time = self._histogram(
             "rerank_gateway_queue_duration_seconds",
             "Time that answered requests waited in the gateway for a worker.",
             _REVISION,
-            buckets=(0.001, *_SECONDS),
-            registry=self.registry,
+            (0.001, *_SECONDS),
         )
-        self._documents = Histogram(
-            "rerank_gateway_request_documents",
-            "Documents in one request.",
+        self._documents = self._histogram(
+            "rerank_gateway_request_documents", "Documents in one request.", _RERANKER, _DOCUMENTS
+        )
+        self._candidate_fetch = self._histogram(
+            "rerank_gateway_candidate_fetch_seconds",
+            "Time that it took to find the documents, as clients tell in X-Rerank-Candidate-Fetch-Ms.",
             _RERANKER,
-            buckets=_DOCUMENTS,
-            registry=self.registry,
+            _SECONDS,
         )
-        self._tokens = Counter(
-            "rerank_gateway_tokens", "Tokens scored, as counted by workers.", _REVISION, registry=self.registry
+        self._tokens = self._counter("rerank_gateway_tokens", "Tokens scored, as counted by workers.", _REVISION)
+        self._truncated = self._counter("rerank_gateway_truncated_documents", "Documents cut to fit.", _REVISION)
+        self._truncated_requests = self._counter(
+            "rerank_gateway_truncated_requests", "Requests of which any document was cut to fit.", _REVISION
         )
-        self._truncated = Counter(
-            "rerank_gateway_truncated_documents", "Documents cut to fit.", _REVISION, registry=self.registry
-        )
-        self._chunked = Counter(
+        self._chunked = self._counter(
             "rerank_gateway_chunked_documents",
             "Documents scored in several parts, as requests.longDocuments: chunk asks.",
             _REVISION,
-            registry=self.registry,
         )
-        self._retries = Counter(
+        self._retries = self._counter(
             "rerank_gateway_retries",
             "Attempts that were tried again elsewhere: the worker was busy, unreachable or broken.",
             (*_REVISION, "reason"),
-            registry=self.registry,
         )
-        self._prioritized = Counter(
+        self._prioritized = self._counter(
             "rerank_gateway_priority_requests",
             "Requests answered, by the priority that they asked for.",
             (*_RERANKER, "priority"),
-            registry=self.registry,
         )
-        self._cache_documents = Counter(
+        self._cache_documents = self._counter(
             "rerank_gateway_cache_documents",
             "Documents of Rerankers with a cache, by result: hit where the score was known, miss where it was not.",
             (*_RERANKER, "result"),
-            registry=self.registry,
         )
-        self._mirrored = Counter(
+        self._mirrored = self._counter(
             "rerank_gateway_mirrored_requests",
             "Users' requests asked of a canary too: failed where it refused, broke or took too long; skipped where it "
             "had no room, or as many as may be were on their way.",
             (*_RERANKER, "result"),
-            registry=self.registry,
         )
-        self._by_reranker = (self._documents, self._prioritized, self._cache_documents, self._mirrored)
+        self._captured = self._counter(
+            "rerank_gateway_captured_requests",
+            "Requests whose texts were to go to the log; limited: they did not, for capture.maxPerMinute was reached.",
+            (*_RERANKER, "result"),
+        )
+        self._by_reranker = (
+            self._documents,
+            self._candidate_fetch,
+            self._prioritized,
+            self._cache_documents,
+            self._mirrored,
+            self._captured,
+        )
         self._by_revision = (
             self._requests,
-            self._duration,
+            self._promised,
+            self._kept,
             self._queue_time,
             self._tokens,
             self._truncated,
+            self._truncated_requests,
             self._chunked,
             self._retries,
         )
 
+    def _counter(self, name: str, documentation: str, labels: tuple[str, ...]) -> _Series[Counter]:
+        return _Series(Counter(name, documentation, labels, registry=self.registry))
+
+    def _histogram(
+        self, name: str, documentation: str, labels: tuple[str, ...], buckets: tuple[float, ...]
+    ) -> _Series[Histogram]:
+        return _Series(Histogram(name, documentation, labels, buckets=buckets, registry=self.registry))
+
     def answered(self, record: Record, duration: float) -> None:
-        labels = (record.namespace, record.reranker, record.revision)
-        if record.reranker:
-            self._series.add(labels)
-        self._requests.labels(*labels, str(record.code)).inc()
+        """Counts a request that has ended after so many seconds."""
+        key, labels = (record.namespace, record.reranker), (record.namespace, record.reranker, record.revision)
+        self._requests[*labels, str(record.code)].inc()
+        if not record.reranker:
+            return
+        self._known.add(labels)
+        policy = self._policies.get(key)
+        if policy is not None:
+            objectives, code = policy.objectives, record.code
+            threshold = objectives.threshold
+            self._judged(labels, "availability", slo.available(code, patience=record.patience, threshold=threshold))
+            self._judged(labels, "latency", slo.in_time(code, duration, threshold=threshold))
         if record.documents:
-            self._documents.labels(record.namespace, record.reranker).observe(record.documents)
-        if record.reranker and record.priority:
-            self._prioritized.labels(record.namespace, record.reranker, record.priority).inc()
+            self._documents[key].observe(record.documents)
+        if record.priority:
+            self._prioritized[*key, record.priority].inc()
         if record.cache:
-            self._cache_documents.labels(record.namespace, record.reranker, "hit").inc(record.cached)
-            missed = record.documents - record.cached
-            self._cache_documents.labels(record.namespace, record.reranker, "miss").inc(missed)
-        if record.code == 200 and record.revision and record.cache != "hit":
-            self._duration.labels(*labels).observe(duration)
-            self._queue_time.labels(*labels).observe(record.waited)
-            self._tokens.labels(*labels).inc(record.tokens)
-            self._truncated.labels(*labels).inc(record.truncated)
-            self._chunked.labels(*labels).inc(record.chunked)
+            self._cache_documents[*key, "hit"].inc(record.cached)
+            self._cache_documents[*key, "miss"].inc(record.documents - record.cached)
+        if record.code != 200:
+            return
+        if record.candidate_fetch is not None:
+            self._candidate_fetch[key].observe(record.candidate_fetch)
+        if record.revision and record.cache != "hit":
+            exemplar = Exemplar({"trace_id": record.trace_id}, duration, self._wall()) if record.sampled else None
+            self._duration.of(labels).observe(duration, exemplar)
+            self._queue_time[labels].observe(record.waited)
+            self._tokens[labels].inc(record.tokens)
+            self._truncated[labels].inc(record.truncated)
+            self._truncated_requests[labels].inc(record.truncated > 0)
+            self._chunked[labels].inc(record.chunked)
+
+    def _judged(self, labels: tuple[str, str, str], sli: slo.Sli, good: bool | None) -> None:
+        if good is not None:
+            self._promised[*labels, sli].inc()
+            self._kept[*labels, sli].inc(int(good))
 
     def retried(self, endpoint: Endpoint, reason: str) -> None:
         labels = (endpoint.namespace, endpoint.reranker, endpoint.revision)
-        self._series.add(labels)
-        self._retries.labels(*labels, reason).inc()
+        self._known.add(labels)
+        self._retries[*labels, reason].inc()
 
     def mirrored(self, key: Key, result: MirrorResult) -> None:
-        self._mirrored.labels(*key, result).inc()
+        self._mirrored[*key, result].inc()
+
+    def captured(self, key: Key, result: CaptureResult) -> None:
+        self._captured[*key, result].inc()
+
+    def update(self, table: RoutingTable) -> None:
+        """The Rerankers and revisions that exist now. Their indicators begin at 0, so that the first bad request is
+        seen as an increase."""
+        for key, route in table.routes.items():
+            policy, before = route.policy, self._policies.get(key)
+            if before is None or before.objectives.threshold != policy.objectives.threshold:
+                self._duration.promise(key, policy.objectives.threshold)
+            if before is None or before.maintenance != policy.maintenance:
+                self._maintenance[key] = _maintenance_end(policy)
+            self._policies[key] = policy
+            for revision in ("", *route.revisions):
+                self._begin((*key, revision))
+        for key in self._policies.keys() - table.routes.keys():
+            del self._policies[key], self._maintenance[key]
+            self._duration.retract(key)
+
+    def _begin(self, labels: tuple[str, str, str]) -> None:
+        self._known.add(labels)
+        for sli in slo.INDICATORS:
+            for counter in (self._promised, self._kept):
+                if (*labels, sli) not in counter:
+                    counter[*labels, sli].inc(0)
 
     def observe(
         self,
@@ -149,7 +256,7 @@ class Metrics:
         demand_readers: Callable[[], int],
     ) -> None:
         """Registers the gauges that are read when scraped."""
-        self.registry.register(_LiveGauges(queues, table, caches))
+        self.registry.register(_LiveGauges(queues, table, caches, self._in_maintenance))
         held = Gauge("rerank_gateway_held_bytes", "Bytes of request bodies held in memory.", registry=self.registry)
         held.set_function(held_bytes)
         readers = Gauge(
@@ -159,29 +266,50 @@ class Metrics:
         )
         readers.set_function(demand_readers)
 
+    def _in_maintenance(self, key: Key) -> bool:
+        return self._wall() < self._maintenance.get(key, 0.0)
+
     def forget_gone(self, table: RoutingTable) -> None:
         """Drops the series of Rerankers and revisions that have been gone for a while. For each scrape."""
         now = self._clock()
         present = {(*key, revision) for key, route in table.routes.items() for revision in ("", *route.revisions)}
-        for series in self._series - present:
-            if now - self._gone_since.setdefault(series, now) > FORGET_AFTER:
-                del self._gone_since[series]
-                self._series.discard(series)
-                namespace, reranker, revision = series
+        for labels in self._known - present:
+            if now - self._gone_since.setdefault(labels, now) > FORGET_AFTER:
+                del self._gone_since[labels]
+                self._known.discard(labels)
+                namespace, reranker, revision = labels
+                self._duration.forget(labels)
                 for metric in self._by_revision:
-                    metric.remove_by_labels({"namespace": namespace, "reranker": reranker, "revision": revision})
+                    metric.forget(namespace=namespace, reranker=reranker, revision=revision)
                 if (namespace, reranker) not in table.routes:
                     for metric in self._by_reranker:
-                        metric.remove_by_labels({"namespace": namespace, "reranker": reranker})
-        for series in present & self._gone_since.keys():
-            del self._gone_since[series]
+                        metric.forget(namespace=namespace, reranker=reranker)
+        for labels in present & self._gone_since.keys():
+            del self._gone_since[labels]
+
+
+def _maintenance_end(policy: Policy) -> float:
+    """Unix time; 0 where there is no maintenance, or none that can be read."""
+    try:
+        return slo.maintenance_end(policy.maintenance)
+    except ValueError as error:
+        where = f"{policy.namespace}/{policy.name}: annotation {names.ANNOTATION_MAINTENANCE}"
+        log.warning("%s: %r: %s: no maintenance", where, policy.maintenance[:100], error)
+        return 0.0
 
 
 class _LiveGauges(Collector):
-    def __init__(self, queues: Queues, table: Callable[[], RoutingTable], caches: Caches) -> None:
+    def __init__(
+        self,
+        queues: Queues,
+        table: Callable[[], RoutingTable],
+        caches: Caches,
+        in_maintenance: Callable[[Key], bool],
+    ) -> None:
         self._queues = queues
         self._table = table
         self._caches = caches
+        self._in_maintenance = in_maintenance
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -195,6 +323,21 @@ class _LiveGauges(Collector):
         cached = GaugeMetricFamily(
             "rerank_gateway_cache_bytes", "Memory that cached scores take, all told.", labels=_RERANKER
         )
+        objectives = GaugeMetricFamily(
+            "rerank_gateway_objective_ratio",
+            "Share of requests that spec.slo promises to keep (sli: availability or latency).",
+            labels=(*_RERANKER, "sli"),
+        )
+        thresholds = GaugeMetricFamily(
+            "rerank_gateway_latency_threshold_seconds",
+            "Seconds within which spec.slo.latency promises an answer.",
+            labels=_RERANKER,
+        )
+        maintenance = GaugeMetricFamily(
+            "rerank_gateway_maintenance",
+            f"1 until the time in the annotation {names.ANNOTATION_MAINTENANCE}, when nobody is to be alarmed.",
+            labels=_RERANKER,
+        )
         for key, cache in self._caches:
             cached.add_metric(key, cache.size)
         queues = dict(self._queues)
@@ -202,9 +345,13 @@ class _LiveGauges(Collector):
             queue = queues.get(key)
             waiting.add_metric(key, queue.waiting if queue else 0)
             in_flight.add_metric(key, queue.in_flight if queue else 0)
+            for sli in slo.INDICATORS:
+                objectives.add_metric((*key, sli), route.policy.objectives.ratio(sli))
+            thresholds.add_metric(key, route.policy.objectives.threshold)
+            maintenance.add_metric(key, self._in_maintenance(key))
             counts: dict[str, int] = {revision: 0 for revision, _ in route.policy.traffic}
             for endpoint in (*route.endpoints, *route.set_aside):
                 counts[endpoint.revision] = counts.get(endpoint.revision, 0) + endpoint.ready
             for revision, count in counts.items():
                 endpoints.add_metric((*key, revision), count)
-        yield from (waiting, in_flight, endpoints, cached)
+        yield from (waiting, in_flight, endpoints, cached, objectives, thresholds, maintenance)

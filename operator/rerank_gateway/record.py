@@ -1,5 +1,6 @@
 """What is noted about one request, for the access log and the metrics. Never holds text of a query or document."""
 
+import math
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -10,10 +11,6 @@ class Record:
     request_id: str
     route: str = ""
     """The route's pattern, not the path that was asked for."""
-    trace_id: str = ""
-    """Of the trace that the request is part of, 32 hex digits; empty where there is none."""
-    sampled: bool = False
-    """The trace is exported: one who follows its id finds something."""
     namespace: str = ""
     reranker: str = ""
     revision: str = ""
@@ -34,6 +31,14 @@ class Record:
     """hit, partial or miss; empty where nothing is cached."""
     cached: int = 0
     """Documents whose scores were known."""
+    patience: float = math.inf
+    """Seconds after which the client wants no answer any more, as it has said."""
+    candidate_fetch: float | None = None
+    """Seconds that the client says it took to find the documents."""
+    trace_id: str = ""
+    """Of the trace that the request is part of, 32 hex digits; empty where there is none."""
+    sampled: bool = False
+    """The trace is exported: one who follows its id finds something."""
 
 
 RECORD: web.RequestKey[Record] = web.RequestKey("record", Record)

@@ -31,6 +31,10 @@ HEADER_CLIENT = "X-Rerank-Client"
 HEADER_STICKY = "X-Rerank-Sticky"
 """Whose requests are to meet the same revision while traffic is split: a user's or a session's id."""
 
+HEADER_CANDIDATE_FETCH = "X-Rerank-Candidate-Fetch-Ms"
+"""How long the client took to find the documents that it wants ranked."""
+
+_LONGEST_FETCH = 600_000
 _NAME = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 _envelope_decoder = msgspec.json.Decoder(Envelope)
@@ -64,10 +68,10 @@ class Serving:
         self._require_sync()
         timeout, priority, client = _asked_timeout(request), _asked_priority(request), _client(request)
         sticky = _name(request, HEADER_STICKY)
-        record.priority = priority
+        record.priority, record.patience, record.candidate_fetch = priority, timeout, _candidate_fetch(request)
         with self._held.lease() as lease:
             # Only what is needed for the answer stays in memory while the request waits: neither body nor documents.
-            body = await self._read(request, path, lease)
+            body = await self._read(request, path, lease, record)
             job = self._accept(body, path, with_texts, api_version, sticky or record.request_id, lease, record)
             del body
             ticket = Ticket(job.plan.estimate, self._clock() + timeout, job.plan.draw, priority, client)
@@ -104,16 +108,19 @@ class Serving:
         plan = self._scoring.plan(route, query, routing.draw_of(route, split_by), lease, record)
         return _Job(route, envelope.model or route.label, plan, query.refuse_truncation, render)
 
-    async def _read(self, request: web.Request, path: Key | None, lease: Lease) -> bytes:
+    async def _read(self, request: web.Request, path: Key | None, lease: Lease, record: Record) -> bytes:
         """The body, limited by its Reranker's own limit where the path tells which one that is."""
         table = self._source.table
-        if path is not None or len(table.routes) == 1:
-            route = routing.find_route(table, path, None)
+        if path is None and len(table.routes) > 1:
+            largest = max(table.routes.values(), key=lambda route: route.policy.max_body_bytes)
+            return await read_body(request, largest.policy.max_body_bytes, largest.label, lease)
+        route = routing.find_route(table, path, None)
+        try:
             return await read_body(request, route.policy.max_body_bytes, route.label, lease)
-        if not table.routes:
-            raise routing.no_reranker()
-        largest = max(table.routes.values(), key=lambda route: route.policy.max_body_bytes)
-        return await read_body(request, largest.policy.max_body_bytes, largest.label, lease)
+        except ApiError as error:
+            if error.status == 429:  # no fault of the request, so it counts as one of the Reranker's
+                record.namespace, record.reranker = route.key
+            raise
 
     def _require_sync(self) -> None:
         if not self._source.synced:
@@ -156,6 +163,16 @@ def _asked_timeout(request: web.Request) -> float:
         return math.inf
     if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given) > 0):
         raise invalid(wire.HEADER_TIMEOUT, "expected a whole number of milliseconds above 0")
+    return int(given) / 1000
+
+
+def _candidate_fetch(request: web.Request) -> float | None:
+    """Seconds; None when the client does not say."""
+    given = request.headers.get(HEADER_CANDIDATE_FETCH)
+    if given is None:
+        return None
+    if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given) <= _LONGEST_FETCH):
+        raise invalid(HEADER_CANDIDATE_FETCH, f"expected a whole number of milliseconds up to {_LONGEST_FETCH}")
     return int(given) / 1000
 
 

@@ -10,7 +10,9 @@ from datetime import datetime
 
 import msgspec
 from rerank_api import names, units, wire
-from rerank_api.reranker import Cache, Reranker, parse_reranker
+from rerank_api.reranker import Cache, Reranker, Slo, parse_reranker
+
+from rerank_gateway.slo import Objectives
 
 # What workers take where the Reranker does not say.
 _MAX_LENGTH = 512
@@ -78,6 +80,9 @@ class Policy:
     mirror: MirrorPolicy | None = None
     capacity: float | None = None
     """Tokens/s of one worker, as last measured before now; None: not known."""
+    objectives: Objectives = field(default_factory=Objectives)
+    maintenance: str = ""
+    """Text of the annotation that says until when nobody is to be alarmed; empty: none. Read by slo.maintenance_end."""
     not_ready_reason: str = ""
     """Reason of the condition Ready while it is not True: one CamelCase word, safe to show to clients."""
     created: int = 0
@@ -236,6 +241,8 @@ def parse_policy(raw: bytes) -> Policy:
         cache=_cache_policy(requests.cache),
         mirror=_mirror_policy(reranker),
         capacity=reranker.status.scaling.capacity_tokens_per_second if reranker.status.scaling is not None else None,
+        objectives=_objectives(reranker.spec.slo),
+        maintenance=reranker.metadata.annotations.get(names.ANNOTATION_MAINTENANCE, ""),
         not_ready_reason=ready.reason if ready is not None and ready.status != "True" else "",
         created=_unix_time(body["metadata"].get("creationTimestamp")),
     )
@@ -245,6 +252,10 @@ def _cache_policy(cache: Cache | None) -> CachePolicy | None:
     if cache is None:
         return None
     return CachePolicy(units.parse_quantity(cache.max_bytes), units.parse_duration(cache.ttl))
+
+
+def _objectives(slo: Slo) -> Objectives:
+    return Objectives(slo.availability, slo.latency.quantile, units.parse_duration(slo.latency.threshold))
 
 
 def _mirror_policy(reranker: Reranker) -> MirrorPolicy | None:
