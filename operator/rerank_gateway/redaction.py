@@ -1,0 +1,97 @@
+r"""Takes from a text what may name or open something: addresses, numbers, tokens and the secret parts of URLs.
+
+Pure. For texts that are written to the log while capture is on. Rather takes too much (a date, a part number) than too
+little; but the names of people and places are words like others and stay: what is captured is still confidential.
+
+Every pattern takes time that grows with the text's length only, whatever stands in it: a match begins where a run of
+its characters begins or looks at a bounded number of them, and a repetition without a bound gives nothing back.
+"""
+
+import re
+from ipaddress import ip_address
+
+MARGIN = 256
+"""Characters looked at beyond those that are kept, so that none is kept of what the cut would split. No address is
+longer (RFC 5321: 254)."""
+
+_URL = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]*+://)([^\s/?#]*+)([^\s?#]*+)([?#]\S*+)?")
+_QUERY_STRING = re.compile(r"\?[^\s?=]{1,100}+=\S++")
+_EMAIL = re.compile(r"(?<!\S)[@\uff20]*+[^\s@\uff20]++[@\uff20]\S++")
+_ESCAPED_EMAIL = re.compile(r"(?<!\S)(?:(?!%40)\S)++%40\S++")
+_IPV6 = re.compile(r"(?<![0-9A-Za-z])[0-9A-Fa-f]*+:[0-9A-Fa-f:.]++")
+_IPV4 = re.compile(r"(?<![0-9])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?!\.?[0-9])")
+_TOKEN = re.compile(r"[A-Za-z0-9_+/=-]{20,}+")
+# Between two digits of one number may stand: white space, hyphens and dashes, dots, slashes, brackets, and marks that
+# nobody sees. No commas: lists of numbers have them.
+_NUMBER = re.compile(r"\+?\(?\d(?:[\s./()_\u00ad\u00b7\u200b-\u200f\u2010-\u2015\u2060\u2212\ufeff\uff0d-]{0,5}\d)++")
+
+_NO_WORD = 40
+"""From so many characters on a run of letters is no word."""
+_PHONE_DIGITS = 7
+_CARD_DIGITS = 13
+_LONGEST_CARD_DIGITS = 19
+"""As ISO/IEC 7812-1 has them."""
+
+
+def redact(text: str) -> str:
+    """``text`` with a mark such as ``[email]`` in the place of each thing that was taken out."""
+    text = _URL.sub(_bare_url, text)
+    text = _QUERY_STRING.sub("?[query]", text)
+    text = _EMAIL.sub("[email]", text)
+    if "%40" in text:
+        text = _ESCAPED_EMAIL.sub("[email]", text)
+    text = _IPV6.sub(_ipv6, text)
+    text = _IPV4.sub("[ip]", text)
+    text = _TOKEN.sub(_token, text)
+    return _NUMBER.sub(_number, text)
+
+
+def beginning(text: str, characters: int) -> str:
+    """As much of ``text`` as ``redact_beginning`` has to see, so that no more of it need be kept meanwhile."""
+    return text[: characters + MARGIN]
+
+
+def redact_beginning(text: str, characters: int) -> str:
+    """What ``beginning`` gave for so many characters, redacted, and no more than those.
+
+    Of a text that goes on, the last MARGIN characters are left out: they may be the first part of something that
+    cannot be told from a word.
+    """
+    redacted = redact(text)
+    if len(text) >= characters + MARGIN:
+        redacted = redacted[:-MARGIN]
+    return redacted[:characters]
+
+
+def _bare_url(found: re.Match[str]) -> str:
+    scheme, authority, path, rest = found.groups()
+    _, credentials, host = authority.rpartition("@")
+    return f"{scheme}{'[credentials]' if credentials else ''}{host}{path}{rest[0] + '[query]' if rest else ''}"
+
+
+def _ipv6(found: re.Match[str]) -> str:
+    """Times and ratios have colons too: taken out is only what is an address, but for the end of its sentence."""
+    text = found.group()
+    address = text.rstrip(".:")
+    if address and text.startswith("::", len(address)):
+        address += "::"
+    try:
+        ip_address(address)
+    except ValueError:
+        return text
+    return "[ip]" + text[len(address) :]
+
+
+def _token(found: re.Match[str]) -> str:
+    text = found.group()
+    letters, digits = any(map(str.isalpha, text)), any(map(str.isdigit, text))
+    return "[token]" if letters and (digits or len(text) >= _NO_WORD) else text
+
+
+def _number(found: re.Match[str]) -> str:
+    digits = sum(map(str.isdigit, found.group()))
+    if digits < _PHONE_DIGITS:
+        return found.group()
+    if digits < _CARD_DIGITS:
+        return "[phone]"
+    return "[card]" if digits <= _LONGEST_CARD_DIGITS else "[number]"

@@ -1,0 +1,164 @@
+"""What is taken from texts before they are written to the log."""
+
+import re
+import string
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rerank_gateway.redaction import MARGIN, beginning, redact, redact_beginning
+
+CARD = "4111111111111111"
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("", ""),
+        ("which shoes are waterproof?", "which shoes are waterproof?"),
+        # addresses
+        ("write to john.doe+x@example.co.uk now", "write to [email] now"),
+        ("<mailto:j@example.com>, or call", "[email] or call"),
+        ("@someone@social.example said", "[email] said"),
+        ("用户@例え.jp", "[email]"),
+        ("john\uff20example.com", "[email]"),
+        ("john%40example.com", "[email]"),
+        ('"john doe"@example.com', '"john [email]'),
+        ("only @home and @@", "only @home and @@"),
+        ("50% off, a 40% discount", "50% off, a 40% discount"),
+        # phone numbers
+        ("call +44 20 7946 0958.", "call [phone]."),
+        ("(555) 123-4567", "[phone]"),
+        ("555.123.4567", "[phone]"),
+        ("+49 (0) 171 / 123456", "[phone]"),
+        ("tel5551234567x", "tel[phone]x"),
+        ("0171\u20111234567", "[phone]"),
+        ("0171\u00a0123\u202f4567", "[phone]"),
+        ("\u0660\u0661\u0667\u0661 \u0661\u0662\u0663\u0664\u0665\u0666\u0667", "[phone]"),
+        ("555\u200b123\u200b4567", "[phone]"),
+        ("555\n123\t4567", "[phone]"),
+        # numbers of cards
+        (f"card {CARD}, thanks", "card [card], thanks"),
+        ("4111 1111 1111 1111", "[card]"),
+        ("4111-1111-1111-1111", "[card]"),
+        ("4111_1111_1111_1111", "[card]"),
+        ("3782 822463 10005", "[card]"),
+        (f"{CARD} {CARD}", "[number]"),
+        # what is short enough to be neither
+        ("size 42, 1999 EUR, 10 x 15 cm", "size 42, 1999 EUR, 10 x 15 cm"),
+        ("1,234,567 and 1, 2, 3, 4, 5, 6, 7, 8", "1,234,567 and 1, 2, 3, 4, 5, 6, 7, 8"),
+        # of hosts
+        ("from 10.0.0.1.", "from [ip]."),
+        ("http on 192.168.1.20:8080", "http on [ip]:8080"),
+        ("at 12:30:45 or 3:2", "at 12:30:45 or 3:2"),
+        ("fe80::1, 2001:db8::8a2e:370:7334.", "[ip], [ip]."),
+        ("[2001:db8::]:443", "[[ip]]:443"),
+        ("ip:2001:db8::1", "ip:[ip]"),
+        ("::ffff:10.0.0.1", "[ip]"),
+        ("std::vector and ::", "std::vector and ::"),
+        # URLs
+        ("see https://example.com/a/b.html", "see https://example.com/a/b.html"),
+        ("https://example.com/a?user=jo&q=1#top", "https://example.com/a?[query]"),
+        ("https://example.com/a#access=x", "https://example.com/a#[query]"),
+        ("postgres://app:s3cret@db.example/orders", "postgres://[credentials]db.example/orders"),
+        ("redis://:s3c@ret@db/0", "redis://[credentials]db/0"),
+        ("ftp://me:p/w@host/", "[email]"),
+        ("example.com/find?name=jo", "example.com/find?[query]"),
+        ("really?yes=no", "really?[query]"),
+        ("really? x = y", "really? x = y"),
+        # tokens
+        ("key sk_live_9aBcDeFgHiJkLmNoPqRs", "key [token]"),
+        ("AKIAIOSFODNN7EXAMPLE", "[token]"),
+        ("id 6f1e0b9c-8a55-4b1e-9a43-0c2f5d1e7a77", "id [token]"),
+        ("x" * 39, "x" * 39),
+        ("x" * 40, "[token]"),
+        ("-" * 50, "-" * 50),
+        ("internationalisations", "internationalisations"),
+    ],
+)
+def test_what_is_taken_out(text: str, redacted: str) -> None:
+    assert redact(text) == redacted
+    assert redact(redacted) == redacted, "once is enough"
+
+
+_WORDS = st.text(string.ascii_lowercase + "äß中 ,.!?()<>\"'\n", max_size=60)
+_LOCAL = st.text(string.ascii_letters + string.digits + ".!#$&'*+-/=?^_`{|}~é", min_size=1, max_size=64)
+_LABEL = st.text(string.ascii_lowercase + string.digits + "-", min_size=1, max_size=20)
+_SEPARATOR = st.sampled_from(["", " ", "-", ".", "/", " - ", ") ", "\u00a0", "\u2011", "\u200b", "\t", "\n"])
+
+
+@st.composite
+def _emails(draw: st.DrawFn) -> str:
+    return f"{draw(_LOCAL)}@{'.'.join(draw(st.lists(_LABEL, min_size=1, max_size=3)))}.com"
+
+
+@st.composite
+def _numbers(draw: st.DrawFn, fewest: int, most: int) -> str:
+    digits = draw(st.text(string.digits, min_size=fewest, max_size=most))
+    spaced = "".join(digit + draw(_SEPARATOR) for digit in digits[:-1]) + digits[-1]
+    return draw(st.sampled_from(["", "+", "(", "+("])) + spaced
+
+
+@given(_WORDS, _emails(), _WORDS)
+def test_no_address_survives(before: str, address: str, after: str) -> None:
+    kept = redact(before + address + after)
+    assert address not in kept
+    assert "@" not in kept
+    assert redact(kept) == kept
+
+
+@given(_WORDS, _numbers(7, 19), _WORDS)
+def test_no_number_of_a_phone_or_card_survives(before: str, number: str, after: str) -> None:
+    kept = redact(before + number + after)
+    assert not any(map(str.isdigit, kept))
+    assert redact(kept) == kept
+
+
+@given(st.text(max_size=300))
+def test_once_is_enough_whatever_the_text(text: str) -> None:
+    kept = redact(text)
+    assert redact(kept) == kept
+
+
+@given(
+    st.sampled_from(["john.doe@example.com", "+44 20 7946 0958", "4111 1111 1111 1111", "postgres://a:p@db/x?y=z"]),
+    st.integers(0, 400),
+    st.integers(16, 300),
+    st.sampled_from(["word ", "a@b.c ", "1 "]),
+)
+def test_a_cut_leaves_no_half_of_anything(secret: str, place: int, characters: int, filler: str) -> None:
+    """Wherever the text is cut, and though what was taken out before has made it shorter."""
+    text = (filler * 200)[:place].rsplit(" ", 1)[0] + " " + secret + " " + "tail " * 100
+    kept = redact_beginning(beginning(text, characters), characters)
+    assert len(kept) <= characters
+    parts = re.findall(r"\w{2,}", secret)
+    assert not [part for part in parts if part in kept and part not in ("postgres", "db", "com")]
+
+
+@pytest.mark.parametrize(("length", "kept"), [(10, 10), (16, 16), (100, 16), (16 + MARGIN, 16), (1000, 16)])
+def test_a_text_is_cut_to_the_limit_and_no_shorter(length: int, kept: int) -> None:
+    text = "x " * (length // 2)
+    assert redact_beginning(beginning(text, 16), 16) == text[:kept]
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "a", "1", "@", "a@", "@a", ":", "1:", "::1", "a:", "1.", "/", "://", "a://", "a://b@", "?", "?a", "?a=", "?=",
+        "%40", "a%40", "%", "-", "1-", "1     ", "+(", "(1", "a.", "=", "\uff20", " ", "1\u200b", "f:", "1.1.1.", "a+-.",
+    ],
+)  # fmt: skip
+def test_no_text_takes_long(unit: str) -> None:
+    """Ten times the text takes about ten times as long, not a hundred times."""
+
+    def seconds(characters: int) -> float:
+        text = (unit * characters)[:characters] + "!"
+        best = float("inf")
+        for _ in range(5):
+            began = time.process_time()
+            redact(text)
+            best = min(best, time.process_time() - began)
+        return best
+
+    assert seconds(40_000) < 40 * max(seconds(4_000), 0.0005)
