@@ -115,7 +115,7 @@ class Gateway:
         forwarder = forwarding.Forwarder(self._session, self._metrics, self._answers, self._clock)
         self._mirroring = Mirroring(forwarder, self._answers, self._held, self._metrics, self._clock)
         scoring = Scoring(self._queues, forwarder, self._mirroring, self._caches, self._clock)
-        serving = Serving(self._source, scoring, self._held, self._clock)
+        serving = Serving(self._source, scoring, self._held, self._metrics, self._clock)
         options = self._options
 
         admin = web.Application(middlewares=[errors_as_json])

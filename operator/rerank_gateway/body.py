@@ -47,8 +47,8 @@ class Lease:
         self.size += size
 
 
-async def read_body(request: web.Request, limit: int, owner: str, lease: Lease) -> bytes:
-    """The whole body, of at most ``limit`` bytes.
+async def read_body(request: web.Request, limit: int, owner: str | None, lease: Lease) -> bytes:
+    """The whole body, of at most ``limit`` bytes; ``owner``: the Reranker that has set it, if one has.
 
     Raises ApiError: 413, 415 for a compressed body, 408 when it takes too long, 429 when too much is held already.
     """
@@ -82,9 +82,8 @@ async def _continue(request: web.Request) -> None:
         request.writer.output_size = 0  # the server must not take this for the begin of the answer
 
 
-def check_size(size: int, limit: int, owner: str) -> None:
+def check_size(size: int, limit: int, owner: str | None) -> None:
     if size > limit:
-        message = (
-            f"the body is larger than {limit} bytes (requests.maxBodyBytes of {owner}): send fewer or shorter documents"
-        )
-        raise ApiError(413, "body_too_large", message)
+        by = "send less at once" if owner is None else "send fewer or shorter documents"
+        bound = f"{limit} bytes" if owner is None else f"{limit} bytes (requests.maxBodyBytes of {owner})"
+        raise ApiError(413, "body_too_large", f"the body is larger than {bound}: {by}")

@@ -5,7 +5,7 @@ Gauges are read when scraped, so they cannot drift from the truth. Counting is o
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
@@ -18,6 +18,7 @@ from rerank_gateway import slo
 from rerank_gateway.cache import Caches
 from rerank_gateway.cluster.state import Endpoint, Key, Policy, RoutingTable
 from rerank_gateway.durations import Durations
+from rerank_gateway.feedback import BINS, Bin
 from rerank_gateway.record import Record
 from rerank_gateway.waiting import Queues
 
@@ -76,7 +77,8 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self._requests = self._counter(
             "rerank_gateway_requests",
-            "Requests answered, by HTTP code; 499: the client went away. Labels are empty when no Reranker was found.",
+            "Requests answered, by HTTP code; 499: the client went away. Labels are empty when no Reranker was found, "
+            "or none was asked to rank.",
             (*_REVISION, "code"),
         )
         self._promised = self._counter(
@@ -147,6 +149,22 @@ class Metrics:
             "Requests whose texts were to go to the log; limited: they did not, for capture.maxPerMinute was reached.",
             (*_RERANKER, "result"),
         )
+        self._labels = self._counter(
+            "rerank_gateway_feedback_labels",
+            "Labels posted to /v1/feedback, by the score's bin (lower edge of ten); revision empty where not told.",
+            (*_REVISION, "bin"),
+        )
+        self._labels_relevant = self._counter(
+            "rerank_gateway_feedback_relevant", "Of these, the relevant ones.", (*_REVISION, "bin")
+        )
+        self._label_scores = self._counter(
+            "rerank_gateway_feedback_scores", "Sum of these labels' scores.", (*_REVISION, "bin")
+        )
+        self._label_errors = self._counter(
+            "rerank_gateway_feedback_squared_error",
+            "Sum of the squared differences of these labels' scores from 1 where relevant, else from 0.",
+            _REVISION,
+        )
         self._by_reranker = (
             self._documents,
             self._candidate_fetch,
@@ -165,6 +183,10 @@ class Metrics:
             self._truncated_requests,
             self._chunked,
             self._retries,
+            self._labels,
+            self._labels_relevant,
+            self._label_scores,
+            self._label_errors,
         )
 
     def _counter(self, name: str, documentation: str, labels: tuple[str, ...]) -> _Series[Counter]:
@@ -223,6 +245,20 @@ class Metrics:
 
     def captured(self, key: Key, result: CaptureResult) -> None:
         self._captured[*key, result].inc()
+
+    def knows(self, key: Key, revision: str) -> bool:
+        """Whether that is a revision of the Reranker that exists, or that existed lately; empty: any."""
+        return (*key, revision) in self._known
+
+    def labelled(self, key: Key, revision: str, bins: Sequence[Bin], squared_error: float) -> None:
+        """Counts what feedback.tally has made of labels. All bins of a revision come together: one without a relevant
+        label is as much evidence as the others."""
+        labels = (*key, revision)
+        for name, of_bin in zip(BINS, bins, strict=True):
+            self._labels[*labels, name].inc(of_bin.labels)
+            self._labels_relevant[*labels, name].inc(of_bin.relevant)
+            self._label_scores[*labels, name].inc(of_bin.scores)
+        self._label_errors[labels].inc(squared_error)
 
     def update(self, table: RoutingTable) -> None:
         """The Rerankers and revisions that exist now. Their indicators begin at 0, so that the first bad request is

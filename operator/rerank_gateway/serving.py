@@ -1,4 +1,5 @@
-"""One rerank request from body to answer: read, find its Reranker, decode, wait, forward, render.
+"""One rerank request from body to answer: read, find its Reranker, decode, wait, forward, render. And the feedback on
+answers, which is read and counted.
 
 Owns the order of the checks: what is cheap to refuse is refused first, and nothing is decoded beyond its limits.
 """
@@ -12,12 +13,14 @@ import msgspec
 from aiohttp import web
 from rerank_api import wire
 
-from rerank_gateway import routing
+from rerank_gateway import feedback, routing
+from rerank_gateway.access import HEADER_REVISION
 from rerank_gateway.auth import KEY_INDEX
 from rerank_gateway.body import HeldBytes, Lease, check_size, read_body
 from rerank_gateway.cluster.state import Key, Route, RoutingTable
 from rerank_gateway.cluster.watch import Source
 from rerank_gateway.errors import ApiError
+from rerank_gateway.metrics import FORGET_AFTER, Metrics
 from rerank_gateway.ordering import PRIORITIES
 from rerank_gateway.protocol import cohere, tei
 from rerank_gateway.protocol.common import Envelope, RerankAnswer, RerankQuery, decode, invalid
@@ -55,10 +58,13 @@ class _Job:
 
 
 class Serving:
-    def __init__(self, source: Source, scoring: Scoring, held: HeldBytes, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, source: Source, scoring: Scoring, held: HeldBytes, metrics: Metrics, clock: Callable[[], float]
+    ) -> None:
         self._source = source
         self._scoring = scoring
         self._held = held
+        self._metrics = metrics
         self._clock = clock
 
     async def rerank(self, request: web.Request, api_version: str, with_texts: bool) -> web.Response:
@@ -86,6 +92,22 @@ class Serving:
             record.request_id, job.model, scored.scores, scored.tokens, scored.truncated, scored.chunked
         )
         return web.Response(body=job.render(answer), content_type="application/json")
+
+    async def feedback(self, request: web.Request) -> web.Response:
+        """Its Reranker is not noted in the record: what is counted of Rerankers' requests is about answers."""
+        self._require_sync()
+        with self._held.lease() as lease:
+            body = await read_body(request, feedback.MAX_BODY_BYTES, None, lease)
+            request[RECORD].body_bytes = len(body)
+            given = feedback.parse(body)
+        route = routing.find_route(self._source.table, _reranker_in_path(request), given.model)
+        revision = given.revision or ""
+        if not self._metrics.knows(route.key, revision):
+            recently = f"within the last {FORGET_AFTER / 60:.0f} minutes"
+            what = f"{route.label} has none of that name, nor had {recently}: {HEADER_REVISION} of the answer tells it"
+            raise invalid("revision", what)
+        self._metrics.labelled(route.key, revision, *feedback.tally(given.labels))
+        return web.Response(status=204)
 
     def _accept(
         self,

@@ -60,13 +60,13 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 
 
 _FIELD = re.compile(r"(?P<what>.*) - at `\$\.?(?P<field>[^`]*)`")
-_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
+_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`(?: - at `\$\.?(?P<within>[^`]*)`)?")
 
 
 def _invalid_field(message: str) -> ApiError:
     if missing := _MISSING.match(message):
-        field = missing["field"]
-        return invalid(field, "is required")
+        within, field = missing["within"], missing["field"]
+        return invalid(f"{within}.{field}" if within else field, "is required")
     if at := _FIELD.fullmatch(message):
         what = at["what"].replace("`", "")
         return invalid(at["field"], what[0].lower() + what[1:])
