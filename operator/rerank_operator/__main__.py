@@ -15,6 +15,8 @@ from rerank_operator.controller.api import KubeApi, load_configuration
 from rerank_operator.controller.leader import Terms
 from rerank_operator.controller.reconcile import Controller, Settings
 from rerank_operator.manifests.pod_template import WorkerImage
+from rerank_operator.page import server as page_server
+from rerank_operator.page.sampling import Sampling, Standing
 from rerank_operator.rollout.prometheus import checked_url
 from rerank_operator.warm.tokens import read_key
 
@@ -64,6 +66,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--metrics-host", default="", help="address of /healthz, /readyz and /metrics; empty: all")
     add("--metrics-port", type=int, default=9090)
+    add("--page-host", default="", help="address of the read-only page; empty: all")
+    add("--page-port", type=int, default=8081, help="its port; 0: there is no page")
     add("--log-format", default="json", choices=["json", "text"])
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return parser.parse_args(arguments)
@@ -114,11 +118,27 @@ async def _run(arguments: argparse.Namespace, terms: Terms, warm_pool_key: bytes
     controller = Controller(api, settings)
     app = health.application(controller.trouble, lambda: controller.synced)
     server = await health.serve(app, arguments.metrics_host, arguments.metrics_port)
+    sampling = Sampling(controller.store, lambda: _standing(controller, settings))
+    page = await page_server.start(sampling, arguments.page_host, arguments.page_port) if arguments.page_port else None
     try:
         await controller.run(stop)
     finally:
+        if page is not None:
+            await page.close()
         await server.cleanup()
         await api.close()
+
+
+def _standing(controller: Controller, settings: Settings) -> Standing:
+    return Standing(
+        leads=controller.leader.leading,
+        leader=controller.leader.holder,
+        synced=controller.synced,
+        listed=controller.listed,
+        listing=settings.resync_seconds,
+        trouble=controller.trouble() or "",
+        gateways=controller.gateways,
+    )
 
 
 def _warm_pool_key(path: Path | None) -> bytes | None:

@@ -75,6 +75,10 @@ class Election:
             return False
         return self._seen[0] in ("", self.identity) or now - self._seen_at > self._duration
 
+    def holder(self, now: float) -> str:
+        """Who was seen to hold it, unless the time that it was given is over; empty: nobody, as far as is known."""
+        return "" if self._seen is None or now - self._seen_at > self._duration else self._seen[0]
+
     def renewed(self, sent_at: float) -> None:
         self._renewed_at = sent_at
 
@@ -140,6 +144,11 @@ class Leader:
     @property
     def leading(self) -> bool:
         return self._leading and self.write_seconds() > 0
+
+    @property
+    def holder(self) -> str:
+        """Who leads, as far as it is known; empty: nobody does."""
+        return self._election.holder(steady_clock())
 
     async def run(self) -> None:
         while True:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -109,6 +109,8 @@ class Controller:
         self._resync_now = asyncio.Event()
         self._lead_after_list = False
         self.synced = False
+        self.listed: float | None = None
+        """When all objects were last listed."""
         self._last_resync = steady_clock()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -166,8 +168,13 @@ class Controller:
         """The wishes of a WarmPool's Rerankers have changed."""
         self._enqueue_pool((namespace, pool))
 
+    @property
+    def gateways(self) -> Mapping[str, str] | None:
+        """The Pod's name by address of its admin port; None: nobody has said who the gateways are."""
+        return self._gateways.addresses if self._gateways is not None else None
+
     def _gateway_addresses(self) -> Collection[str]:
-        return self._gateways.addresses if self._gateways is not None else ()
+        return self.gateways or ()
 
     def _start_leading(self) -> None:
         """Nothing is written before a fresh list: the last leader's latest writes may not have come through yet."""
@@ -224,7 +231,7 @@ class Controller:
                 changed = self.store.listed(kind, scope, listed["items"], version, known)
                 if self.synced:
                     metrics.MISSED.inc(len(changed))
-        self.synced = True
+        self.synced, self.listed = True, steady_clock()
         if leading and not self._resync_now.is_set():  # already when the list began, and without a break
             self._lead_after_list = False
         keys = self.store.keys()

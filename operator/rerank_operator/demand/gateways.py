@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -67,9 +67,9 @@ class Gateways:
         self._trouble = ""
 
     @property
-    def addresses(self) -> Collection[str]:
-        """Of the gateways' admin ports, as last seen."""
-        return self._addresses.keys()
+    def addresses(self) -> Mapping[str, str]:
+        """Of the gateways' admin ports, as last seen, with the names of their Pods."""
+        return self._addresses
 
     async def run(self) -> None:
         async with aiohttp.ClientSession(auto_decompress=False) as session:

@@ -1,0 +1,224 @@
+"""Looks at all gateways and all Rerankers again and again, and keeps what the page tells. An edge: it decides nothing.
+
+The operator's own work comes first: parsing and adding up happen in one thread of its own and take at most a small part
+of the time; a fleet for which they would take more is looked at less often. Every wait has a deadline, every answer a
+limit. What fails is told on the page and tried again with the next look.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import aiohttp
+import msgspec
+
+from rerank_operator.controller.kinds import PODS, RERANKERS, Key
+from rerank_operator.controller.leader import steady_clock
+from rerank_operator.controller.observe import pod_state
+from rerank_operator.controller.store import Store
+from rerank_operator.page import views
+from rerank_operator.page.exposition import Sample, read_sample
+from rerank_operator.page.figures import STEP_SECONDS, Figures
+from rerank_operator.page.history import History
+
+log = logging.getLogger(__name__)
+
+METRICS_PATH = "/metrics"
+DEADLINE_SECONDS = 4.0
+"""For one gateway's answer."""
+MOST_AT_ONCE = 8
+"""Gateways that are asked at a time."""
+LONGEST_ANSWER = 64 * 2**20
+"""Bytes: more than 10,000 Rerankers."""
+STATUS_SECONDS = 1.0
+"""Between two looks at the Rerankers' statuses, which cost next to nothing."""
+SHARE = 10
+"""A look may take one part in so many of the time."""
+
+Made = TypeVar("Made")
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """How it is with this operator."""
+
+    leads: bool = False
+    leader: str = ""
+    """Who holds the lease, as last seen; empty: nobody."""
+    synced: bool = False
+    listed: float | None = None
+    """When all objects were last listed, by the steady clock."""
+    listing: float = 60.0
+    """Seconds between two such lists."""
+    trouble: str = ""
+    gateways: Mapping[str, str] | None = None
+    """The Pod's name by address of the admin port; None: nobody has said who the gateways are."""
+
+
+class Sampling:
+    def __init__(
+        self,
+        store: Store,
+        standing: Callable[[], Standing],
+        wall: Callable[[], float] = time.time,
+        steady: Callable[[], float] = steady_clock,
+    ) -> None:
+        self._store = store
+        self._standing = standing
+        self._wall = wall
+        self._steady = steady
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="page")
+        # Touched in that thread alone.
+        self._figures = Figures()
+        self._history = History()
+        self._silent: dict[str, tuple[float, str]] = {}
+        """Addresses that the last look did not hear: since when (Unix seconds), and why."""
+        self._cost = 0.0
+        """Seconds that the last look took of the thread."""
+
+    async def run(self) -> None:
+        session = aiohttp.ClientSession(auto_decompress=False, trust_env=False)
+        try:
+            async with session, asyncio.TaskGroup() as group:
+                group.create_task(self._often(STATUS_SECONDS, self._look_at_statuses))
+                group.create_task(self._often(STEP_SECONDS, lambda: self._look_at_gateways(session)))
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _often(self, seconds: float, look: Callable[[], Any]) -> None:
+        failure = ""
+        while True:
+            began = self._steady()
+            try:
+                await look()
+                failure = ""
+            except Exception as error:  # whatever it is, the page must not end the operator, nor itself
+                if failure != repr(error):
+                    failure = repr(error)
+                    log.exception("the page could not look")
+            pause = max(seconds, SHARE * self._cost)
+            await asyncio.sleep(max(seconds / 2, pause - (self._steady() - began)))
+
+    async def _apart(self, work: Callable[[], Made]) -> Made:
+        """Runs ``work`` in the page's own thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    # --- looks ---
+
+    async def _look_at_statuses(self) -> None:
+        if self._standing().synced:
+            bodies, now = self._bodies(), self._wall()
+            await self._apart(lambda: self._history.look(bodies, now))
+
+    async def _look_at_gateways(self, session: aiohttp.ClientSession) -> None:
+        standing = self._standing()
+        if not standing.synced:
+            return
+        addresses = list(standing.gateways or ())
+        limit = asyncio.Semaphore(MOST_AT_ONCE)
+        answers = await asyncio.gather(*(_ask(session, address, limit) for address in addresses))
+        bodies, now, unix = self._bodies(), self._steady(), self._wall()
+        told = dict(zip(addresses, answers, strict=True))
+        await self._apart(lambda: self._take(now, unix, told, bodies))
+
+    def _take(self, now: float, unix: float, told: dict[str, str | Exception], bodies: list[dict[str, Any]]) -> None:
+        began = time.thread_time()
+        staff = {_key(body): views.staff_of(body) for body in bodies}
+        samples: dict[str, Sample | None] = {}
+        silent: dict[str, tuple[float, str]] = {}
+        for address, answer in told.items():
+            try:
+                if isinstance(answer, Exception):
+                    raise answer
+                samples[address] = read_sample(answer, staff)
+            except Exception as error:  # the parser's errors are of many kinds
+                samples[address] = None
+                why = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+                silent[address] = self._silent.get(address, (unix, ""))[0], why
+        self._figures.take(now, samples, staff)
+        self._silent = silent
+        self._cost = time.thread_time() - began
+
+    # --- what the page tells ---
+
+    async def fleet(self) -> bytes:
+        """views.Fleet as JSON."""
+        bodies, made = self._bodies(), self._seen()
+        return await self._apart(lambda: _json(views.fleet(bodies, made(), self._figures, self._clocks())))
+
+    async def reranker(self, key: Key) -> bytes | None:
+        """views.Detail or views.Invalid as JSON; None: there is no such Reranker."""
+        body = self._store.get(RERANKERS, *key)
+        if body is None:
+            return None
+        # As in ``observe``: a pod without the Reranker's own label is lent to it.
+        pods = [(state, not state.revision) for state in (pod_state(pod) for pod in self._store.children(PODS, key))]
+        made = self._seen()
+
+        def view() -> bytes:
+            notes = self._history.notes(key)
+            return _json(views.detail(body, pods, notes, made(), self._figures, self._clocks()))
+
+        return await self._apart(view)
+
+    def _seen(self) -> Callable[[], views.Seen]:
+        """How it is now; the rest of it is read in the page's thread."""
+        standing, apart = self._standing(), self._clocks()
+
+        def made() -> views.Seen:
+            figures = self._figures
+            return views.Seen(
+                time=self._wall(),
+                leads=standing.leads,
+                leader=standing.leader,
+                synced=standing.synced,
+                listed=None if standing.listed is None else standing.listed + apart,
+                listing=standing.listing,
+                trouble=standing.trouble,
+                gateways=[
+                    views.Gateway(name, address not in self._silent, *self._silent.get(address, (None, "")))
+                    for address, name in sorted((standing.gateways or {}).items(), key=lambda each: each[1])
+                ],
+                gateways_named=standing.gateways is not None,
+                looked=None if figures.last is None else figures.last + apart,
+                since=None if figures.since is None else figures.since + apart,
+                step=figures.step,
+            )
+
+        return made
+
+    def _clocks(self) -> float:
+        return self._wall() - self._steady()
+
+    def _bodies(self) -> list[dict[str, Any]]:
+        """Every Reranker. Stored objects are replaced and never changed, so another thread may read them."""
+        found = (self._store.get(RERANKERS, *key) for key in self._store.keys())  # noqa: SIM118 (no mapping)
+        return [body for body in found if body is not None]
+
+
+async def _ask(session: aiohttp.ClientSession, address: str, limit: asyncio.Semaphore) -> str | Exception:
+    """The metrics of one gateway, or why there are none."""
+    try:
+        async with limit, asyncio.timeout(DEADLINE_SECONDS):
+            headers = {"Accept": "text/plain;version=0.0.4", "Accept-Encoding": "identity"}
+            async with session.get(f"http://{address}{METRICS_PATH}", headers=headers) as answer:
+                if answer.status != 200:
+                    raise ValueError(f"its metrics are answered with status {answer.status}")
+                text = bytearray()
+                async for part in answer.content.iter_any():
+                    text += part
+                    if len(text) > LONGEST_ANSWER:
+                        raise ValueError(f"its metrics are longer than {LONGEST_ANSWER} bytes")
+                return text.decode()
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        return error
+
+
+def _key(body: dict[str, Any]) -> Key:
+    return body["metadata"]["namespace"], body["metadata"]["name"]
+
+
+def _json(view: views.Fleet | views.Detail | views.Invalid) -> bytes:
+    return msgspec.json.encode(view)

@@ -1,0 +1,461 @@
+"""What the page is told, as JSON: from the objects that the operator sees, the figures and the clock. Pure.
+
+Reads, and decides nothing about Rerankers. What is not known is null. No text of a query or a document is in any of it,
+nor anything of Secrets.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+from rerank_api import names, units
+from rerank_api.reranker import Condition, Reranker, RolloutStatus, parse_reranker
+
+from rerank_operator.controller.kinds import Key
+from rerank_operator.controller.observe import PodState
+from rerank_operator.controller.times import time_or_zero
+from rerank_operator.page import counting
+from rerank_operator.page.exposition import Counts
+from rerank_operator.page.figures import LONGEST_WINDOW, STEP_SECONDS, Figures, Staff, Window
+from rerank_operator.page.history import Note
+from rerank_operator.rollout.canary import ENDED
+
+NOW_SECONDS = 60.0
+"""That requests a second and latencies of "now" are of."""
+STALE_SECONDS = 3 * STEP_SECONDS
+"""Figures that are older are not those of now."""
+SPARKS = 60
+"""Points of the small curve in the fleet's table: minutes."""
+
+State = Literal["serving", "degraded", "starting", "idle", "suspended", "down", "unknown"]
+
+
+class _View(msgspec.Struct, frozen=True, rename="camel"):
+    """Camel-case in JSON; NaN and None are null there."""
+
+
+class Gateway(_View, frozen=True):
+    """One gateway, and whether the last look heard it."""
+
+    name: str
+    heard: bool
+    since: float | None
+    """Since when it is not heard, Unix seconds; None: it is, or never was."""
+    trouble: str = ""
+
+
+class Seen(_View, frozen=True):
+    """How it is with this operator and what it sees. All times are Unix seconds."""
+
+    time: float
+    """Now, by the operator's clock."""
+    leads: bool
+    leader: str
+    """Who holds the lease, as last seen; empty: nobody does."""
+    synced: bool
+    """All objects have been listed once."""
+    listed: float | None
+    """When all objects were last listed: what a watch has missed is corrected then."""
+    listing: float
+    """Seconds in which that should happen again."""
+    trouble: str
+    """Why this operator does not make progress; empty: it does."""
+    gateways: list[Gateway]
+    gateways_named: bool
+    """Whether the operator was told who the gateways are."""
+    looked: float | None
+    """When a gateway was last heard."""
+    since: float | None
+    """Since when this page looks at gateways."""
+    step: float
+    """Seconds between two points of a chart."""
+
+
+class Objective(_View, frozen=True):
+    """One objective, and how it is kept."""
+
+    sli: Literal["availability", "latency"]
+    objective: float
+    """Share that is promised."""
+    threshold: float | None
+    """Seconds, of latency."""
+    good: float | None
+    """In the last minutes; None: not known, as the two below."""
+    total: float | None
+    burn: float | None
+    """Of the error budget: 1 spends it in just the time that it is for. None also where there were no requests."""
+    good_ever: float | None
+    """The three since the page knows it."""
+    total_ever: float | None
+    burn_ever: float | None
+
+
+class Row(_View, frozen=True):
+    """One Reranker in the fleet's table."""
+
+    namespace: str
+    name: str
+    state: State
+    reason: str
+    message: str
+    ready: int | None = None
+    desired: int | None = None
+    loaned: int = 0
+    waiting: float | None = None
+    rate: float | None = None
+    failed: float | None = None
+    """Share of the requests that failed by no fault of the client."""
+    quantile: float | None = None
+    """That the objective is about."""
+    latency: float | None = None
+    """Seconds at that quantile."""
+    threshold: float | None = None
+    burn: float | None = None
+    """The worst of its objectives, over the last minutes."""
+    burning: str = ""
+    """Which one that is."""
+    canary: str = ""
+    """Phase; empty: none goes on."""
+    percent: int = 0
+    paused: bool = False
+    maintenance: float | None = None
+    """Alerts are silent until then."""
+    spark: list[float | None] = []
+    """Requests a second, of each minute of the last hour."""
+
+
+class Fleet(_View, frozen=True):
+    seen: Seen
+    rerankers: list[Row]
+
+
+class Revision(_View, frozen=True):
+    """One revision as the gateways met it in the last minutes."""
+
+    revision: str
+    role: Literal["stable", "canary", "older", ""]
+    """Empty: no revision was chosen for these requests."""
+    percent: int | None
+    """Of the users' requests that it is to get."""
+    requests: float
+    rate: float | None
+    failed: float | None
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class Worker(_View, frozen=True):
+    name: str
+    revision: str
+    state: Literal["ready", "starting", "waiting", "stopping", "ended", "unheard"]
+    since: float | None
+    """It is ready since then, Unix seconds."""
+    restarts: int
+    loaned: bool
+    message: str
+
+
+class Rollout(_View, frozen=True):
+    """The rollout that goes on, or the last one."""
+
+    status: RolloutStatus
+    active: bool
+    strategy: str
+    steps: list[int]
+    gates: list[str]
+    """The phases that it goes through, in their order."""
+
+
+class Detail(_View, frozen=True):
+    """One Reranker."""
+
+    seen: Seen
+    row: Row
+    since: float | None
+    """Since when the page has figures of it."""
+    model: str
+    model_revision: str | None
+    created: float | None
+    current: str | None
+    updated: str | None
+    rejected: str | None
+    min_replicas: int
+    max_replicas: int
+    mode: str
+    """Who decides how many workers there are; empty: it is not known."""
+    scaling: str
+    """Why there are as many, in a sentence."""
+    capacity: float | None
+    """Tokens a second of one worker."""
+    objectives: list[Objective]
+    codes: dict[str, float]
+    """Answers of the last minutes by HTTP code."""
+    window: float
+    """Seconds that those minutes are."""
+    revisions: list[Revision]
+    rollout: Rollout | None
+    conditions: list[Condition]
+    workers: list[Worker]
+    history: list[Note]
+    times: list[float]
+    """Of the points below, Unix seconds."""
+    points: dict[str, list[float]]
+
+
+class Invalid(_View, frozen=True):
+    """A Reranker that this version of the operator does not understand."""
+
+    seen: Seen
+    namespace: str
+    name: str
+    message: str
+
+
+def staff_of(body: Mapping[str, Any]) -> Staff:
+    """Who works for a Reranker as its status says, whatever else is in it."""
+    status = body.get("status") or {}
+    scaling = status.get("scaling") or {}
+    # In the other modes it is what would be, and nothing says what is wanted.
+    desired = scaling.get("desiredReplicas") if scaling.get("mode") in ("Auto", "ByHand", "Suspended") else None
+    return Staff(_whole(status.get("readyReplicas")), _whole(desired), _whole(scaling.get("loaners", 0)))
+
+
+def fleet(bodies: Sequence[dict[str, Any]], seen: Seen, figures: Figures, apart: float) -> Fleet:
+    """Every Reranker, by name. ``apart``: what the clock of the figures lacks of Unix seconds."""
+    ordered = sorted(bodies, key=lambda body: (body["metadata"]["namespace"], body["metadata"]["name"]))
+    return Fleet(seen, [row(body, seen, figures, apart) for body in ordered])
+
+
+def row(body: dict[str, Any], seen: Seen, figures: Figures, apart: float) -> Row:
+    try:
+        reranker = parse_reranker(body)
+    except msgspec.ValidationError as error:
+        return _not_understood(body, str(error))
+    key = (reranker.metadata.namespace, reranker.metadata.name)
+    state, reason, message = standing(reranker)
+    staff, fresh = staff_of(body), _fresh(seen)
+    window = figures.window(key, NOW_SECONDS) if fresh else None
+    latency = reranker.spec.slo.latency
+    burns = [(one.burn, one.sli) for one in objectives(reranker, figures, fresh) if one.burn is not None]
+    burn, burning = max(burns, default=(None, ""))
+    rollout = reranker.status.rollout
+    going = rollout is not None and rollout.phase not in ENDED
+    return Row(
+        namespace=key[0],
+        name=key[1],
+        state=state,
+        reason=reason,
+        message=message,
+        ready=staff.ready,
+        desired=staff.desired,
+        loaned=staff.loaned or 0,
+        waiting=figures.waiting(key) if fresh else None,
+        rate=window.rate if window else None,
+        failed=_share_failed(window),
+        quantile=latency.quantile,
+        latency=counting.quantile(latency.quantile, window.counts) if window else None,
+        threshold=_seconds(latency.threshold),
+        burn=burn,
+        burning=burning,
+        canary=rollout.phase if rollout is not None and going else "",
+        percent=rollout.percent if rollout is not None and going else 0,
+        paused=bool(rollout is not None and going and rollout.paused),
+        maintenance=_maintenance(reranker, seen.time),
+        spark=_spark(figures, key, seen.time - apart),
+    )
+
+
+def _not_understood(body: dict[str, Any], error: str) -> Row:
+    metadata = body["metadata"]
+    return Row(
+        namespace=metadata["namespace"], name=metadata["name"], state="unknown", reason="NotUnderstood", message=error
+    )
+
+
+def detail(
+    body: dict[str, Any],
+    pods: Sequence[tuple[PodState, bool]],
+    notes: list[Note],
+    seen: Seen,
+    figures: Figures,
+    apart: float,
+) -> Detail | Invalid:
+    """``pods``: its workers, and whether each is a warm pod on loan; ``notes``: what has happened, newest first."""
+    try:
+        reranker = parse_reranker(body)
+    except msgspec.ValidationError as error:
+        return Invalid(seen, body["metadata"]["namespace"], body["metadata"]["name"], str(error))
+    key = (reranker.metadata.namespace, reranker.metadata.name)
+    status, spec, fresh = reranker.status, reranker.spec, _fresh(seen)
+    window, ever, points = figures.window(key, LONGEST_WINDOW), figures.ever(key), figures.points(key)
+    scaling = status.scaling
+    return Detail(
+        seen=seen,
+        row=row(body, seen, figures, apart),
+        since=figures.last - ever.seconds + apart if ever and figures.last is not None else None,
+        model=spec.model.uri,
+        model_revision=spec.model.revision,
+        created=time_or_zero(body["metadata"].get("creationTimestamp")) or None,
+        current=status.current_revision,
+        updated=status.updated_revision,
+        rejected=status.rejected_revision.revision if status.rejected_revision else None,
+        min_replicas=spec.scaling.min_replicas,
+        max_replicas=spec.scaling.max_replicas,
+        mode=scaling.mode if scaling else "",
+        scaling=scaling.message if scaling else "",
+        capacity=scaling.capacity_tokens_per_second if scaling else None,
+        objectives=objectives(reranker, figures, fresh),
+        codes=_codes(window.counts) if window and fresh else {},
+        window=window.seconds if window and fresh else 0.0,
+        revisions=_revisions(reranker, figures.revisions(key, LONGEST_WINDOW) if fresh else {}),
+        rollout=_rollout(reranker),
+        conditions=list(status.conditions),
+        workers=[_worker(pod, loaned) for pod, loaned in pods],
+        history=notes,
+        times=[at + apart for at in points.times] if points else [],
+        points=points.columns if points else {},
+    )
+
+
+def standing(reranker: Reranker) -> tuple[State, str, str]:
+    """How it is in a word, with the reason and message of the condition that says so."""
+    conditions = {condition.type: condition for condition in reranker.status.conditions}
+    ready, degraded = conditions.get("Ready"), conditions.get("Degraded")
+    if ready is None:
+        return "unknown", "NotObserved", "the operator has not looked at it yet"
+    if ready.reason == "Suspended":
+        return "suspended", ready.reason, ready.message
+    calm: dict[str, State] = {"NoReplicasRequested": "idle", "WaitingForWorkers": "starting"}
+    if degraded is not None and degraded.status == "True":
+        down = ready.status == "False" and ready.reason not in calm
+        return "down" if down else "degraded", degraded.reason, degraded.message
+    if ready.status == "True":
+        return "serving", ready.reason, ready.message
+    if ready.status == "Unknown":
+        return "unknown", ready.reason, ready.message
+    return calm.get(ready.reason, "down"), ready.reason, ready.message
+
+
+def objectives(reranker: Reranker, figures: Figures, fresh: bool) -> list[Objective]:
+    """How the promises of ``spec.slo`` are kept."""
+    key, slo = (reranker.metadata.namespace, reranker.metadata.name), reranker.spec.slo
+    window, ever = figures.window(key, LONGEST_WINDOW) if fresh else None, figures.ever(key)
+    found = []
+    for sli, promised, threshold in (
+        ("availability", slo.availability, None),
+        ("latency", slo.latency.quantile, _seconds(slo.latency.threshold)),
+    ):
+        good, total, burn = _kept(window, sli, promised)
+        found.append(Objective(sli, promised, threshold, good, total, burn, *_kept(ever, sli, promised)))
+    return found
+
+
+def _kept(window: Window | None, sli: str, promised: float) -> tuple[float | None, float | None, float | None]:
+    """Good, total and burn."""
+    served = window.served(sli) if window else None
+    if served is None:
+        return None, None, None
+    good, total = served
+    return good, total, (1 - good / total) / (1 - promised) if total else None
+
+
+def _share_failed(window: Window | None) -> float | None:
+    if window is None or not (total := counting.requests(window.counts)):
+        return None
+    return counting.failed(window.counts) / total
+
+
+def _codes(counts: Counts) -> dict[str, float]:
+    codes = {name.partition("/")[2]: value for name, value in counts.items() if name.startswith("code/") and value}
+    return dict(sorted(codes.items()))
+
+
+def _revisions(reranker: Reranker, windows: Mapping[str, Window]) -> list[Revision]:
+    """Those that have a share of the traffic, or had requests."""
+    status, shares = reranker.status, {share.revision: share.percent for share in reranker.status.traffic}
+    rollout = status.rollout
+    canary = rollout.revision if rollout is not None and rollout.phase not in ENDED else None
+    found = []
+    for name in sorted({*shares, *windows}):
+        window = windows.get(name)
+        counts = window.counts if window else {}
+        asked = counting.requests(counts)
+        if name not in shares and not asked:
+            continue
+        stable = name in (status.current_revision, rollout.stable if canary and rollout else None)
+        role = "" if not name else "canary" if name == canary else "stable" if stable else "older"
+        p50, p95, p99 = (counting.quantile(share, counts) for share in (0.5, 0.95, 0.99))
+        rate = window.rate if window else None
+        found.append(Revision(name, role, shares.get(name), asked, rate, _share_failed(window), p50, p95, p99))
+    order = {"stable": 0, "canary": 1, "older": 2, "": 3}
+    return sorted(found, key=lambda one: order[one.role])
+
+
+def _rollout(reranker: Reranker) -> Rollout | None:
+    status, spec = reranker.status.rollout, reranker.spec.rollout
+    if status is None:
+        return None
+    gates = ["Starting"]
+    gates += ["Golden"] if spec.golden_set is not None else []
+    gates += ["Mirror"] if spec.mirror_percent else []
+    gates += ["Traffic", "Promoting"]
+    return Rollout(status, status.phase not in ENDED, spec.strategy, list(spec.steps), gates)
+
+
+def _worker(pod: PodState, loaned: bool) -> Worker:
+    if pod.finished:
+        state = "ended"
+    elif pod.terminating:
+        state = "stopping"
+    elif pod.ready:
+        state = "ready"
+    elif pod.unheard:
+        state = "unheard"
+    else:
+        state = "starting" if pod.scheduled else "waiting"
+    trouble = pod.unschedulable or (pod.waiting.message or pod.waiting.reason if pod.waiting else "")
+    return Worker(
+        name=pod.name,
+        revision=pod.revision,
+        state=state,
+        since=pod.ready_since or None,
+        restarts=pod.restarts,
+        loaned=loaned,
+        message=trouble if state in ("starting", "waiting") else "",
+    )
+
+
+def _spark(figures: Figures, key: Key, now: float) -> list[float | None]:
+    """The mean of each minute, the last one the youngest; None: nothing is known of it."""
+    points = figures.points(key)
+    if points is None:
+        return []
+    minutes: list[list[float]] = [[] for _ in range(SPARKS)]
+    for at, rate in zip(points.times, points.columns["rate"], strict=True):
+        age = int((now - at) // 60)
+        if not math.isnan(rate) and 0 <= age < SPARKS:
+            minutes[SPARKS - 1 - age].append(rate)
+    return [round(sum(rates) / len(rates), 3) if rates else None for rates in minutes]
+
+
+def _fresh(seen: Seen) -> bool:
+    return seen.looked is not None and seen.time - seen.looked <= STALE_SECONDS
+
+
+def _maintenance(reranker: Reranker, now: float) -> float | None:
+    until = time_or_zero(reranker.metadata.annotations.get(names.ANNOTATION_MAINTENANCE))
+    return until if until > now else None
+
+
+def _seconds(text: str) -> float | None:
+    """None: the duration is not understood."""
+    try:
+        return units.parse_duration(text)
+    except ValueError:
+        return None
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
