@@ -1,7 +1,7 @@
-"""Keeps what the chart repeats from elsewhere true: its copy of the CRDs and the values table in its README.
+"""Keeps what the chart repeats from elsewhere true: its copy of the CRDs, its dashboards, its README's values table.
 
-Run it after a change of crds/, values.yaml or values.schema.json; ``--check`` only tells what differs (exit status 1).
-Writes nothing outside the chart.
+Run it after a change of crds/, values.yaml, values.schema.json or helm/monitoring/; ``--check`` only tells what differs
+(exit status 1). Writes nothing outside the chart.
 """
 
 import argparse
@@ -13,9 +13,14 @@ from typing import Any
 
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also where it is run as a program
+
+from helm.monitoring import dashboards
+
 CHART = Path(__file__).resolve().parent / "rerank-operator"
 CRD_SOURCE = CHART.parents[1] / "crds"
 CRD_COPY = CHART / "files" / "crds"
+DASHBOARDS = CHART / "files" / "dashboards"
 BEGIN = "<!-- values: written by helm/generate.py -->\n"
 END = "<!-- end of values -->\n"
 
@@ -52,6 +57,8 @@ def differences() -> list[str]:
     copy = {path.name: path.read_bytes() for path in CRD_COPY.glob("*.yaml")}
     if source != copy:
         found.append(f"{CRD_COPY.relative_to(CHART.parents[1])} is not a copy of crds/")
+    if {path.name: path.read_text() for path in DASHBOARDS.glob("*")} != dashboards.rendered():
+        found.append(f"{DASHBOARDS.relative_to(CHART.parents[1])} is not what helm/monitoring/dashboards.py writes")
     readme = (CHART / "README.md").read_text()
     if readme != with_table(readme, _table()):
         found.append("the values table of the chart's README.md is not that of values.yaml and values.schema.json")
@@ -63,6 +70,10 @@ def write() -> None:
     CRD_COPY.mkdir(parents=True)
     for path in sorted(CRD_SOURCE.glob("*.yaml")):
         shutil.copyfile(path, CRD_COPY / path.name)
+    shutil.rmtree(DASHBOARDS, ignore_errors=True)
+    DASHBOARDS.mkdir(parents=True)
+    for name, content in dashboards.rendered().items():
+        (DASHBOARDS / name).write_text(content)
     readme = CHART / "README.md"
     readme.write_text(with_table(readme.read_text(), _table()))
 

@@ -76,7 +76,7 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- default (printf "%s-warm-pools" (include "rerank.fullname" .)) .Values.warmPools.existingSecret -}}
 {{- end -}}
 
-{{/* What stands for RUNBOOK_BASE/ in rules and dashboards. Empty: links hold the path of the runbook alone. */}}
+{{/* What goes before docs/runbooks in rules and dashboards. Empty: links hold the path of the runbook alone. */}}
 {{- define "rerank.runbookBase" -}}
-{{- with .Values.monitoring.runbookUrl }}{{ . }}/{{ end -}}
+{{- with .Values.monitoring.rules.runbookUrl }}{{ . }}/{{ end -}}
 {{- end -}}

@@ -147,8 +147,11 @@ REFUSED = [
     ({"monitoring": {"dashboards": {"namespace": "grafana"}}}, "monitoring.dashboards.enabled is false"),
     ({"monitoring": {"dashboards": {"annotations": {"a": "b"}}}}, "monitoring.dashboards.enabled is false"),
     ({"monitoring": {"dashboards": {"labels": {"grafana_dashboard": None}}}}, "/monitoring/dashboards/labels"),
-    ({"monitoring": {"runbookUrl": "https://git.example.com/"}}, "/monitoring/runbookUrl"),
-    ({"monitoring": {"runbookUrl": "https://git.example.com"}}, "monitoring: runbookUrl is given, but neither"),
+    ({"monitoring": {"rules": {"runbookUrl": "https://git.example.com/"}}}, "/monitoring/rules/runbookUrl"),
+    (
+        {"monitoring": {"rules": {"runbookUrl": "https://git.example.com"}}},
+        "monitoring.rules: runbookUrl is given, but neither",
+    ),
     (
         {"commonLabels": {"team": "a"}, "monitoring": {"rules": {"enabled": True, "labels": {"team": "b"}}}},
         "monitoring.rules.labels: team is set by the chart or by commonLabels",
