@@ -18,15 +18,16 @@ from rerank_api.reranker import Rollout, RolloutCheck, RolloutStatus
 
 from rerank_operator.controller import metrics
 from rerank_operator.controller.api import ApiError, KubeApi, Unreachable
-from rerank_operator.controller.kinds import CONFIG_MAPS, Key
+from rerank_operator.controller.golden_sets import stored_golden_set, worker_of
+from rerank_operator.controller.kinds import Key
 from rerank_operator.controller.observe import Observed, observe
 from rerank_operator.controller.store import Store
 from rerank_operator.controller.times import time_or_zero
 from rerank_operator.rollout.answers import Cursors, Polled, poll
 from rerank_operator.rollout.canary import JUDGED, Findings
 from rerank_operator.rollout.golden.ask import CannotAsk
-from rerank_operator.rollout.golden.compare import Measure, verdict
-from rerank_operator.rollout.golden.golden_set import BadGoldenSet, GoldenSet, parse_golden_set
+from rerank_operator.rollout.golden.compare import measured, verdict
+from rerank_operator.rollout.golden.golden_set import BadGoldenSet
 from rerank_operator.rollout.golden.workers import ask_worker
 from rerank_operator.rollout.judge import memory
 from rerank_operator.rollout.judge.difference import Effects, Figures, told
@@ -34,7 +35,7 @@ from rerank_operator.rollout.judge.judge import Judge, Settings
 from rerank_operator.rollout.judge.judge import Verdict as Judged
 from rerank_operator.rollout.judge.series import Series, suspicious, together
 from rerank_operator.rollout.judge.windows import Window
-from rerank_operator.rollout.mirror import judge_mirror
+from rerank_operator.rollout.mirror import differed, judge_mirror
 from rerank_operator.rollout.queries import Queries
 
 log = logging.getLogger(__name__)
@@ -243,41 +244,21 @@ class Rollouts:
         assert rollout.golden_set is not None
         assert observed.rollout is not None
         try:
-            where, text, version = await self._golden_set(observed.metadata.namespace, rollout)
-            if watched.findings.golden is not None and watched.golden_version == version:
+            stored = await stored_golden_set(self._api, observed.metadata.namespace, rollout.golden_set)
+            if watched.findings.golden is not None and watched.golden_version == stored.version:
                 return watched.findings.golden  # both revisions would rank it the same again, in their users' time
-            # Aside: what a user has made large or deep must not keep the lease from being renewed.
-            golden = await asyncio.to_thread(parse_golden_set, text, where)
+            golden = await stored.parsed()
             measure, k = measured(rollout.golden_set.metric, golden)
             found = []
             for revision in (observed.rollout.stable, observed.rollout.revision):
-                found.append(await ask_worker(session, _worker_of(observed, revision), golden, k))
+                found.append(await ask_worker(session, worker_of(observed, revision), golden, k))
         except (BadGoldenSet, CannotAsk) as error:
             return RolloutCheck("golden", "hold", str(error))
         except (ApiError, Unreachable) as error:
             return RolloutCheck("golden", "hold", f"the golden set cannot be read: {error}")
         told = verdict(found[0], found[1], settings_of(rollout), measure, len(rollout.prometheus)).metrics[0]
-        watched.golden_version = version
+        watched.golden_version = stored.version
         return RolloutCheck("golden", told.verdict, told.message)
-
-    async def _golden_set(self, namespace: str, rollout: Rollout) -> tuple[str, str, str]:
-        """What it is called in messages, its text, and the version of its ConfigMap."""
-        source = rollout.golden_set
-        assert source is not None
-        where = f"spec.rollout.goldenSet: ConfigMap {namespace}/{source.config_map}"
-        try:
-            found = await self._api.get(CONFIG_MAPS, namespace, source.config_map)
-        except ApiError as error:
-            if error.status != 404:
-                raise
-            raise BadGoldenSet(f"{where} does not exist: create it") from None
-        data = found.get("data") or {}
-        name = source.key if source.key is not None else next(iter(data), None) if len(data) == 1 else None
-        if name is None:
-            raise BadGoldenSet(f"{where} has {len(data)} keys: name one of them in key")
-        if name not in data:
-            raise BadGoldenSet(f"{where} has no key {name}: it has {', '.join(sorted(data)) or 'none'}")
-        return f"{where}, key {name}", data[name], found["metadata"]["resourceVersion"]
 
     # --- what gateways tell ---
 
@@ -310,7 +291,7 @@ class Rollouts:
         needed = min(rollout.step_requests, MOST_MIRRORED)
         said = judge_mirror(evidence.mirrored, needed, settings, rollout.limits.rank_agreement)
         check = RolloutCheck("mirror", said.verdict, _unheard(found) + said.message)
-        return msgspec.structs.replace(watched.findings, mirror=check)
+        return msgspec.structs.replace(watched.findings, mirror=check, differed=differed(evidence.mirrored))
 
     async def _traffic(
         self, session: aiohttp.ClientSession, key: Key, watched: _Watched, state: RolloutStatus, rollout: Rollout
@@ -367,15 +348,6 @@ def _kept(observed: Observed, state: RolloutStatus) -> Evidence:
     return found if found is not None and same else Evidence(state.started, state.phase)
 
 
-def measured(metric: str, golden: GoldenSet) -> tuple[Measure, int]:
-    """What ``spec.rollout.goldenSet.metric`` names, and how many of the first documents count for it."""
-    name, _, k = metric.partition("@")
-    return _MEASURES[name], int(k) if k else golden.k
-
-
-_MEASURES: dict[str, Measure] = {"ndcg": "ndcg", "accuracy": "accuracy", "mrr": "reciprocal_rank"}
-
-
 def _restored(evidence: Evidence, rollout: Rollout) -> Judge | None:
     if evidence.judge is None:
         return None
@@ -393,14 +365,6 @@ def _goes_on(judge: Judge, rollout: Rollout) -> bool:
 
 def _split(rollout: Rollout) -> _Split:
     return {"golden": rollout.golden_set is not None, "queries": len(rollout.prometheus)}
-
-
-def _worker_of(observed: Observed, revision: str) -> str:
-    """Address of one ready worker. Raises CannotAsk."""
-    ready = [pod for pod in observed.pods if pod.revision == revision and pod.ready and pod.counts and pod.address]
-    if not ready:
-        raise CannotAsk(f"revision {revision} has no ready worker to rank the golden set")
-    return min(ready, key=lambda pod: pod.name).address
 
 
 def _unheard(found: Polled) -> str:

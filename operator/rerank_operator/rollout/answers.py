@@ -215,6 +215,8 @@ def _check_mirrored(one: Mirrored) -> None:
         raise _NotUnderstood(f"mirrored: seconds must be from 0 to {LONGEST:g}")
     if one.agreement is not None and not -1 <= one.agreement <= 1:
         raise _NotUnderstood("mirrored: agreement must be from -1 to 1")
+    if one.drift is not None and one.drift < 0:
+        raise _NotUnderstood("mirrored: drift must be 0 at least")
 
 
 def _new(end: int, begin: int, length: int) -> int:

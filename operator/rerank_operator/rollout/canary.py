@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 from rerank_api import names, units
-from rerank_api.reranker import RejectedRevision, Rollout, RolloutCheck, RolloutPhase, RolloutStatus
+from rerank_api.reranker import DifferedRequest, RejectedRevision, Rollout, RolloutCheck, RolloutPhase, RolloutStatus
 
 from rerank_operator.controller.times import time_or_zero
 
@@ -38,6 +38,8 @@ class Findings(msgspec.Struct, frozen=True):
     revision: str
     golden: RolloutCheck | None = None
     mirror: RolloutCheck | None = None
+    differed: tuple[DifferedRequest, ...] = ()
+    """The mirrored requests that differed most; empty also where another operator has looked at them."""
     metrics: tuple[RolloutCheck, ...] = ()
     """Of users' requests."""
     action: Literal["hold", "advance", "promote", "rollback"] = "hold"
@@ -198,7 +200,8 @@ def _with_findings(state: RolloutStatus, findings: Findings) -> RolloutStatus:
     for check in (findings.golden, findings.mirror, *findings.metrics):
         if check is not None:
             state = _with_check(state, check)
-    return msgspec.structs.replace(state, requests=max(state.requests, findings.requests))
+    most = list(findings.differed) or state.differed
+    return msgspec.structs.replace(state, differed=most, requests=max(state.requests, findings.requests))
 
 
 def _with_checks_asked_for(state: RolloutStatus, rollout: Rollout) -> RolloutStatus:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 from rerank_api.answers import Mirrored
+from rerank_api.reranker import DifferedRequest
 
 from rerank_operator.rollout.judge.judge import SUSPICION, Settings
 from rerank_operator.rollout.judge.quality import FEWEST, Difference, compare
@@ -21,6 +22,10 @@ RATES = (0.02, 0.05, 0.1, 0.3, 0.9)
 """Shares that are looked for instead."""
 FEWEST_FAILURES = 3
 """Before which none is gross: two may have met the same mishap."""
+MOST_TOLD = 5
+"""Requests that differed most: for a person to look at, and within the CRD's bound."""
+LONGEST_ID = 128
+"""The CRD's bound; a gateway gives none that is longer."""
 INTERVAL = 0.95
 """Of the mean agreement that is told; the verdict has probabilities of its own (Settings)."""
 
@@ -58,6 +63,26 @@ def judge_mirror(
     if found.high < least_agreement:
         return MirrorVerdict("fail", f"{told}; the agreement must be {least_agreement:g}")
     return MirrorVerdict("pass", told)
+
+
+def differed(mirrored: Sequence[Mirrored]) -> tuple[DifferedRequest, ...]:
+    """Those on which both rankings differed most, worst first; of equal ones, where scores lie farthest apart. A
+    request that failed has no ranking to differ by, and one that is called nothing cannot be looked for."""
+    told = [
+        one
+        for one in mirrored
+        if 0 < len(one.request_id) <= LONGEST_ID and not one.failed
+        if (one.agreement is not None and one.agreement < 1) or one.drift
+    ]
+    worst = sorted(told, key=lambda one: (2.0 if one.agreement is None else one.agreement, -(one.drift or 0.0)))
+    return tuple(
+        DifferedRequest(
+            one.request_id,
+            None if one.agreement is None else round(one.agreement, 4),
+            None if one.drift is None else round(one.drift, 6),
+        )
+        for one in worst[:MOST_TOLD]
+    )
 
 
 def _evidence(requests: int, failures: int) -> float:

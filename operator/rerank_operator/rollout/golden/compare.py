@@ -5,6 +5,7 @@ from typing import Literal
 
 import msgspec
 
+from rerank_operator.rollout.golden.golden_set import GoldenSet
 from rerank_operator.rollout.golden.measures import Quality
 from rerank_operator.rollout.judge.judge import Settings, Verdict, judge_golden
 from rerank_operator.rollout.judge.quality import compare
@@ -14,7 +15,14 @@ INTERVAL = 0.95
 
 Measure = Literal["ndcg", "accuracy", "reciprocal_rank"]
 """A field of Quality."""
+_MEASURES: dict[str, Measure] = {"ndcg": "ndcg", "accuracy": "accuracy", "mrr": "reciprocal_rank"}
 TOLD: dict[Measure, str] = {"ndcg": "nDCG", "accuracy": "accuracy", "reciprocal_rank": "MRR"}
+
+
+def measured(metric: str, golden: GoldenSet) -> tuple[Measure, int]:
+    """What ``spec.rollout.goldenSet.metric`` names, and how many of the first documents count for it."""
+    name, _, k = metric.partition("@")
+    return _MEASURES[name], int(k) if k else golden.k
 
 
 class Compared(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rerank_api.answers import Mirrored
 from rerank_operator.rollout.judge.judge import Settings
-from rerank_operator.rollout.mirror import judge_mirror
+from rerank_operator.rollout.mirror import differed, judge_mirror
 
 SETTINGS = Settings()
 
@@ -77,3 +77,28 @@ def test_a_canary_that_fails_as_often_as_is_tolerated_fails_the_gate_no_more_oft
 
 def test_thousands_of_failures_are_no_overflow():
     assert judge_mirror(bad(10_000), 20, SETTINGS, None).verdict == "fail"
+
+
+def one(name: str, agreement: float | None = 1.0, drift: float | None = 0.0, failed: bool = False) -> Mirrored:
+    return Mirrored(0.1, 0.1, failed=failed, agreement=agreement, drift=drift, request_id=name)
+
+
+@pytest.mark.parametrize(
+    ("mirrored", "names"),
+    [
+        ([], []),
+        ([one("a", 0.5), one("b", -0.2), one("c", 0.9)], ["b", "a", "c"]),
+        ([one("a", 0.5, 0.1), one("b", 0.5, 0.3)], ["b", "a"]),
+        ([one("a", None, 0.4), one("b", 0.99, 0.0), one("c", None, 0.5)], ["b", "c", "a"]),
+        ([one("same"), one("a", 1.0, 0.01), one("no order", None, 0.0)], ["a"]),
+        ([one("lost", None, None, failed=True), one("", 0.1), one("x" * 129, 0.1)], []),
+        ([one(str(place), place / 10) for place in range(9, -1, -1)], ["0", "1", "2", "3", "4"]),
+    ],
+)  # fmt: skip
+def test_the_requests_that_differed_most_are_named_worst_first(mirrored: list[Mirrored], names: list[str]):
+    assert [told.request_id for told in differed(mirrored)] == names
+
+
+def test_a_request_that_differed_is_told_with_its_figures():
+    (told,) = differed([one("a", 0.123456, 0.12345678)])
+    assert (told.agreement, told.drift) == (0.1235, 0.123457)
