@@ -91,9 +91,9 @@ async def keep_tidy(pause: float = TIDY_SECONDS) -> None:
     least = 0
     while True:
         await asyncio.sleep(pause)
-        if _resident() - least >= TIDY_BYTES:
+        if resident() - least >= TIDY_BYTES:
             await asyncio.to_thread(_trim)
-            least = _resident()
+            least = resident()
 
 
 def _trim() -> None:
@@ -107,8 +107,9 @@ def taken() -> int:
     """Bytes that this process takes now: of the device where CUDA is in use, else of the host (resident)."""
     if (device := cuda()) is not None:
         return int(device.memory_allocated())
-    return _resident()
+    return resident()
 
 
-def _resident() -> int:
+def resident() -> int:
+    """Bytes of the host that this process holds now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,23 +1,37 @@
 """Every metric of the worker, in base units. Labels are bounded: never a text, a model path or a request id.
 
-One registry a server, so that several can live in one process (tests do).
+One registry a server, so that several can live in one process (tests do). Asking NVML takes milliseconds: ``text`` is
+for a thread that may wait.
 """
 
 import resource
 import sys
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
-from prometheus_client.core import HistogramMetricFamily
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
+
+from rerank_worker import memory
+from rerank_worker.gpus import Gpus
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SHORT_SECONDS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _PAIR_TOKENS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
 _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+_SCORE_BINS = 20
+
+_EDGES = [np.log(edge / (1 - edge)) for edge in np.arange(1, _SCORE_BINS) / _SCORE_BINS]
+"""Logits at which a probability comes into the next bin, so that none has to be computed."""
+
+_FACTS = ("model", "model_sha256", "tokenizer_sha256", "architecture", "device", "precision")
+"""Labels of the info metric, beside the version."""
 
 
 class PairTokens(Collector):
@@ -49,6 +63,95 @@ class PairTokens(Collector):
             buckets.append(("+Inf" if bound == float("inf") else str(bound), seen))
         family = HistogramMetricFamily("rerank_worker_pair_tokens", "Real tokens of a scored pair.")
         family.add_metric([], buckets, total)
+        yield family
+
+
+class Scores(Collector):
+    """How probabilities spread over bins of a twentieth, a whole answer's at a time."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._lock = threading.Lock()
+        self._counts = np.zeros(_SCORE_BINS, dtype=np.int64)
+        registry.register(self)
+
+    def observe(self, logits: Sequence[float], temperature: float) -> None:
+        """Finite logits of documents, whose probabilities are sigmoid(logit / temperature)."""
+        bins = np.searchsorted(_EDGES, np.asarray(logits) / temperature, side="right")
+        counts = np.bincount(bins, minlength=_SCORE_BINS)
+        with self._lock:
+            self._counts += counts
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "rerank_worker_scores",
+            "Documents scored, by sigmoid(logit / temperature), whatever the activation: from the label's value on, "
+            "and less than a twentieth more.",
+            labels=["bin"],
+        )
+        with self._lock:
+            counts = self._counts.tolist()
+        for number, count in enumerate(counts):
+            family.add_metric([f"{number / _SCORE_BINS:.2f}"], count)
+        yield family
+
+
+class Resources(Collector):
+    """Memory and GPUs as they are when scraped. What cannot be told has no series."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._gpus = Gpus()
+        registry.register(self)
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        held = GaugeMetricFamily(
+            "rerank_worker_memory_bytes",
+            "Memory taken now: of the host (resident), and of the device (allocated by torch) where CUDA is in use.",
+            labels=["memory"],
+        )
+        held.add_metric(["host"], memory.resident())
+        if (device := memory.cuda()) is not None:
+            held.add_metric(["device"], device.memory_allocated())
+        utilization = GaugeMetricFamily(
+            "rerank_worker_gpu_utilization_ratio",
+            "Share of the last moments in which the GPU computed, for any process (NVML).",
+            labels=["gpu"],
+        )
+        used = GaugeMetricFamily(
+            "rerank_worker_gpu_memory_used_bytes", "The GPU's memory that any process holds (NVML).", labels=["gpu"]
+        )
+        total = GaugeMetricFamily("rerank_worker_gpu_memory_total_bytes", "The GPU's memory (NVML).", labels=["gpu"])
+        for gpu in self._gpus.read():
+            told = ((utilization, gpu.utilization), (used, gpu.used_bytes), (total, gpu.total_bytes))
+            for family, value in told:
+                if value is not None:
+                    family.add_metric([str(gpu.index)], value)
+        yield from (held, utilization, used, total)
+
+
+class Serving(Collector):
+    """One series for each model of the process, with what it is; one with empty labels while there is none."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._version = version("rerank-worker")
+        self._models: dict[str, tuple[str, ...]] = {}
+        registry.register(self)
+
+    def set(self, key: str, facts: Mapping[str, str]) -> None:
+        self._models[key] = tuple(facts.get(name, "") for name in _FACTS)
+
+    def remove(self, key: str) -> None:
+        self._models.pop(key, None)
+
+    def collect(self) -> Iterable[InfoMetricFamily]:
+        family = InfoMetricFamily(
+            "rerank_worker",
+            "What this worker serves: a series for each model (empty labels: none yet). model_sha256 is of "
+            "`sha256sum *.safetensors`, in the order of names.",
+            labels=[*_FACTS, "version"],
+        )
+        # Two models of a process may be the same but for their keys.
+        for facts in sorted(set(self._models.values())) or [("",) * len(_FACTS)]:
+            family.add_metric([*facts, self._version], {})
         yield family
 
 
@@ -173,12 +276,16 @@ class Metrics:
         )
         self.peak_memory.labels("host").set_function(_peak_host_bytes)
         self.peak_memory.labels("device").set_function(_peak_device_bytes)
-        self.info = Info("rerank_worker", "What this worker serves.", registry=registry)
+        self.scores = Scores(registry)
+        self.resources = Resources(registry)
+        self.serving = Serving(registry)
 
     def forget(self, model: str) -> None:
         """Drop what is told of a model that has left the process."""
         for gauge in (self.batch_budget, self.capacity):
             gauge.remove(model)
+        self.serving.remove(model)
 
     def text(self) -> bytes:
+        """What Prometheus reads."""
         return generate_latest(self.registry)

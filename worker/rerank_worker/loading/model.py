@@ -106,7 +106,11 @@ def load(config: WorkerConfig, threads: int, quick: bool = False) -> Loaded:
         compiler.start()
     seconds = {"loadSeconds": round(time.monotonic() - started, 3), "loadSecondsOf": parts.seconds}
     log.info("loaded", extra={"fields": {"model": source.model_name(config.model), **seconds}})
-    sums = {"sha256": digests, "tokenizerSha256": digests["tokenizer.json"]}
+    sums = {
+        "sha256": digests,
+        "modelSha256": verify.weights_sha256(digests),
+        "tokenizerSha256": digests["tokenizer.json"],
+    }
     return replace(loaded, info=loaded.info | sums | seconds)
 
 

@@ -105,6 +105,13 @@ def checksums(folder: Path, known: Mapping[str, str] | None = None) -> dict[str,
     return {name: known[name] if name in known else found[name] for name in files}
 
 
+def weights_sha256(digests: Mapping[str, str]) -> str:
+    """One checksum for all weights, of the ``digests`` of a model's files by name: the sha256 of what
+    `sha256sum *.safetensors` prints, so that it can be made by hand."""
+    lines = [f"{digests[name]}  {name}\n" for name in sorted(digests) if name.endswith(".safetensors")]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def seal(folder: Path) -> Seal:
     """To be taken before the first file is checked; ``check_seal`` compares when all have been read.
 

@@ -189,7 +189,6 @@ class Server:
             **loaded.info,
         }
         self._live = self._own.live
-        self.metrics.info.info({key: str(self._info.get(key, "")) for key in ("device", "precision", "architecture")})
         facts = {key: self._info.get(key) for key in ("model", "device", "precision", "maxLength", "activation")}
         log.info("ready", extra={"fields": {**facts, "seconds": round(seconds, 3)}})
 

@@ -187,6 +187,7 @@ class Models:
         model.scorer = self._scorer(model.config, loaded, model.engine)
         model.state = "ready"
         model.idle.set()
+        self._metrics.serving.set(model.key, _labels(model.config, loaded))
         return loaded
 
     async def put(self, key: str, config: WorkerConfig, deadline: float) -> Model:
@@ -395,6 +396,20 @@ class Models:
                 f"the key {OWN} is for the model that the process was started with, which only a new process replaces: "
                 "choose another key",
             )
+
+
+def _labels(config: WorkerConfig, loaded: Loaded) -> dict[str, str]:
+    """What the info metric tells of a model."""
+    facts = {
+        "model_sha256": "modelSha256",
+        "tokenizer_sha256": "tokenizerSha256",
+        "architecture": "architecture",
+        "device": "device",
+        "precision": "precision",
+    }
+    told = {label: str(loaded.info.get(fact, "")) for label, fact in facts.items()}
+    # Of a path only the last part: the rest is of the machine.
+    return {"model": config.model.repo or Path(str(config.model.path)).name, **told}
 
 
 def _live(loaded: Loaded, engine: EngineThread) -> dict[str, Any]:

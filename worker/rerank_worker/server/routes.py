@@ -153,5 +153,5 @@ class _Routes:
         return protocol.answer({"status": "ok"})
 
     async def metrics(self, _request: web.Request) -> web.Response:
-        text = self._state.metrics.text()
+        text = await asyncio.to_thread(self._state.metrics.text)
         return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})

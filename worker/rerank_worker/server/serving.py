@@ -159,6 +159,7 @@ class Scorer:
             raise self._no_number(prepared, logits)
         if prepared.counts is not None:
             logits = chunking.pool(logits, prepared.counts, self._config.chunk_pooling)
+        self._metrics.scores.observe(logits, self._config.temperature)
         self._metrics.truncated_documents.inc(len(prepared.truncated))
         self._metrics.truncated_requests.inc(bool(prepared.truncated))
         self._metrics.chunked_documents.inc(len(prepared.chunked))
