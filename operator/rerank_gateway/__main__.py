@@ -3,19 +3,24 @@
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kubernetes.aio.config import ConfigException
-from rerank_api import units
+from rerank_api import otlp, units
 
 from rerank_gateway import logs
 from rerank_gateway.app import Gateway, Options
 from rerank_gateway.cluster.api import connect, getter
 from rerank_gateway.cluster.watch import ClusterSource
 from rerank_gateway.routing import Limits
+
+if TYPE_CHECKING:
+    from rerank_gateway.tracing import Tracing
 
 log = logging.getLogger("rerank_gateway")
 
@@ -26,13 +31,28 @@ def main() -> None:
     arguments = _parser().parse_args()
     logs.configure(arguments.log_level)
     try:
-        asyncio.run(_run(arguments))
-    except (ConfigException, OSError) as error:
+        asyncio.run(_run(arguments, _tracing()))
+    except (ConfigException, OSError, _BadEnvironment) as error:
         log.critical("cannot start: %s", error)
         sys.exit(EXIT_CONFIGURATION)
 
 
-async def _run(arguments: argparse.Namespace) -> None:
+class _BadEnvironment(Exception):
+    """Traces cannot be exported as the environment asks."""
+
+
+def _tracing() -> "Tracing | None":
+    try:
+        if not otlp.traces_wanted(os.environ):
+            return None
+    except ValueError as error:
+        raise _BadEnvironment(str(error)) from None
+    from rerank_gateway.tracing import Tracing  # takes a second or so to load
+
+    return Tracing(time.monotonic)
+
+
+async def _run(arguments: argparse.Namespace, tracing: "Tracing | None") -> None:
     asked_to_stop, hurry = asyncio.Event(), asyncio.Event()
 
     def stop() -> None:
@@ -45,7 +65,7 @@ async def _run(arguments: argparse.Namespace) -> None:
 
     async with await connect(arguments.kubeconfig) as api:
         source = ClusterSource(getter(api), arguments.namespace, time.monotonic)
-        gateway = Gateway(_options(arguments), source, time.monotonic)
+        gateway = Gateway(_options(arguments), source, time.monotonic, tracing=tracing)
         await gateway.start()
         source.start()
         await asked_to_stop.wait()

@@ -15,26 +15,35 @@ from rerank_api import wire
 from rerank_gateway.errors import Handler
 from rerank_gateway.metrics import Metrics
 from rerank_gateway.record import RECORD, Record
+from rerank_gateway.slo import CLIENT_WENT_AWAY
+from rerank_gateway.trace import Begin
 
 log = logging.getLogger("rerank_gateway.access")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-CLIENT_WENT_AWAY = 499
 HEADER_REVISION = "X-Rerank-Revision"
 HEADER_CACHE = "X-Rerank-Cache"
 """hit, partial or miss; absent where the Reranker has no cache."""
 
 
 def observe_requests(
-    metrics: Metrics, clock: Callable[[], float], draining: Callable[[], bool], quiet_routes: frozenset[str]
+    metrics: Metrics,
+    clock: Callable[[], float],
+    draining: Callable[[], bool],
+    quiet_routes: frozenset[str],
+    begin: Begin,
 ) -> Middleware:
-    """Clients are told to connect elsewhere while ``draining``; ``quiet_routes`` are counted but not logged."""
+    """Clients are told to connect elsewhere while ``draining``; ``quiet_routes`` are counted but neither logged nor
+    traced. ``begin``: the trace of each request."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = clock()
         given = request.headers.get(wire.HEADER_REQUEST_ID, "")
         record = Record(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex, _pattern(request))
+        if record.route not in quiet_routes:
+            trace = record.trace = begin(request.headers, request.method, record.route, started)
+            record.trace_id, record.sampled = trace.trace_id, trace.sampled
         request[RECORD] = record
         record.code = CLIENT_WENT_AWAY
         try:
@@ -51,6 +60,7 @@ def observe_requests(
             return response
         finally:
             duration = clock() - started
+            record.trace.end(record, started + duration)
             metrics.answered(record, duration)
             if record.route not in quiet_routes:
                 _write(record, duration)
@@ -66,6 +76,7 @@ def _pattern(request: web.Request) -> str:
 def _write(record: Record, duration: float) -> None:
     fields = {
         "id": record.request_id,
+        "trace_id": record.trace_id,
         "route": record.route,
         "namespace": record.namespace,
         "reranker": record.reranker,

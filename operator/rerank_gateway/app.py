@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp import web
@@ -31,7 +32,11 @@ from rerank_gateway.routes import add_routes
 from rerank_gateway.routing import Limits
 from rerank_gateway.scoring import Scoring
 from rerank_gateway.serving import Serving
+from rerank_gateway.trace import pass_on
 from rerank_gateway.waiting import Queues
+
+if TYPE_CHECKING:
+    from rerank_gateway.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +69,14 @@ class Gateway:
         source: Source,
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
+        tracing: "Tracing | None" = None,
     ) -> None:
-        """``clock``: the event loop's; ``wall``: Unix time."""
+        """``clock``: the event loop's; ``wall``: Unix time; ``tracing``: None where no traces are exported."""
         self.draining = False
         self._options = options
         self._source = source
         self._clock = clock
+        self._tracing = tracing
         self._queues = Queues(options.limits, clock, wall)
         self._caches = Caches(options.max_cache_bytes, clock)
         self._demand = Demand(self._queues, wall)
@@ -126,7 +133,8 @@ class Gateway:
         add_answers(admin, self._answers)
         self._admin = await _listen(admin, options.host, options.admin_port, shutdown_timeout=1.0)
 
-        observed = observe_requests(self._metrics, self._clock, lambda: self.draining, frozenset({HEALTH_PATH}))
+        begin = pass_on if self._tracing is None else self._tracing.begin
+        observed = observe_requests(self._metrics, self._clock, lambda: self.draining, frozenset({HEALTH_PATH}), begin)
         middlewares = [observed, errors_as_json]
         if options.api_keys_file is not None:
             middlewares.append(require_key(ApiKeys(options.api_keys_file, self._clock), frozenset({HEALTH_PATH})))
@@ -153,6 +161,8 @@ class Gateway:
             await self._admin.cleanup()
         if self._session is not None:
             await self._session.close()
+        if self._tracing is not None:
+            await self._tracing.close()
 
     def _refuse_waiting(self) -> None:
         for _, queue in self._queues:

@@ -20,6 +20,7 @@ from rerank_gateway.cluster.state import Endpoint
 from rerank_gateway.errors import ApiError
 from rerank_gateway.metrics import Metrics
 from rerank_gateway.record import Record
+from rerank_gateway.trace import Attempt, Trace
 from rerank_gateway.waiting import Queue, Ticket
 
 CONNECT_TIMEOUT = 2.0
@@ -110,14 +111,16 @@ class Forwarder:
         while True:
             queued = self._clock()
             try:
-                endpoint = await queue.acquire(ticket, retry=record.attempts > 0)
+                with record.trace.waiting():
+                    endpoint = await queue.acquire(ticket, retry=record.attempts > 0)
             finally:
                 record.waited += self._clock() - queued
             record.attempts += 1
             record.revision = endpoint.revision
             try:
-                answer = await self._send(endpoint, ticket, payload, record.request_id)
-                response = _checked(answer, documents, endpoint)
+                with record.trace.attempt(endpoint, record.attempts) as attempt:
+                    answer = await self._send(endpoint, ticket, payload, record.request_id, attempt)
+                    response = _checked(answer, documents, endpoint)
             except ApiError as error:
                 if error.status != 504:
                     queue.succeeded(endpoint)
@@ -148,13 +151,15 @@ class Forwarder:
                 queue.release(ticket, endpoint)
 
     async def score_once(
-        self, endpoint: Endpoint, ticket: Ticket, payload: bytes, documents: int, request_id: str
+        self, endpoint: Endpoint, ticket: Ticket, payload: bytes, documents: int, request_id: str, trace: Trace
     ) -> wire.ScoreResponse:
-        """The same of one worker, by no queue and with no other try: nothing that is told of users' requests changes.
+        """The same of one worker, by no queue and with no other try: nothing that is told of users' requests changes,
+        but that ``trace``, of the request that this is a copy of, has a span for it.
 
         Raises NotTaken, Broken, or ApiError: the worker's refusal of the input, or 504 at the ticket's deadline.
         """
-        return _checked(await self._send(endpoint, ticket, payload, request_id), documents, endpoint)
+        with trace.attempt(endpoint, 1, mirrored=True) as attempt:
+            return _checked(await self._send(endpoint, ticket, payload, request_id, attempt), documents, endpoint)
 
     def _retry(
         self, queue: Queue, ticket: Ticket, endpoint: Endpoint, pause: _Pause, reason: str, *, broken: bool
@@ -163,8 +168,10 @@ class Forwarder:
         ticket.avoid.add(endpoint.uid)
         self._metrics.retried(endpoint, reason)
 
-    async def _send(self, endpoint: Endpoint, ticket: Ticket, payload: bytes, request_id: str) -> _Answer:
-        post = asyncio.ensure_future(self._post(endpoint, ticket, payload, request_id))
+    async def _send(
+        self, endpoint: Endpoint, ticket: Ticket, payload: bytes, request_id: str, attempt: Attempt
+    ) -> _Answer:
+        post = asyncio.ensure_future(self._post(endpoint, ticket, payload, request_id, attempt))
         try:
             async with asyncio.timeout_at(ticket.deadline):
                 await self._until_done_or_dead(endpoint, post)
@@ -177,8 +184,11 @@ class Forwarder:
                 # The connection must be closed before the slot is given to the next request.
                 await asyncio.gather(post, return_exceptions=True)
 
-    async def _post(self, endpoint: Endpoint, ticket: Ticket, payload: bytes, request_id: str) -> _Answer:
+    async def _post(
+        self, endpoint: Endpoint, ticket: Ticket, payload: bytes, request_id: str, attempt: Attempt
+    ) -> _Answer:
         headers = {
+            **attempt.headers,
             "Content-Type": "application/json",
             wire.HEADER_REQUEST_ID: request_id,
             wire.HEADER_TIMEOUT: str(max(1, int((ticket.deadline - self._clock()) * 1000))),
@@ -189,6 +199,7 @@ class Forwarder:
         try:
             # No redirects: whoever may run a pod could send the gateway to any address that it can reach.
             async with self._session.post(url, data=data, headers=headers, allow_redirects=False) as response:
+                attempt.status = response.status
                 capacity = _capacity(response.headers.get(wire.HEADER_CAPACITY, ""))
                 return _Answer(response.status, await response.read(), capacity)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:

@@ -23,6 +23,7 @@ from rerank_gateway.forwarding import Broken, Forwarder, NotTaken
 from rerank_gateway.metrics import Metrics, MirrorResult
 from rerank_gateway.record import Record
 from rerank_gateway.routing import draw_of
+from rerank_gateway.trace import Trace
 from rerank_gateway.waiting import Ticket
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class _Asked:
     """That stable's attempt took."""
     within: float
     """Seconds that the canary has."""
+    trace: Trace
+    """Of the user's request."""
 
 
 class Mirroring:
@@ -82,7 +85,7 @@ class Mirroring:
         if endpoint is None:
             self._metrics.mirrored(route.key, "skipped")
             return
-        asked = _Asked(payload, response.scores, record.request_id, record.seconds, within)
+        asked = _Asked(payload, response.scores, record.request_id, record.seconds, within, record.trace)
         task = asyncio.create_task(self._ask(endpoint, asked))
         self._running[task] = endpoint
         task.add_done_callback(self._ended)
@@ -123,7 +126,9 @@ class Mirroring:
         # Its tokens are for queues, and it never enters one.
         ticket = Ticket(0, began + asked.within, draw=0.0, priority="low")
         try:
-            response = await self._forwarder.score_once(endpoint, ticket, asked.payload, len(scores), asked.request_id)
+            response = await self._forwarder.score_once(
+                endpoint, ticket, asked.payload, len(scores), asked.request_id, asked.trace
+            )
         except NotTaken:
             return "skipped"
         except (Broken, ApiError):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from rerank_gateway.trace import UNTRACED, Trace
+
 
 @dataclass(slots=True)
 class Record:
@@ -39,6 +41,8 @@ class Record:
     """Of the trace that the request is part of, 32 hex digits; empty where there is none."""
     sampled: bool = False
     """The trace is exported: one who follows its id finds something."""
+    trace: Trace = UNTRACED
+    """Which those on the request's way tell what they do."""
 
 
 RECORD: web.RequestKey[Record] = web.RequestKey("record", Record)

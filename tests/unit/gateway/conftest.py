@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import msgspec
@@ -14,6 +14,9 @@ from aiohttp import web
 from rerank_api import wire
 from rerank_gateway.app import Gateway, Options
 from rerank_gateway.cluster.state import Endpoint, Policy, RoutingTable, build_table
+
+if TYPE_CHECKING:
+    from rerank_gateway.tracing import Tracing
 
 DEADLINE = 10.0
 
@@ -192,7 +195,9 @@ class House:
 async def open_house() -> AsyncIterator[Callable[..., Awaitable[House]]]:
     async with AsyncExitStack() as stack:
 
-        async def open_(wall: Callable[[], float] = time.time, **options: Any) -> House:
+        async def open_(
+            wall: Callable[[], float] = time.time, tracing: "Tracing | None" = None, **options: Any
+        ) -> House:
             source = TableSource()
             defaults: dict[str, Any] = {
                 "host": "127.0.0.1",
@@ -201,7 +206,7 @@ async def open_house() -> AsyncIterator[Callable[..., Awaitable[House]]]:
                 "shutdown_delay": 0.0,
                 "drain_timeout": 5.0,
             }
-            gateway = Gateway(Options(**{**defaults, **options}), source, time.monotonic, wall)
+            gateway = Gateway(Options(**{**defaults, **options}), source, time.monotonic, wall, tracing)
             await gateway.start()
             client = await stack.enter_async_context(aiohttp.ClientSession())
             house = House(gateway, source, client)

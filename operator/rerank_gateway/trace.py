@@ -1,0 +1,68 @@
+"""The trace that a request is part of, as those see it who are on the request's way.
+
+This one keeps no spans and costs next to nothing: it only hands the client's context on. Where traces are exported,
+tracing.py makes those that keep them. Loads no SDK, and is never told any text of a request.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+from rerank_gateway.cluster.state import Endpoint
+
+if TYPE_CHECKING:
+    from rerank_gateway.record import Record
+
+TRACEPARENT = "traceparent"
+"""Of the W3C's Trace Context."""
+
+_GIVEN = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class Attempt:
+    """One try at a worker."""
+
+    __slots__ = ("headers", "status")
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self.headers = headers
+        """To be sent along, so that the worker's spans belong to the trace."""
+        self.status = 0
+        """HTTP status of the worker's answer; 0: there was none."""
+
+
+class Trace:
+    """Of a request whose spans are not kept."""
+
+    sampled = False
+
+    def __init__(self, trace_id: str = "", headers: Mapping[str, str] | None = None) -> None:
+        self.trace_id = trace_id
+        """32 hex digits; empty: the request is part of none."""
+        self._headers = headers or {}
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """While the request waits in the queue."""
+        return _NOTHING
+
+    def attempt(self, endpoint: Endpoint, number: int, *, mirrored: bool = False) -> AbstractContextManager[Attempt]:
+        """While a worker has the request. ``number``: from 1; ``mirrored``: a canary is asked, and no user waits."""
+        return nullcontext(Attempt(self._headers))
+
+    def end(self, record: "Record", ended: float) -> None:
+        """The answer has gone out, or its client has. ``ended``: of the clock by which the trace began."""
+
+
+_NOTHING = nullcontext()
+UNTRACED = Trace()
+
+Begin = Callable[[Mapping[str, str], str, str, float], Trace]
+"""From a request's headers, method, route and when it came."""
+
+
+def pass_on(headers: Mapping[str, str], method: str, route: str, started: float) -> Trace:
+    """Where no traces are exported: a worker that does so continues the client's."""
+    given = headers.get(TRACEPARENT)
+    found = _GIVEN.fullmatch(given) if given is not None else None
+    return Trace(found[1], {TRACEPARENT: found[0]}) if found is not None else UNTRACED
