@@ -71,6 +71,11 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- include "rerank.fullname" . }}-demand
 {{- end -}}
 
+{{/* Name of the Service of the operator's page. */}}
+{{- define "rerank.pageName" -}}
+{{- include "rerank.fullname" . }}-page
+{{- end -}}
+
 {{/* Name of the Secret that the tokens of warm pods are derived from. */}}
 {{- define "rerank.warmPoolSecret" -}}
 {{- default (printf "%s-warm-pools" (include "rerank.fullname" .)) .Values.warmPools.existingSecret -}}

@@ -34,6 +34,7 @@ FULL = {
         "podLabels": {"c": "d"},
         "extraEnv": [{"name": "E", "value": "1"}],
         "serviceAccount": {"annotations": {"e": "f"}},
+        "page": {"port": 8888},
     },
     "gateway": {
         "replicas": 1,
@@ -54,8 +55,13 @@ FULL = {
         },
     },
     "warmPools": {"existingSecret": "pool-key"},
-    "networkPolicy": {"enabled": True, "gatewayFrom": [{"podSelector": {}}]},
+    "networkPolicy": {"enabled": True, "gatewayFrom": [{"podSelector": {}}], "pageFrom": [{"namespaceSelector": {}}]},
     "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "monitoring": {
+        "rules": {"enabled": True, "labels": {"release": "prometheus"}, "runbookUrl": "https://git.example.com/x"},
+        "dashboards": {"enabled": True, "annotations": {"grafana_folder": "Rerankers"}},
+    },
+    "tracing": {"endpoint": "http://tempo.monitoring:4318", "sampleRatio": 1},
 }
 SETS = {
     "defaults": {},
@@ -64,7 +70,7 @@ SETS = {
         "crds": {"enabled": False},
         "rbac": {"aggregateToUserRoles": False},
         "security": {"runAsUser": None},
-        "operator": {"replicas": 1, "resources": None},
+        "operator": {"replicas": 1, "resources": None, "page": {"enabled": False}},
         "networkPolicy": {"enabled": True},
     },
     "own rbac": {"rbac": {"create": False}, "podMonitor": {"enabled": True}},
@@ -73,6 +79,7 @@ CLUSTER_WIDE = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
 NAME = "rerank-operator"
 GATEWAY = "rerank-operator-gateway"
 DEMAND = "rerank-operator-demand"
+PAGE = "rerank-operator-page"
 
 
 @pytest.fixture(params=list(SETS.values()), ids=list(SETS))
@@ -124,7 +131,7 @@ def test_selectors_find_their_pods_and_no_other(rendered: Any):
     }
     for (kind, name), selector in selectors.items():
         found = {pod for pod, labels in {**pods, "worker": worker}.items() if selector.items() <= labels.items()}
-        expected = "worker" if name.endswith("-workers") else name.replace(DEMAND, GATEWAY)
+        expected = "worker" if name.endswith("-workers") else name.replace(DEMAND, GATEWAY).replace(PAGE, NAME)
         assert found == {expected}, (kind, name)
 
 
@@ -208,7 +215,8 @@ def test_names(render: Any, release: str, values: dict[str, Any], operator: str,
     found = render(values, release=release)
     assert {d["metadata"]["name"] for d in found.of("Deployment")} == {operator, gateway}
     services = {s["metadata"]["name"] for s in found.of("Service")}
-    assert services == {gateway, gateway.removesuffix("-gateway") + "-demand"}
+    prefix = gateway.removesuffix("-gateway")
+    assert services == {gateway, f"{prefix}-demand", f"{prefix}-page"}
     assert all(len(name) <= 63 for name in services)
 
 
@@ -469,7 +477,12 @@ def test_network_policies(render: Any):
     operator = found.one("Deployment", NAME)["spec"]["selector"]
     assert gateway[1]["from"] == [{"podSelector": operator}], "the demand stream, whoever may read metrics"
     assert "from" not in gateway[2]
-    assert found.one("NetworkPolicy", NAME)["spec"]["ingress"] == [{"ports": [{"port": "metrics"}]}]
+    assert found.one("NetworkPolicy", NAME)["spec"]["ingress"] == [
+        {"ports": [{"port": "page"}], "from": [{"namespaceSelector": {}}]},
+        {"ports": [{"port": "metrics"}]},
+    ]
+    bare = render(SETS["bare"]).one("NetworkPolicy", NAME)
+    assert bare["spec"]["ingress"] == [{"ports": [{"port": "metrics"}]}], "there is no page"
     assert render().of("NetworkPolicy") == []
 
 
@@ -528,6 +541,26 @@ def test_operator_and_gateway_say_themselves_which_reranker_they_mean(render: An
         (endpoint,) = render(FULL).one("PodMonitor", name)["spec"]["podMetricsEndpoints"]
         assert endpoint["honorLabels"] is True
         assert relabeled(endpoint["relabelings"], {}) == {"job": job}
+
+
+@pytest.mark.parametrize(("values", "port", "host"), [({}, 8081, ""), (FULL, 8888, "192.0.2.1")], ids=["plain", "own"])
+def test_the_page_is_reached_by_its_service(render: Any, values: dict[str, Any], port: int, host: str):
+    found = render(values)
+    container = container_of(found.one("Deployment", NAME))
+    command = parse_command(container["command"])
+    assert (command.page_port, command.page_host) == (port, host)
+    assert {"name": "page", "containerPort": port} in container["ports"]
+    service = found.one("Service", PAGE)["spec"]
+    assert service["type"] == "ClusterIP"
+    assert service["ports"] == [{"name": "http", "port": 80, "targetPort": "page", "appProtocol": "http"}]
+
+
+def test_without_a_page_nothing_of_it_is_left(render: Any):
+    found = render(SETS["bare"])
+    container = container_of(found.one("Deployment", NAME))
+    assert parse_command(container["command"]).page_port == 0
+    assert [port["name"] for port in container["ports"]] == ["metrics"]
+    assert not [s for s in found.of("Service") if s["metadata"]["name"] == PAGE]
 
 
 def test_gateways_are_told_where_traces_go(render: Any):

@@ -129,6 +129,7 @@ REFUSED = [
     ),
     ({"gateway": {"accessLogSample": 1.5}}, "/gateway/accessLogSample"),
     ({"operator": {"page": {"port": 80}}}, "/operator/page/port"),
+    ({"operator": {"extraArgs": ["--page-port=1"]}}, "operator.extraArgs: --page-port is set by the chart"),
     ({"operator": {"page": {"port": 9090}}}, "operator.page.port: 9090 is the operator's port for metrics"),
     (
         {"operator": {"page": {"enabled": False}}, "networkPolicy": {"enabled": True, "pageFrom": [{}]}},
