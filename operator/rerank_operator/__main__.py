@@ -7,20 +7,26 @@ import os
 import signal
 import socket
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+from rerank_api import otlp
 
 from rerank_operator import logs
 from rerank_operator.controller import health
 from rerank_operator.controller.api import KubeApi, load_configuration
 from rerank_operator.controller.leader import Terms
 from rerank_operator.controller.reconcile import Controller, Settings
-from rerank_operator.manifests.pod_template import WorkerImage
+from rerank_operator.manifests.pod_template import WorkerImage, WorkerTraces
 from rerank_operator.page import server as page_server
 from rerank_operator.page.sampling import Sampling, Standing
 from rerank_operator.rollout.prometheus import checked_url
 from rerank_operator.warm.tokens import read_key
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -35,6 +41,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--worker-image", required=True, help="image of the worker containers")
     add("--worker-image-pull-policy", default="IfNotPresent", choices=["Always", "IfNotPresent", "Never"])
+    add(
+        "--worker-otlp-endpoint",
+        type=_checked(otlp.checked_endpoint),
+        default=None,
+        metavar="URL",
+        help="collector that workers send their traces to over HTTP, such as http://collector.monitoring:4318; none: "
+        "they make no traces. A change renews the pods",
+    )
+    add(
+        "--worker-otlp-sample-ratio",
+        type=_checked(otlp.checked_ratio),
+        default=0.01,
+        metavar="RATIO",
+        help="share of the traces that begin in a worker; those of gateways are kept as the gateway decided",
+    )
     add("--namespace", action="append", default=[], help="watch only this namespace (repeatable; none: all)")
     add("--lease-name", default="rerank-operator", help="name of the Lease that makes one replica the leader")
     add("--lease-namespace", default=None, help="its namespace (default: the pod's own, else default)")
@@ -58,7 +79,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--prometheus-url",
-        type=_prometheus,
+        type=_checked(checked_url),
         default=None,
         metavar="URL",
         help="Prometheus that spec.rollout.prometheus is asked of, such as http://prometheus.monitoring:9090; none: a "
@@ -80,11 +101,16 @@ def _namespaced(text: str) -> tuple[str, str]:
     return namespace, name
 
 
-def _prometheus(text: str) -> str:
-    try:
-        return checked_url(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _checked(check: Callable[[str], T]) -> Callable[[str], T]:
+    """``check``, whose ValueError says what is wrong with a flag's text."""
+
+    def flag(text: str) -> T:
+        try:
+            return check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return flag
 
 
 def main() -> None:
@@ -103,7 +129,7 @@ async def _run(arguments: argparse.Namespace, terms: Terms, warm_pool_key: bytes
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     settings = Settings(
-        worker=WorkerImage(arguments.worker_image, arguments.worker_image_pull_policy),
+        worker=_worker(arguments),
         namespaces=tuple(arguments.namespace),
         lease_namespace=arguments.lease_namespace or _own_namespace(),
         lease_name=arguments.lease_name,
@@ -139,6 +165,12 @@ def _standing(controller: Controller, settings: Settings) -> Standing:
         trouble=controller.trouble() or "",
         gateways=controller.gateways,
     )
+
+
+def _worker(arguments: argparse.Namespace) -> WorkerImage:
+    endpoint = arguments.worker_otlp_endpoint
+    traces = WorkerTraces(endpoint, arguments.worker_otlp_sample_ratio) if endpoint is not None else None
+    return WorkerImage(arguments.worker_image, arguments.worker_image_pull_policy, traces)
 
 
 def _warm_pool_key(path: Path | None) -> bytes | None:

@@ -7,7 +7,7 @@ environment that configures it, and the labels that select it. Such an attempt i
 from typing import Any
 
 import msgspec
-from rerank_api import names, wire
+from rerank_api import names, otlp, wire
 from rerank_api.reranker import Model
 from rerank_api.revision import RevisionSpec
 from rerank_api.units import parse_duration
@@ -25,11 +25,22 @@ STARTUP_SECONDS = 1800
 """A model of tens of gigabytes over a slow network; the worker itself says sooner when it cannot succeed."""
 
 
+class WorkerTraces(msgspec.Struct, frozen=True):
+    """Where workers send their spans."""
+
+    endpoint: str
+    """Address of a collector that takes OTLP over HTTP."""
+    sample_ratio: float
+    """Share of the traces that begin in a worker. Those of gateways are kept or not as the gateway has decided."""
+
+
 class WorkerImage(msgspec.Struct, frozen=True):
     """What the operator was told to run."""
 
     image: str
     pull_policy: str = "IfNotPresent"
+    traces: WorkerTraces | None = None
+    """None: pods are told nothing about traces."""
 
 
 class BadSpec(ValueError):
@@ -129,6 +140,7 @@ def worker_container(
             {"name": "TMPDIR", "value": names.CACHE_MOUNT},
             {"name": "HF_HOME", "value": f"{names.CACHE_MOUNT}/huggingface"},
             {"name": "TORCHINDUCTOR_CACHE_DIR", "value": f"{names.CACHE_MOUNT}/torchinductor"},
+            *(_traces(worker.traces) if worker.traces is not None else ()),
         ],
         "ports": [{"name": names.WORKER_PORT_NAME, "containerPort": names.WORKER_PORT, "protocol": "TCP"}],
         **({"resources": amounts} if amounts else {}),
@@ -146,6 +158,14 @@ def worker_container(
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [{"name": CACHE_VOLUME, "mountPath": names.CACHE_MOUNT}],
     }
+
+
+def _traces(traces: WorkerTraces) -> list[dict[str, Any]]:
+    return [
+        {"name": otlp.ENDPOINT, "value": traces.endpoint},
+        {"name": otlp.SAMPLER, "value": otlp.BY_RATIO},
+        {"name": otlp.SAMPLER_ARGUMENT, "value": f"{traces.sample_ratio:g}"},
+    ]
 
 
 def _probe(path: str, period: int, failures: int) -> dict[str, Any]:

@@ -13,7 +13,14 @@ from rerank_operator.manifests.common import differences, stamp
 from rerank_operator.manifests.controller_revision import controller_revision
 from rerank_operator.manifests.deployment import deployment, strategy
 from rerank_operator.manifests.pod_disruption_budget import pod_disruption_budget
-from rerank_operator.manifests.pod_template import BadSpec, WorkerImage, merge, model_source, pod_template
+from rerank_operator.manifests.pod_template import (
+    BadSpec,
+    WorkerImage,
+    WorkerTraces,
+    merge,
+    model_source,
+    pod_template,
+)
 from rerank_operator.manifests.status import status_manifest
 
 WORKER = WorkerImage("registry.example/worker:1", "Always")
@@ -21,8 +28,8 @@ OWNER = Metadata("products", "search", "uid-1")
 SPEC = RevisionSpec(Model("file:///models/a"))
 
 
-def template(spec: RevisionSpec = SPEC, timeout: str = "10s") -> dict[str, Any]:
-    return pod_template("search", "products", "abc", spec, timeout, WORKER)
+def template(spec: RevisionSpec = SPEC, timeout: str = "10s", image: WorkerImage = WORKER) -> dict[str, Any]:
+    return pod_template("search", "products", "abc", spec, timeout, image)
 
 
 def with_overlay(overlay: dict[str, Any], **runtime: Any) -> RevisionSpec:
@@ -201,6 +208,26 @@ def test_merge(base: Any, overlay: Any, merged: Any):
 )
 def test_differences(wanted: Any, found: Any, places: list[str]):
     assert differences(wanted, found) == places
+
+
+def test_where_spans_go_is_in_the_environment_and_nothing_else_changes():
+    traces = WorkerTraces("http://collector:4318", 0.05)
+    plain, traced = template(), template(image=WorkerImage(WORKER.image, WORKER.pull_policy, traces))
+    assert {name: value for name, value in env(traced).items() if name not in env(plain)} == {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "0.05",
+    }
+    assert not [name for name in env(plain) if name.startswith("OTEL_")]
+    del worker(traced)["env"][-3:]
+    assert traced == plain
+
+
+def test_a_reranker_may_send_its_spans_elsewhere():
+    own = {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://own:4318"}
+    spec = with_overlay({"spec": {"containers": [{"name": "worker", "env": [own]}]}})
+    traced = template(spec, image=WorkerImage(WORKER.image, traces=WorkerTraces("http://collector:4318", 1)))
+    assert [each for each in worker(traced)["env"] if each["name"] == own["name"]] == [own]
 
 
 def test_a_manifest_is_the_same_each_time_and_its_stamp_tells_changes():

@@ -15,7 +15,7 @@ from rerank_operator.controller.handlers import Backoffs, settings
 from rerank_operator.controller.kinds import PODS, Kind
 from rerank_operator.controller.reconcile import MISSED_LISTS, Controller, Settings
 from rerank_operator.logs import JsonFormatter, Sparing
-from rerank_operator.manifests.pod_template import WorkerImage
+from rerank_operator.manifests.pod_template import WorkerImage, WorkerTraces
 from unit.operator.build import pod
 
 
@@ -34,6 +34,8 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]):
     text = capsys.readouterr().out
     for flag in (
         "--worker-image",
+        "--worker-otlp-endpoint",
+        "--worker-otlp-sample-ratio",
         "--namespace",
         "--lease-name",
         "--lease-namespace",
@@ -59,6 +61,35 @@ def test_the_service_of_the_gateways_is_a_namespace_and_a_name(wrong: str, capsy
     with pytest.raises(SystemExit):
         program.parse_arguments(["--worker-image=w", f"--gateway-service={wrong}"])
     assert "must be a namespace and a name, such as" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "wrong", "says"),
+    [
+        ("--worker-otlp-endpoint", "collector:4317", "must be the address of a collector, such as"),
+        ("--worker-otlp-endpoint", "http://", "must be the address of a collector, such as"),
+        ("--worker-otlp-sample-ratio", "2", "must be a number from 0 to 1"),
+        ("--worker-otlp-sample-ratio", "1%", "must be a number from 0 to 1"),
+        ("--prometheus-url", "prometheus", "must be the address of a Prometheus, such as"),
+    ],
+)
+def test_a_flag_that_says_nothing_useful_is_refused(
+    flag: str, wrong: str, says: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit):
+        program.parse_arguments(["--worker-image=w", f"{flag}={wrong}"])
+    assert says in capsys.readouterr().err
+
+
+def test_workers_make_traces_where_a_collector_is_named():
+    def traces(*flags: str) -> WorkerTraces | None:
+        return program._worker(program.parse_arguments(["--worker-image=w", *flags])).traces
+
+    assert traces() is None
+    assert traces("--worker-otlp-sample-ratio=0.5") is None
+    endpoint = "--worker-otlp-endpoint=http://collector:4318"
+    assert traces(endpoint) == WorkerTraces("http://collector:4318", 0.01)
+    assert traces(endpoint, "--worker-otlp-sample-ratio=0.5") == WorkerTraces("http://collector:4318", 0.5)
 
 
 async def test_by_default_it_listens_on_all_addresses():
