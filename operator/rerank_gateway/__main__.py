@@ -84,6 +84,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         limits=Limits(arguments.max_outstanding_requests, arguments.max_outstanding_tokens),
         max_held_bytes=arguments.max_held_bytes,
         max_cache_bytes=arguments.max_cache_bytes,
+        access_log_sample=arguments.access_log_sample,
         shutdown_delay=arguments.shutdown_delay,
         drain_timeout=arguments.drain_timeout,
     )
@@ -150,6 +151,13 @@ def _parser() -> argparse.ArgumentParser:
         "terminationGracePeriodSeconds must exceed both together by a few seconds",
     )
     parser.add_argument(
+        "--access-log-sample",
+        type=_share,
+        default=defaults.access_log_sample,
+        help="share (0 to 1) of the requests answered well and within their Reranker's spec.slo.latency.threshold that "
+        "get a line in the log; all others always do",
+    )
+    parser.add_argument(
         "--log-level", choices=["debug", "info", "warning", "error"], default="info", help="least level"
     )
     return parser
@@ -173,6 +181,16 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds <= 3600:
         raise argparse.ArgumentTypeError("must be between 0 and 1 hour")
     return seconds
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError("must be a number from 0 to 1")
+    return share
 
 
 def _positive(text: str) -> int:

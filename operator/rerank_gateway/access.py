@@ -1,8 +1,11 @@
-"""The outermost middleware: gives each request its id, and when it ends, counts it and writes one line to the log.
+"""The outermost middleware: gives each request its id and its trace, and when it ends, counts it and writes one line to
+the log.
 
-Logs ids, counts, durations and codes only: no headers (they hold keys), no paths, no text of a query or document.
+Logs ids, counts, durations and codes only: no headers (they hold keys), no paths, no text of a query or document. Of
+good answers that came in time a share may do; what went wrong or took too long is always written.
 """
 
+import hashlib
 import logging
 import re
 import uuid
@@ -12,6 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 from rerank_api import wire
 
+from rerank_gateway.cluster.state import Key
 from rerank_gateway.errors import Handler
 from rerank_gateway.metrics import Metrics
 from rerank_gateway.record import RECORD, Record
@@ -32,9 +36,12 @@ def observe_requests(
     draining: Callable[[], bool],
     quiet_routes: frozenset[str],
     begin: Begin,
+    threshold: Callable[[Key], float],
+    sample: float = 1.0,
 ) -> Middleware:
     """Clients are told to connect elsewhere while ``draining``; ``quiet_routes`` are counted but neither logged nor
-    traced. ``begin``: the trace of each request."""
+    traced. ``begin``: the trace of each request; ``threshold``: seconds from which on a Reranker's answer is late;
+    ``sample``: share, 0 to 1, of the lines about what went well that are written."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -63,7 +70,9 @@ def observe_requests(
             record.trace.end(record, started + duration)
             metrics.answered(record, duration)
             if record.route not in quiet_routes:
-                _write(record, duration)
+                rate = log_rate(record.code, duration, threshold((record.namespace, record.reranker)), sample)
+                if rate == 1.0 or _draw(record.request_id) < rate:
+                    _write(record, duration, rate)
 
     return middleware
 
@@ -73,7 +82,17 @@ def _pattern(request: web.Request) -> str:
     return resource.canonical if resource is not None else "(unknown)"
 
 
-def _write(record: Record, duration: float) -> None:
+def log_rate(code: int, duration: float, threshold: float, sample: float) -> float:
+    """Share, 0 to 1, of the lines about such answers that are written: ``sample`` where nothing is to be said of it."""
+    return sample if code < 400 and duration <= threshold else 1.0
+
+
+def _draw(request_id: str) -> float:
+    """0 <= draw < 1, the same for all lines about one id, here and elsewhere."""
+    return int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest()) / 2**64
+
+
+def _write(record: Record, duration: float, rate: float) -> None:
     fields = {
         "id": record.request_id,
         "trace_id": record.trace_id,
@@ -94,5 +113,6 @@ def _write(record: Record, duration: float) -> None:
         "attempts": record.attempts,
         "queue_ms": round(record.waited * 1000, 1),
         "duration_ms": round(duration * 1000, 1),
+        "sample": rate,
     }
     log.info("request", extra={"fields": {name: value for name, value in fields.items() if value != ""}})

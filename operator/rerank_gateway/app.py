@@ -7,6 +7,7 @@ flight ends, and the process exits.
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from rerank_gateway.answers import AnswerLog, add_answers
 from rerank_gateway.auth import ApiKeys, require_key
 from rerank_gateway.body import HeldBytes
 from rerank_gateway.cache import Caches
+from rerank_gateway.cluster.state import Key
 from rerank_gateway.cluster.watch import Source
 from rerank_gateway.demand import Demand, add_demand
 from rerank_gateway.errors import ApiError, errors_as_json
@@ -58,6 +60,8 @@ class Options:
     max_held_bytes: int = 2**30
     max_cache_bytes: int = 2**27
     """Of the result caches of all Rerankers together."""
+    access_log_sample: float = 1.0
+    """Share, 0 to 1, of the good answers in time that get their line in the log."""
     shutdown_delay: float = 5.0
     drain_timeout: float = 30.0
 
@@ -134,7 +138,15 @@ class Gateway:
         self._admin = await _listen(admin, options.host, options.admin_port, shutdown_timeout=1.0)
 
         begin = pass_on if self._tracing is None else self._tracing.begin
-        observed = observe_requests(self._metrics, self._clock, lambda: self.draining, frozenset({HEALTH_PATH}), begin)
+        observed = observe_requests(
+            self._metrics,
+            self._clock,
+            lambda: self.draining,
+            frozenset({HEALTH_PATH}),
+            begin,
+            self._threshold,
+            options.access_log_sample,
+        )
         middlewares = [observed, errors_as_json]
         if options.api_keys_file is not None:
             middlewares.append(require_key(ApiKeys(options.api_keys_file, self._clock), frozenset({HEALTH_PATH})))
@@ -163,6 +175,11 @@ class Gateway:
             await self._session.close()
         if self._tracing is not None:
             await self._tracing.close()
+
+    def _threshold(self, key: Key) -> float:
+        """Seconds from which on an answer is late; infinite for what is no Reranker."""
+        route = self._source.table.routes.get(key)
+        return route.policy.objectives.threshold if route is not None else math.inf
 
     def _refuse_waiting(self) -> None:
         for _, queue in self._queues:

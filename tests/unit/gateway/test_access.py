@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from rerank_gateway import __main__ as program
 from rerank_gateway import logs
+from rerank_gateway.access import log_rate
 from rerank_gateway.auth import ApiKeys
 from rerank_gateway.cluster.state import Policy, build_table
 from rerank_gateway.metrics import FORGET_AFTER, Metrics
 from rerank_gateway.record import Record
+from rerank_gateway.slo import Objectives
 
 from .conftest import Worker
 
@@ -104,6 +107,63 @@ async def test_the_log_tells_about_requests_but_never_what_is_in_them(house, cap
     assert (first["namespace"], first["reranker"], first["revision"]) == ("search", "products", "one")
     assert (first["documents"], first["tokens"], first["attempts"], first["route"]) == (1, 10, 1, "/v2/rerank")
     assert requests[3]["route"] == "/{namespace}/{name}/v2/rerank"
+
+
+@pytest.mark.parametrize(
+    ("code", "duration", "rate"),
+    [
+        (200, 0.1, 0.01),
+        (200, 0.15, 0.01),
+        (200, 0.151, 1.0),
+        (204, 0.1, 0.01),
+        *[(code, 0.001, 1.0) for code in (400, 404, 422, 429, 499, 500, 502, 503, 504)],
+    ],
+)
+def test_of_which_lines_a_share_is_written(code: int, duration: float, rate: float) -> None:
+    assert log_rate(code, duration, 0.15, 0.01) == rate
+    assert log_rate(code, duration, 0.15, 1.0) == 1.0
+    assert log_rate(code, duration, 0.15, 0.0) == (0.0 if rate < 1 else 1.0)
+
+
+async def test_the_id_decides_whether_a_good_answer_has_a_line(open_house, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    house = await open_house(access_log_sample=0.3)
+    house.serve(await house.worker(), objectives=Objectives(threshold=60.0))
+
+    async def written() -> list[str]:
+        caplog.clear()
+        for index in range(100):
+            assert (await house.rerank(headers={"X-Request-Id": f"id-{index}"}))[0] == 200
+        lines = [getattr(record, "fields", {}) for record in caplog.records if record.message == "request"]
+        assert {line["sample"] for line in lines} == {0.3}
+        return [line["id"] for line in lines]
+
+    first = await written()
+    assert 15 <= len(first) <= 45
+    assert await written() == first
+
+
+async def test_what_is_late_or_went_wrong_always_has_a_line(open_house, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    house = await open_house(access_log_sample=0.0)
+    worker = await house.worker()
+    house.serve(worker, objectives=Objectives(threshold=60.0))
+    assert (await house.rerank())[0] == 200
+    assert (await house.post(b"{}"))[0] == 400
+    house.serve(worker, objectives=Objectives(threshold=0.0))
+    assert (await house.rerank())[0] == 200
+    house.serve(worker, suspended=True)
+    assert (await house.rerank())[0] == 503
+    lines = [getattr(record, "fields", {}) for record in caplog.records if record.message == "request"]
+    assert [(line["code"], line["sample"]) for line in lines] == [(400, 1.0), (200, 1.0), (503, 1.0)]
+
+
+@pytest.mark.parametrize("wrong", ["1%", "-0.1", "1.1", "nan", ""])
+def test_a_share_of_the_lines_is_from_none_to_all(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program._parser().parse_args(["--access-log-sample=0.25"]).access_log_sample == 0.25
+    with pytest.raises(SystemExit):
+        program._parser().parse_args([f"--access-log-sample={wrong}"])
+    assert "must be a number from 0 to 1" in capsys.readouterr().err
 
 
 def test_the_log_of_an_exception_leaves_out_its_text() -> None:
