@@ -42,6 +42,11 @@ def run(arguments: list[str] | None = None) -> int:
             return _status(options, kubectl, call)
         if options.verb == "history":
             return _history(options, kubectl, call)
+        if options.verb in ("calibrate", "tune", "samples"):
+            # Here, for an HTTP client takes longer to import than the other verbs take to end.
+            from rerank_kubectl import jobs
+
+            return jobs.run(options, kubectl, call, _width())
         return _change(options, kubectl, call)
     except (Failed, Refused) as error:
         print(f"kubectl rerank: {error}", file=sys.stderr)

@@ -1,13 +1,21 @@
 """The one edge: the user's own kubectl as a subprocess, so that contexts, credentials and flags are kubectl's.
 
-Every call has a time limit. It never asks anything on the terminal, and never writes but by ``annotate``.
+Every call has a time limit. It never asks anything on the terminal, and never writes but by ``annotate``, ``patch``,
+``create_job`` and ``delete_job``.
 """
 
+import json
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
-from typing import Any
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
 
 import msgspec
 from rerank_api import names
@@ -17,7 +25,14 @@ SECONDS = 60
 """For one call: logging in takes its time where a credential plugin asks a remote server."""
 RERANKERS = f"{names.PLURAL}.{names.GROUP}"
 REVISIONS = "controllerrevisions.apps"
+JOBS = "jobs.batch"
+ENDING_SECONDS = 5
+"""That a kubectl which is told to end may take."""
+LOOK_SECONDS = 0.05
+MOST_LINES = 10_000
+"""Of one pod's log."""
 
+_FORWARDED = re.compile(rb"Forwarding from 127\.0\.0\.1:(\d+) ")
 _LOG_LINE = re.compile(r"[IWEF]\d{4} ")
 """Of kubectl's own log (klog), which repeats what the last line then says."""
 
@@ -56,6 +71,109 @@ class Kubectl:
         changes = [f"{key}-" if value is None else f"{key}={value}" for key, value in annotations.items()]
         self._run("annotate", RERANKERS, owner.name, f"--namespace={owner.namespace}", "--overwrite", *changes)
 
+    def patch(self, owner: Metadata, patch: Mapping[str, Any]) -> None:
+        """A merge patch of a Reranker."""
+        place = [RERANKERS, owner.name, f"--namespace={owner.namespace}"]
+        self._run("patch", *place, "--type=merge", f"--patch={json.dumps(patch)}")
+
+    def pods(self, namespace: str | None, selector: str) -> list[Any]:
+        """As the API server returned them; ``namespace``: None for all."""
+        where = "--all-namespaces" if namespace is None else f"--namespace={namespace}"
+        return self._get("pods", f"--selector={selector}", where)["items"]
+
+    def config_map(self, namespace: str, name: str) -> Any:
+        return self._get("configmaps", name, f"--namespace={namespace}")
+
+    def deployment(self, namespace: str, name: str) -> Any:
+        return self._get("deployments.apps", name, f"--namespace={namespace}")
+
+    def create_job(self, manifest: Mapping[str, Any]) -> str:
+        """Its name, which the API server makes of metadata.generateName."""
+        told = self._run("create", "--filename=-", "--output=name", stdin=json.dumps(manifest).encode())
+        return told.decode(errors="replace").strip().rpartition("/")[2]
+
+    def delete_job(self, namespace: str, name: str) -> None:
+        """With its pods; nothing where there is none."""
+        self._run("delete", JOBS, name, f"--namespace={namespace}", "--ignore-not-found", "--wait=false")
+
+    def log_lines(self, namespace: str, pod: str, *more: str, holding: bytes = b"") -> list[str]:
+        """What the pod has printed so far: the lines that hold those bytes, the last MOST_LINES of them. ``more``:
+        options of ``kubectl logs``. Raises Failed, also where reading takes too long."""
+        words = ["logs", pod, f"--namespace={namespace}", *more]
+        with (
+            tempfile.TemporaryFile() as errors,
+            self._started(words, subprocess.PIPE, errors) as process,
+        ):
+            late = threading.Event()
+
+            def end() -> None:
+                late.set()
+                process.kill()
+
+            timer = threading.Timer(self._seconds, end)
+            timer.start()
+            try:
+                assert process.stdout is not None
+                kept = deque((line for line in process.stdout if holding in line), MOST_LINES)
+            finally:
+                timer.cancel()
+            if late.is_set():
+                raise Failed(f"the log of pod {pod} was not read within {self._seconds:g} s: ask for less (--since)")
+            if process.wait() != 0:
+                raise _failure(os.pread(errors.fileno(), 65536, 0).decode(errors="replace"), "logs")
+        return [line.decode(errors="replace").rstrip("\n") for line in kept]
+
+    @contextmanager
+    def forward(self, namespace: str, pod: str, port: int) -> Generator[int]:
+        """A port of this machine's 127.0.0.1 that leads to ``port`` of the pod while the context lasts. Raises Failed.
+
+        A port-forward reaches a pod wherever ``kubectl exec`` does: also where the API server has no way to the pods'
+        own addresses, and past network policies.
+        """
+        words = ["port-forward", f"pod/{pod}", f":{port}", f"--namespace={namespace}", "--address=127.0.0.1"]
+        with (
+            tempfile.TemporaryFile() as told,
+            tempfile.TemporaryFile() as errors,
+            self._started(words, told, errors) as process,
+        ):
+            yield self._forwarded(process, told, errors)
+
+    @contextmanager
+    def _started(
+        self, words: Sequence[str], stdout: IO[bytes] | int, errors: IO[bytes]
+    ) -> Generator[subprocess.Popen[bytes]]:
+        """Ended with the context, whatever happens in it."""
+        try:
+            process = subprocess.Popen(
+                [_program(), *words, *self._flags], stdin=subprocess.DEVNULL, stdout=stdout, stderr=errors
+            )
+        except OSError as error:
+            raise Failed(f"kubectl cannot be run: {error}", passing=False) from None
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(ENDING_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+    def _forwarded(self, process: subprocess.Popen[bytes], told: IO[bytes], errors: IO[bytes]) -> int:
+        until = time.monotonic() + self._seconds
+        while True:
+            ended = process.poll() is not None
+            # pread: the process writes at the offset that both share.
+            if match := _FORWARDED.search(os.pread(told.fileno(), 4096, 0)):
+                return int(match[1])
+            if ended:
+                raise _failure(os.pread(errors.fileno(), 65536, 0).decode(errors="replace"), "port-forward")
+            if time.monotonic() > until:
+                raise Failed(f"kubectl port-forward did not reach the pod within {self._seconds:g} s")
+            time.sleep(LOOK_SECONDS)
+
     def _scope(self) -> list[str]:
         return [f"--namespace={self.namespace}"] if self.namespace else []
 
@@ -66,16 +184,11 @@ class Kubectl:
         except msgspec.DecodeError as error:
             raise Failed(f"kubectl answered what is not JSON ({error}): is another program named kubectl?") from None
 
-    def _run(self, *args: str) -> bytes:
-        program = shutil.which("kubectl")
-        if program is None:
-            raise Failed(
-                "kubectl is not on PATH: install it, see https://kubernetes.io/docs/tasks/tools/", passing=False
-            )
+    def _run(self, *args: str, stdin: bytes = b"") -> bytes:
         # kubectl asks for a user name where it has no credentials: without a terminal it ends instead.
         try:
             done = subprocess.run(
-                [program, *args, *self._flags], stdin=subprocess.DEVNULL, capture_output=True, timeout=self._seconds
+                [_program(), *args, *self._flags], input=stdin, capture_output=True, timeout=self._seconds
             )
         except subprocess.TimeoutExpired:
             raise Failed(
@@ -87,6 +200,13 @@ class Kubectl:
         if done.returncode != 0:
             raise _failure(done.stderr.decode(errors="replace"), args[0])
         return done.stdout
+
+
+def _program() -> str:
+    found = shutil.which("kubectl")
+    if found is None:
+        raise Failed("kubectl is not on PATH: install it, see https://kubernetes.io/docs/tasks/tools/", passing=False)
+    return found
 
 
 def _parsed(item: Any) -> Reranker:
@@ -110,10 +230,12 @@ def _failure(stderr: str, verb: str) -> Failed:
             "current-context), or install the operator's chart",
             passing=False,
         )
-    if "(NotFound)" in said:
+    if "(NotFound)" in said and RERANKERS in said:
         return Failed(f"{said}: `kubectl rerank status -A` lists the Rerankers that there are", passing=False)
+    if "(NotFound)" in said:
+        return Failed(said, passing=False)
     if "(Forbidden)" in said:
-        role = "view" if verb == "get" else "edit"
+        role = "view" if verb in ("get", "logs") else "edit"
         return Failed(
             f"{said}: the ClusterRole {role} allows it, in that namespace, with what the chart adds to it",
             passing=False,

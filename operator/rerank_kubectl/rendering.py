@@ -47,7 +47,7 @@ def status_page(reranker: Reranker, now: datetime, call: Call, width: int = 80) 
     turned_down = status.rejected_revision
     if turned_down is not None:
         lines += ["", f"Rejected {turned_down.revision}" + _at(turned_down.time, now)]
-        lines += _wrapped(f"{turned_down.reason}: {turned_down.message}", width, "  ")
+        lines += wrapped(f"{turned_down.reason}: {turned_down.message}", width, "  ")
         if rejected(reranker) is None and status.updated_revision == turned_down.revision:
             lines.append("  a person has asked to try it again")
     lines += ["", "What you can do"]
@@ -64,7 +64,7 @@ def checks_table(rollout: RolloutStatus, width: int) -> list[str]:
     lines = [f"  {'CHECK'.ljust(broad)}  VERDICT  FIGURES"]
     for check in rollout.checks:
         first = f"  {check.name.ljust(broad)}  {check.verdict.ljust(7)}  "
-        lines += _wrapped(check.message or "-", width, first, " " * len(first))
+        lines += wrapped(check.message or "-", width, first, " " * len(first))
     return lines
 
 
@@ -181,10 +181,10 @@ def _age(seconds: float) -> str:
 
 def _field(label: str, text: str, width: int) -> list[str]:
     first = f"  {label.ljust(_LABEL)}"
-    return _wrapped(text, width, first, " " * len(first))
+    return wrapped(text, width, first, " " * len(first))
 
 
-def _wrapped(text: str, width: int, first: str, others: str | None = None) -> list[str]:
+def wrapped(text: str, width: int, first: str, others: str | None = None) -> list[str]:
     """Long words (paths, revisions) stay whole, so that they can be copied."""
     return textwrap.wrap(
         text,

@@ -1,55 +1,15 @@
 """The command with a kubectl that only notes how it is called: arguments, exit statuses, errors."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from rerank_api import names
 from rerank_kubectl.__main__ import run
 from rerank_kubectl.kubectl import Failed, Kubectl
 from unit.kubectl.build import CANARY, EARLIER, LOADED, STABLE, UNSURE, body, kept, rejection, rollout
-
-SCRIPT = """\
-#!/bin/sh
-for word; do printf '%s\\n' "$word"; done >> "{folder}/calls"
-echo . >> "{folder}/calls"
-if [ -e "{folder}/stderr" ]; then cat "{folder}/stderr" >&2; exit 1; fi
-case "$1 $2" in
-  "get rerankers.rerank.dev") cat "{folder}/rerankers" ;;
-  "get controllerrevisions.apps") cat "{folder}/revisions" ;;
-esac
-"""
-
-
-class FakeKubectl:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        script = folder / "kubectl"
-        script.write_text(SCRIPT.format(folder=folder))
-        script.chmod(0o755)
-
-    def has(self, content: Any, revisions: list[Any] | None = None) -> None:
-        (self.folder / "rerankers").write_bytes(msgspec.json.encode(content))
-        (self.folder / "revisions").write_bytes(msgspec.json.encode({"items": revisions or []}))
-
-    def fails(self, stderr: str) -> None:
-        (self.folder / "stderr").write_text(stderr)
-
-    @property
-    def calls(self) -> list[list[str]]:
-        path = self.folder / "calls"
-        return [call.splitlines() for call in path.read_text().split(".\n")[:-1]] if path.exists() else []
-
-
-@pytest.fixture
-def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKubectl:
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
-    monkeypatch.setenv("COLUMNS", "80")
-    return FakeKubectl(tmp_path)
-
+from unit.kubectl.fake import FakeKubectl
 
 CLUSTER = ["--context", "blue", "--kubeconfig", "/tmp/a config"]
 FLAGS = ["--context=blue", "--kubeconfig=/tmp/a config"]
@@ -238,6 +198,11 @@ def test_an_answer_that_is_no_reranker_is_told(kubectl: FakeKubectl, capsys: pyt
         ["status", "products", "-A"],
         ["status", "-A", "-n", "search"],
         ["status", "products", "--watch", "--timeout", "soon"],
+        ["calibrate"],
+        ["calibrate", "products", "--force"],
+        ["tune", "products", "--seconds", "nan"],
+        ["tune", "products", "--seconds", "5"],
+        ["samples", "products", "--since", "yesterday"],
     ],
 )
 def test_bad_input_ends_with_2_and_asks_nobody(
@@ -251,7 +216,20 @@ def test_bad_input_ends_with_2_and_asks_nobody(
 
 
 @pytest.mark.parametrize(
-    "verb", [[], ["status"], ["promote"], ["abort"], ["pause"], ["resume"], ["retry"], ["history"]]
+    "verb",
+    [
+        [],
+        ["status"],
+        ["promote"],
+        ["abort"],
+        ["pause"],
+        ["resume"],
+        ["retry"],
+        ["history"],
+        ["calibrate"],
+        ["tune"],
+        ["samples"],
+    ],
 )
 def test_help_fits_a_terminal_of_80_columns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: list[str]

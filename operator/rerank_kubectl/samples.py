@@ -1,0 +1,113 @@
+"""Requests that gateways have captured, out of their logs: as text for a terminal. Pure.
+
+What is shown was redacted and cut by the gateway; nothing is asked for that was not logged.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable
+
+import msgspec
+from rerank_api.reranker import Reranker
+
+from rerank_kubectl.commands import Call
+from rerank_kubectl.rendering import table, wrapped
+
+GATEWAYS = "app.kubernetes.io/part-of=rerank,app.kubernetes.io/component=gateway"
+LOGGER = "rerank_gateway.capture"
+DISAGREEMENT = "canary_disagreement"
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One line of a gateway's log; a newer gateway's further fields are left out."""
+
+    time: str
+    logger: str
+    id: str
+    namespace: str
+    reranker: str
+    revision: str
+    reason: str
+    query: str
+    documents: list[str]
+    scores: list[float]
+    trace_id: str = ""
+    canary_scores: list[float] | None = None
+
+
+class Line(msgspec.Struct, frozen=True):
+    text: str
+    """As the gateway wrote it."""
+    sample: Sample
+
+
+_decoder = msgspec.json.Decoder(Sample)
+
+
+def read(lines: Iterable[str], reranker: Reranker, disagreements: bool) -> list[Line]:
+    """Those of this Reranker, oldest first. ``disagreements``: only mirrored ones that a canary ranked otherwise."""
+    owner, found = reranker.metadata, []
+    for text in lines:
+        try:
+            sample = _decoder.decode(text)
+        except msgspec.DecodeError:
+            continue  # another logger's line, or one that a log's rotation has cut
+        if sample.logger != LOGGER or (sample.namespace, sample.reranker) != (owner.namespace, owner.name):
+            continue
+        if sample.reason == DISAGREEMENT or not disagreements:
+            found.append(Line(text, sample))
+    return sorted(found, key=lambda line: line.sample.time)
+
+
+def page(samples: Iterable[Sample], width: int = 80) -> str:
+    """Each with its documents, best first."""
+    return "\n".join(_sample(sample, width) for sample in samples)
+
+
+def none_found(reranker: Reranker, gateways: int, since: float, disagreements: bool, call: Call) -> str:
+    """Why there is nothing to show, and what to do."""
+    metadata, capture = reranker.metadata, reranker.spec.observability.capture
+    if capture is None:
+        patch = json.dumps({"spec": {"observability": {"capture": {"percent": 1}}}}, separators=(",", ":"))
+        words = ["kubectl", "patch", "reranker", metadata.name, "-n", metadata.namespace, "--type=merge", "-p", patch]
+        return (
+            f"{metadata.namespace}/{metadata.name} captures nothing: to have 1 % of its requests written to the "
+            f"gateways' logs, redacted, with the users' consent: {shlex.join([*words, *call.flags()])}"
+        )
+    what = "request that a canary ranked otherwise" if disagreements else "request"
+    return (
+        f"the logs of {gateways} gateways hold no captured {what} of {metadata.namespace}/{metadata.name} of the last "
+        f"{since:g} s: {capture.percent:g} % are captured, and a gateway that was started anew has a new log"
+    )
+
+
+def _sample(sample: Sample, width: int) -> str:
+    lines = [
+        f"{sample.time}  {sample.id}  {sample.reason}",
+        f"  revision {sample.revision}",
+        *([f"  trace    {sample.trace_id}"] if sample.trace_id else []),
+        *wrapped(_one_line(sample.query), width, "  query    ", " " * 11),
+    ]
+    canary = sample.canary_scores
+    ranked = sorted(range(len(sample.documents)), key=lambda index: -_at(sample.scores, index))
+    rows = [["SCORE", *(["CANARY"] if canary is not None else []), "DOCUMENT"]]
+    for index in ranked:
+        scores = [_score(sample.scores, index), *([_score(canary, index)] if canary is not None else [])]
+        rows.append([*scores, _one_line(sample.documents[index])])
+    lines += [f"  {line}"[:width] for line in table(rows).splitlines()]
+    if len(sample.scores) > len(sample.documents):
+        lines.append(f"  and {len(sample.scores) - len(sample.documents)} documents more, which were not captured")
+    return "\n".join(lines) + "\n"
+
+
+def _one_line(text: str) -> str:
+    """Nothing in a user's text may move the terminal's cursor."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _at(scores: list[float], index: int) -> float:
+    return scores[index] if index < len(scores) else float("-inf")
+
+
+def _score(scores: list[float], index: int) -> str:
+    return f"{scores[index]:.4f}" if index < len(scores) else "-"

@@ -1,0 +1,141 @@
+"""samples: what gateways have captured, out of their logs."""
+
+import json
+from typing import Any
+
+import pytest
+from rerank_kubectl import samples
+from rerank_kubectl.__main__ import run
+from rerank_kubectl.commands import Call
+from unit.kubectl.build import CANARY, STABLE, body, reranker
+from unit.kubectl.fake import FakeKubectl
+
+
+def line(time: str = "2026-11-22T03:00:00.000+00:00", **more: Any) -> str:
+    fields = {
+        "time": time,
+        "level": "info",
+        "logger": "rerank_gateway.capture",
+        "message": "captured",
+        "id": "r-1",
+        "trace_id": "0af7651916cd43dd8448eb211c80319c",
+        "namespace": "search",
+        "reranker": "products",
+        "revision": STABLE,
+        "reason": "sampled",
+        "query": "wireless mouse",
+        "documents": ["a keyboard", "a mouse\nwithout a wire \x1b[2J"],
+        "scores": [0.125, 0.9876],
+    }
+    return json.dumps(fields | more)
+
+
+OTHERS = [
+    line(reranker="other"),
+    line(namespace="other"),
+    line(logger="rerank_gateway.access"),
+    '{"logger":"rerank_gateway.capture","cut": ',
+    "Traceback (most recent call last)",
+]
+DISAGREED = line("2026-11-22T02:00:00.000+00:00", reason="canary_disagreement", canary_scores=[0.75, 0.25], id="r-2")
+
+
+def test_only_this_rerankers_lines_are_read_oldest_first():
+    found = samples.read([line(), *OTHERS, DISAGREED], reranker(), disagreements=False)
+    assert [one.sample.id for one in found] == ["r-2", "r-1"]
+    assert [one.sample.id for one in samples.read([line(), DISAGREED], reranker(), disagreements=True)] == ["r-2"]
+
+
+def test_documents_are_shown_best_first_and_move_no_cursor():
+    (found,) = samples.read([line()], reranker(), disagreements=False)
+    assert samples.page([found.sample]).splitlines() == [
+        "2026-11-22T03:00:00.000+00:00  r-1  sampled",
+        f"  revision {STABLE}",
+        "  trace    0af7651916cd43dd8448eb211c80319c",
+        "  query    wireless mouse",
+        "  SCORE    DOCUMENT",
+        "  0.9876   a mouse without a wire  [2J",
+        "  0.1250   a keyboard",
+    ]
+
+
+def test_a_disagreement_shows_both_scores():
+    (found,) = samples.read([DISAGREED], reranker(), disagreements=True)
+    lines = samples.page([found.sample]).splitlines()
+    assert lines[4].split() == ["SCORE", "CANARY", "DOCUMENT"]
+    assert lines[6] == "  0.1250   0.7500   a keyboard"
+
+
+def test_what_the_gateway_has_cut_is_told():
+    (found,) = samples.read([line(scores=[0.5, 0.25, 0.125, 0.0])], reranker(), disagreements=False)
+    assert "and 2 documents more, which were not captured" in samples.page([found.sample])
+
+
+def test_lines_fit_the_terminal():
+    (found,) = samples.read([line(query="wide " * 100, documents=["long " * 100, "b"])], reranker(), False)
+    assert max(map(len, samples.page([found.sample], 60).splitlines())) <= 60
+
+
+CAPTURING = body(updatedRevision=STABLE)
+CAPTURING["spec"]["observability"] = {"capture": {"percent": 5}}
+GATEWAYS = {"items": [{"metadata": {"namespace": "rerank", "name": f"gateway-{number}"}} for number in (1, 2)]}
+
+
+def test_the_logs_of_all_gateways_are_asked(kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str]):
+    kubectl.has(CAPTURING)
+    kubectl.answers("pods", GATEWAYS)
+    kubectl.logs("gateway-1", line() + "\n" + "\n".join(OTHERS) + "\n")
+    kubectl.logs("gateway-2", DISAGREED + "\n")
+    assert run(["samples", "products", "--since", "2h", "--json"]) == 0
+    assert capsys.readouterr().out.splitlines() == [DISAGREED, line()]
+    selector = "--selector=app.kubernetes.io/part-of=rerank,app.kubernetes.io/component=gateway"
+    assert ["get", "pods", selector, "--all-namespaces", "--output=json"] in kubectl.calls
+    assert kubectl.calls[-1] == ["logs", "gateway-2", "--namespace=rerank", "--container=gateway", "--since=7200s"]
+    assert run(["samples", "products", "--disagreements", "--gateway-namespace", "rerank"]) == 0
+    assert capsys.readouterr().out.count("canary_disagreement") == 1
+    assert ["get", "pods", selector, "--namespace=rerank", "--output=json"] in kubectl.calls
+
+
+def test_a_gateway_whose_log_cannot_be_read_is_told_and_the_others_shown(
+    kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str]
+):
+    kubectl.has(CAPTURING)
+    kubectl.answers("pods", GATEWAYS)
+    kubectl.logs("gateway-1", line() + "\n")
+    assert run(["samples", "products"]) == 2
+    streams = capsys.readouterr()
+    assert "wireless mouse" in streams.out
+    assert 'gateway rerank/gateway-2: Error from server (NotFound): pods "gateway-2" not found' in streams.err
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "said"),
+    [
+        (body(), [], "captures nothing: to have 1 % of its requests"),
+        (CAPTURING, [], "hold no captured request of search/products of the last 3600 s: 5 % are captured"),
+        (CAPTURING, ["--disagreements"], "no captured request that a canary ranked otherwise"),
+    ],
+)
+def test_why_there_is_nothing_is_told(
+    kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str], content: Any, arguments: list[str], said: str
+):
+    kubectl.has(content)
+    kubectl.answers("pods", GATEWAYS)
+    for gateway in ("gateway-1", "gateway-2"):
+        kubectl.logs(gateway, "")
+    assert run(["samples", "products", *arguments]) == 0
+    streams = capsys.readouterr()
+    assert said in streams.err
+    assert streams.out == ""
+
+
+def test_how_capture_is_switched_on_is_a_command_for_this_cluster():
+    said = samples.none_found(reranker(revision=CANARY), 2, 3600, False, Call(context="blue"))
+    assert """-p '{"spec":{"observability":{"capture":{"percent":1}}}}' --context=blue""" in said
+
+
+def test_no_gateway_is_told(kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str]):
+    kubectl.has(CAPTURING)
+    kubectl.answers("pods", {"items": []})
+    assert run(["samples", "products"]) == 2
+    assert "--gateway-namespace names another place" in capsys.readouterr().err
