@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rerank_gateway.cluster.state import Policy
-from rerank_gateway.feedback import BINS, MAX_BODY_BYTES, MAX_LABELS, Label, tally
+from rerank_gateway.feedback import BINS, MAX_BODY_BYTES, MAX_LABELS, Label, parse, tally
 
 GOOD = {"labels": [{"score": 0.9, "relevant": True}]}
 LABELS = ('namespace="search"', 'reranker="products"')
@@ -90,6 +91,12 @@ async def test_what_is_wrong_is_named_and_not_counted(house, body: object, field
     assert (status, answer["error"]["code"], answer["error"]["field"]) == (400, "invalid_request", field)
     assert words in answer["message"]
     assert await house.metric("rerank_gateway_feedback") == 0
+
+
+def test_the_example_in_the_docs_is_one() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "requests.md").read_text()
+    (example,) = re.findall(r"curl -i localhost:8080/v1/feedback -d '([^']*)'", page)
+    assert len(parse(example.encode()).labels) == 2
 
 
 async def test_which_reranker(house) -> None:
