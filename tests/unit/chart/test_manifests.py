@@ -563,7 +563,15 @@ def test_without_a_page_nothing_of_it_is_left(render: Any):
     assert not [s for s in found.of("Service") if s["metadata"]["name"] == PAGE]
 
 
-def test_gateways_are_told_where_traces_go(render: Any):
+@pytest.mark.parametrize("ratio", [0, 1, 0.00001, "0.25"], ids=str)
+def test_a_ratio_may_be_a_text_as_helms_set_makes_it(render: Any, ratio: float | str):
+    found = render({"tracing": {"endpoint": "http://t:4318", "sampleRatio": ratio}})
+    operator = parse_command(container_of(found.one("Deployment", NAME))["command"])
+    gateway = {e["name"]: e.get("value") for e in container_of(found.one("Deployment", GATEWAY))["env"]}
+    assert operator.worker_otlp_sample_ratio == float(gateway["OTEL_TRACES_SAMPLER_ARG"]) == float(ratio)
+
+
+def test_gateways_and_workers_are_told_where_traces_go(render: Any):
     values = {"tracing": {"endpoint": "http://tempo.monitoring:4318", "sampleRatio": 0.25}}
     environment = {e["name"]: e.get("value") for e in container_of(render(values).one("Deployment", GATEWAY))["env"]}
     assert environment == {
@@ -572,5 +580,8 @@ def test_gateways_are_told_where_traces_go(render: Any):
         "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
         "OTEL_TRACES_SAMPLER_ARG": "0.25",
     }
+    operator = parse_command(container_of(render(values).one("Deployment", NAME))["command"])
+    assert (operator.worker_otlp_endpoint, operator.worker_otlp_sample_ratio) == ("http://tempo.monitoring:4318", 0.25)
+    assert parse_command(container_of(render().one("Deployment", NAME))["command"]).worker_otlp_endpoint is None
     for deployment in (*render().of("Deployment"), render(values).one("Deployment", NAME)):
         assert [e["name"] for e in container_of(deployment)["env"]] == ["POD_IP"]

@@ -137,6 +137,7 @@ REFUSED = [
     ),
     ({"tracing": {"endpoint": "tempo:4318"}}, "/tracing/endpoint"),
     ({"tracing": {"sampleRatio": 2}}, "/tracing/sampleRatio"),
+    ({"tracing": {"sampleRatio": "1.5"}}, "/tracing/sampleRatio"),
     (
         {
             "tracing": {"endpoint": "http://t:4318"},
