@@ -56,6 +56,8 @@ def next_commands(reranker: Reranker, call: Call) -> list[Next]:
     if not (listed or rollout.paused):
         listed.append(Next("see it through to its end", command("status", reranker, call, "--watch")))
         listed.append(Next("keep it where it is", command("pause", reranker, call)))
+    if rollout.differed and reranker.spec.observability.capture is not None:
+        listed.append(Next("read what differed most", command("samples", reranker, call, "--disagreements")))
     listed.append(abort)
     # Without --force, which it asks for only after it has told what is not shown.
     what = "promote it now" + (" (it has not shown yet that it is no worse)" if unproven(rollout) else "")

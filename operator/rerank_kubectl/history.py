@@ -14,7 +14,7 @@ from rerank_api import names
 from rerank_api.reranker import Reranker, RolloutStatus
 
 from rerank_kubectl.changes import Refused
-from rerank_kubectl.rendering import checks_table, in_full, since
+from rerank_kubectl.rendering import checks_table, differed_table, in_full, since
 from rerank_kubectl.state import canary
 
 
@@ -76,6 +76,8 @@ def revision_page(kept: Kept, reranker: Reranker, now: datetime, width: int = 80
     )
     if outcome is not None:
         lines += ["", *checks_table(outcome, width)]
+        if outcome.differed:
+            lines += ["", *differed_table(outcome)]
     spec = json.dumps(kept.spec, indent=2, ensure_ascii=False)
     return "\n".join([*lines, "", "Its spec", textwrap.indent(spec, "  ")]) + "\n"
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from rerank_api.reranker import Reranker, RolloutStatus
+from rerank_api.reranker import QualityStatus, Reranker, RolloutStatus
 
 from rerank_kubectl.commands import Call, next_commands
 from rerank_kubectl.state import canary, observed, rejected, time_in, unproven
@@ -42,6 +42,8 @@ def status_page(reranker: Reranker, now: datetime, call: Call, width: int = 80) 
     ]
     if not observed(reranker):
         lines += _field("", "the operator has not read the latest spec yet: this is about the one before", width)
+    if status.quality is not None:
+        lines += _field("quality", _quality(status.quality, reranker, now), width)
     if rollout is not None:
         lines += ["", *_rollout(rollout, reranker, now, width)]
     turned_down = status.rejected_revision
@@ -68,6 +70,16 @@ def checks_table(rollout: RolloutStatus, width: int) -> list[str]:
     return lines
 
 
+def differed_table(rollout: RolloutStatus) -> list[str]:
+    """The ids of the mirrored requests that differed most, as logs, traces and samples have them; perhaps none."""
+    if not rollout.differed:
+        return []
+    rows = [["DIFFERED MOST", "AGREEMENT", "LARGEST DIFFERENCE"]]
+    for one in rollout.differed:
+        rows.append([one_line(one.request_id), _figure(one.agreement), _figure(one.drift)])
+    return [f"  {line}" for line in table(rows).splitlines()]
+
+
 def progress_line(reranker: Reranker) -> str:
     """How far it is, in a line, for a log."""
     rollout = reranker.status.rollout
@@ -90,6 +102,7 @@ def status_json(reranker: Reranker, call: Call) -> dict[str, Any]:
         "currentRevision": status.current_revision,
         "updatedRevision": status.updated_revision,
         "traffic": in_full(status.traffic),
+        "quality": in_full(status.quality),
         "rollout": in_full(status.rollout),
         "unproven": unproven(rollout) if rollout is not None else [],
         "rejectedRevision": in_full(status.rejected_revision),
@@ -105,6 +118,11 @@ def in_full(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [in_full(one) for one in value]
     return value
+
+
+def one_line(text: str) -> str:
+    """What users have written moves no terminal's cursor."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def since(text: str, now: datetime) -> str:
@@ -127,6 +145,26 @@ def _rollout(rollout: RolloutStatus, reranker: Reranker, now: datetime, width: i
         yield from _field("message", rollout.message, width)
     yield ""
     yield from checks_table(rollout, width)
+    if rollout.differed:
+        yield ""
+        yield from differed_table(rollout)
+
+
+def _quality(found: QualityStatus, reranker: Reranker, now: datetime) -> str:
+    """How the golden set was ranked, with what was promised."""
+    _, _, k = found.metric.partition("@")
+    # As the operator counts where the metric names no number.
+    k = k or "10"
+    figures = [f"nDCG@{k} {found.ndcg:.3f}", f"accuracy@{k} {found.accuracy:.3f}", f"MRR {found.mrr:.3f}"]
+    if found.brier is not None and found.ece is not None:
+        figures += [f"Brier {found.brier:.3f}", f"ECE {found.ece:.3f}"]
+    promised = reranker.spec.slo.quality
+    least = f"; {found.metric} is to be {promised.minimum:g} at least" if promised is not None else ""
+    return f"{', '.join(figures)} of {found.queries} queries by {found.revision}, {since(found.time, now)}{least}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _row(reranker: Reranker) -> list[str]:

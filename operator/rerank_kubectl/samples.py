@@ -11,7 +11,7 @@ import msgspec
 from rerank_api.reranker import Reranker
 
 from rerank_kubectl.commands import Call
-from rerank_kubectl.rendering import table, wrapped
+from rerank_kubectl.rendering import one_line, table, wrapped
 
 GATEWAYS = "app.kubernetes.io/part-of=rerank,app.kubernetes.io/component=gateway"
 LOGGER = "rerank_gateway.capture"
@@ -83,26 +83,21 @@ def none_found(reranker: Reranker, gateways: int, since: float, disagreements: b
 
 def _sample(sample: Sample, width: int) -> str:
     lines = [
-        f"{sample.time}  {sample.id}  {sample.reason}",
+        f"{sample.time}  {one_line(sample.id)}  {sample.reason}",
         f"  revision {sample.revision}",
         *([f"  trace    {sample.trace_id}"] if sample.trace_id else []),
-        *wrapped(_one_line(sample.query), width, "  query    ", " " * 11),
+        *wrapped(one_line(sample.query), width, "  query    ", " " * 11),
     ]
     canary = sample.canary_scores
     ranked = sorted(range(len(sample.documents)), key=lambda index: -_at(sample.scores, index))
     rows = [["SCORE", *(["CANARY"] if canary is not None else []), "DOCUMENT"]]
     for index in ranked:
         scores = [_score(sample.scores, index), *([_score(canary, index)] if canary is not None else [])]
-        rows.append([*scores, _one_line(sample.documents[index])])
+        rows.append([*scores, one_line(sample.documents[index])])
     lines += [f"  {line}"[:width] for line in table(rows).splitlines()]
     if len(sample.scores) > len(sample.documents):
         lines.append(f"  and {len(sample.scores) - len(sample.documents)} documents more, which were not captured")
     return "\n".join(lines) + "\n"
-
-
-def _one_line(text: str) -> str:
-    """Nothing in a user's text may move the terminal's cursor."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _at(scores: list[float], index: int) -> float:

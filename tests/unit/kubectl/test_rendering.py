@@ -1,10 +1,19 @@
 """Statuses as text and as JSON."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rerank_api import names
-from rerank_api.reranker import Reranker, RolloutCheck, RolloutPhase
+from rerank_api.reranker import (
+    Capture,
+    DifferedRequest,
+    QualityObjective,
+    QualityStatus,
+    Reranker,
+    RolloutCheck,
+    RolloutPhase,
+)
 from rerank_kubectl.commands import Call, next_commands
 from rerank_kubectl.rendering import progress_line, reranker_table, since, status_json, status_page
 from unit.kubectl.build import CANARY, LATER, LOADED, NOW, OTHER, STABLE, UNSURE, rejection, reranker, rollout
@@ -145,6 +154,36 @@ def test_the_commands_name_the_cluster_that_was_asked():
     for one in next_commands(reranker(rollout()), call):
         assert "-n search" in one.command
         assert one.command.endswith("'--context=a b' --kubeconfig=/home/me/config")
+
+
+QUALITY = QualityStatus(STABLE, LATER, "ndcg@5", 40, 0.8214, 0.975, 0.9)
+
+
+def test_how_the_golden_set_was_ranked():
+    seen = reranker(quality=QUALITY)
+    told = "nDCG@5 0.821, accuracy@5 0.975, MRR 0.900 of 40 queries by bcdfghjklm, 2026-11-22T03:00:00Z (5m12s ago)"
+    assert f"  quality    {told}\n" in status_page(seen, NOW, CALL, 200)
+    assert status_json(seen, CALL)["quality"]["ndcg"] == 0.8214
+    calibrated = msgspec.structs.replace(QUALITY, brier=0.11, ece=0.031)
+    slo = msgspec.structs.replace(seen.spec.slo, quality=QualityObjective(0.8))
+    promised = msgspec.structs.replace(reranker(quality=calibrated), spec=msgspec.structs.replace(seen.spec, slo=slo))
+    page = status_page(promised, NOW, CALL, 300)
+    assert "MRR 0.900, Brier 0.110, ECE 0.031 of 40" in page
+    assert "; ndcg@5 is to be 0.8 at least\n" in page
+
+
+def test_the_requests_that_differed_most_are_named():
+    differed = [DifferedRequest("request-1", -0.25, 0.5), DifferedRequest("2\x1b[2J", drift=0.125)]
+    seen = reranker(rollout("Mirror", LOADED, differed=differed))
+    assert """
+  DIFFERED MOST   AGREEMENT   LARGEST DIFFERENCE
+  request-1       -0.250      0.500
+  2 [2J           -           0.125
+""" in status_page(seen, NOW, CALL)
+    assert "samples" not in {one.command.split()[2] for one in next_commands(seen, CALL)}
+    observed = msgspec.structs.replace(seen.spec.observability, capture=Capture())
+    capturing = msgspec.structs.replace(seen, spec=msgspec.structs.replace(seen.spec, observability=observed))
+    assert "kubectl rerank samples products -n search --disagreements" in status_page(capturing, NOW, CALL)
 
 
 def test_json_has_every_field_and_null_for_what_is_not_known():
