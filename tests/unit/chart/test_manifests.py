@@ -44,6 +44,7 @@ FULL = {
         "shutdownDelaySeconds": 20,
         "maxHeldBytes": "1Gi",
         "logLevel": "debug",
+        "accessLogSample": 0.1,
         "extraArgs": ["--max-outstanding-requests=32"],
         "apiKeys": {"existingSecret": "rerank-keys", "key": "list"},
         "service": {"type": "LoadBalancer", "port": 8000, "annotations": {"g": "h"}},
@@ -326,6 +327,7 @@ def test_programs_understand_their_commands(rendered: Any):
     [{part: {"logLevel": level}} for part in ("operator", "gateway") for level in ("debug", "info", "warning", "error")]
     + [{"operator": {"logFormat": form}} for form in ("json", "text")]
     + [{"gateway": {"maxHeldBytes": held}} for held in ("1000000", "64Mi", "2G")]
+    + [{"gateway": {"accessLogSample": share}} for share in (0, 0.001, "0.5", 1)]
     + [{"worker": {"image": {"pullPolicy": policy}}} for policy in ("Always", "IfNotPresent", "Never")],
     ids=str,
 )
@@ -443,6 +445,7 @@ def test_settings_reach_the_pods(render: Any):
     assert operator["spec"]["template"]["metadata"]["annotations"] == {"a": "b"}
     assert {"c": "d", "team": "search"}.items() <= operator["spec"]["template"]["metadata"]["labels"].items()
     assert {"name": "E", "value": "1"} in container_of(operator)["env"]
+    assert parse_command(container_of(gateway)["command"]).access_log_sample == 0.1
     assert container_of(gateway)["command"][-1] == "--max-outstanding-requests=32"
     assert found.one("ServiceAccount", NAME)["metadata"]["annotations"] == {"e": "f"}
     assert pod_of(gateway)["serviceAccountName"] == "mine"
