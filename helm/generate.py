@@ -1,4 +1,4 @@
-"""Keeps what the chart repeats from elsewhere true: its copy of the CRDs, its dashboards, its README's values table.
+"""Keeps what the chart repeats from elsewhere true: the CRDs, rules and dashboards, its README's values table.
 
 Run it after a change of crds/, values.yaml, values.schema.json or helm/monitoring/; ``--check`` only tells what differs
 (exit status 1). Writes nothing outside the chart.
@@ -15,7 +15,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also where it is run as a program
 
-from helm.monitoring import dashboards
+from helm.monitoring import dashboards, rules
 
 CHART = Path(__file__).resolve().parent / "rerank-operator"
 CRD_SOURCE = CHART.parents[1] / "crds"
@@ -59,6 +59,7 @@ def differences() -> list[str]:
         found.append(f"{CRD_COPY.relative_to(CHART.parents[1])} is not a copy of crds/")
     if {path.name: path.read_text() for path in DASHBOARDS.glob("*")} != dashboards.rendered():
         found.append(f"{DASHBOARDS.relative_to(CHART.parents[1])} is not what helm/monitoring/dashboards.py writes")
+    found += rules.differences()
     readme = (CHART / "README.md").read_text()
     if readme != with_table(readme, _table()):
         found.append("the values table of the chart's README.md is not that of values.yaml and values.schema.json")
@@ -70,6 +71,7 @@ def write() -> None:
     CRD_COPY.mkdir(parents=True)
     for path in sorted(CRD_SOURCE.glob("*.yaml")):
         shutil.copyfile(path, CRD_COPY / path.name)
+    rules.write()
     shutil.rmtree(DASHBOARDS, ignore_errors=True)
     DASHBOARDS.mkdir(parents=True)
     for name, content in dashboards.rendered().items():
