@@ -72,7 +72,8 @@ class Metrics:
         self._maintenance: dict[Key, float] = {}
         """Unix time until when nobody is to be alarmed; of those that exist."""
         self._known: set[tuple[str, str, str]] = set()
-        """Rerankers and revisions that have series; revision empty: what no worker has answered."""
+        """Rerankers and revisions that have series, of both indicators at least; revision empty: what no worker has
+        answered."""
         self._gone_since: dict[tuple[str, str, str], float] = {}
         ProcessCollector(registry=self.registry)
         self._requests = self._counter(
@@ -203,7 +204,8 @@ class Metrics:
         self._requests[*labels, str(record.code)].inc()
         if not record.reranker:
             return
-        self._known.add(labels)
+        if labels not in self._known:
+            self._begin(labels)
         policy = self._policies.get(key)
         if policy is not None:
             objectives, code = policy.objectives, record.code
@@ -237,7 +239,8 @@ class Metrics:
 
     def retried(self, endpoint: Endpoint, reason: str) -> None:
         labels = (endpoint.namespace, endpoint.reranker, endpoint.revision)
-        self._known.add(labels)
+        if labels not in self._known:
+            self._begin(labels)
         self._retries[*labels, reason].inc()
 
     def mirrored(self, key: Key, result: MirrorResult) -> None:
@@ -271,7 +274,8 @@ class Metrics:
                 self._maintenance[key] = _maintenance_end(policy)
             self._policies[key] = policy
             for revision in ("", *route.revisions):
-                self._begin((*key, revision))
+                if (*key, revision) not in self._known:
+                    self._begin((*key, revision))
         for key in self._policies.keys() - table.routes.keys():
             del self._policies[key], self._maintenance[key]
             self._duration.retract(key)
@@ -279,9 +283,8 @@ class Metrics:
     def _begin(self, labels: tuple[str, str, str]) -> None:
         self._known.add(labels)
         for sli in slo.INDICATORS:
-            for counter in (self._promised, self._kept):
-                if (*labels, sli) not in counter:
-                    counter[*labels, sli].inc(0)
+            self._promised[*labels, sli].inc(0)
+            self._kept[*labels, sli].inc(0)
 
     def observe(
         self,
