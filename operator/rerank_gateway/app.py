@@ -23,6 +23,7 @@ from rerank_gateway.answers import AnswerLog, add_answers
 from rerank_gateway.auth import ApiKeys, require_key
 from rerank_gateway.body import HeldBytes
 from rerank_gateway.cache import Caches
+from rerank_gateway.capture import Capture
 from rerank_gateway.cluster.state import Key
 from rerank_gateway.cluster.watch import Source
 from rerank_gateway.demand import Demand, add_demand
@@ -94,6 +95,7 @@ class Gateway:
             held_bytes=lambda: self.held_bytes,
             demand_readers=lambda: self._demand.readers,
         )
+        self._capture = Capture(self._metrics, clock)
         self._session: aiohttp.ClientSession | None = None
         self._mirroring: Mirroring | None = None
         self._api: web.AppRunner | None = None
@@ -106,6 +108,7 @@ class Gateway:
             self._caches.update,
             self._answers.update,
             self._metrics.update,
+            self._capture.update,
         ):
             source.subscribe(listener)
 
@@ -124,8 +127,8 @@ class Gateway:
     async def start(self) -> None:
         self._session = forwarding.open_session()
         forwarder = forwarding.Forwarder(self._session, self._metrics, self._answers, self._clock)
-        self._mirroring = Mirroring(forwarder, self._answers, self._held, self._metrics, self._clock)
-        scoring = Scoring(self._queues, forwarder, self._mirroring, self._caches, self._clock)
+        self._mirroring = Mirroring(forwarder, self._answers, self._held, self._metrics, self._capture, self._clock)
+        scoring = Scoring(self._queues, forwarder, self._mirroring, self._caches, self._capture, self._clock)
         serving = Serving(self._source, scoring, self._held, self._metrics, self._clock)
         options = self._options
 
@@ -173,6 +176,7 @@ class Gateway:
             await self._admin.cleanup()
         if self._session is not None:
             await self._session.close()
+        await self._capture.close()
         if self._tracing is not None:
             await self._tracing.close()
 

@@ -39,8 +39,11 @@ class Lease:
         self._all = held
         self.size = 0
 
+    def has_room(self, size: int) -> bool:
+        return self._all.held + size <= self._all.limit
+
     def grow(self, size: int) -> None:
-        if self._all.held + size > self._all.limit:
+        if not self.has_room(size):
             message = f"the gateway holds {self._all.held} bytes of waiting requests already: retry later"
             raise ApiError(429, "overloaded", message, retry_after=1)
         self._all.held += size

@@ -17,13 +17,13 @@ from rerank_api.answers import Mirrored
 from rerank_gateway.agreement import drift, kendall
 from rerank_gateway.answers import AnswerLog
 from rerank_gateway.body import HeldBytes
+from rerank_gateway.capture import Capture, Excerpt
 from rerank_gateway.cluster.state import Endpoint, Route
 from rerank_gateway.errors import ApiError
 from rerank_gateway.forwarding import Broken, Forwarder, NotTaken
 from rerank_gateway.metrics import Metrics, MirrorResult
 from rerank_gateway.record import Record
 from rerank_gateway.routing import draw_of
-from rerank_gateway.trace import Trace
 from rerank_gateway.waiting import Ticket
 
 log = logging.getLogger(__name__)
@@ -42,15 +42,14 @@ too, and a canary must not fail for being asked by all at once."""
 @dataclass(frozen=True, slots=True)
 class _Asked:
     payload: bytes
+    excerpt: Excerpt | None
+    """None: nothing of it will be written to the log."""
     scores: list[float]
     """Stable's."""
-    request_id: str
-    seconds: float
-    """That stable's attempt took."""
+    record: Record
+    """Of the user's request, which has ended or is about to."""
     within: float
     """Seconds that the canary has."""
-    trace: Trace
-    """Of the user's request."""
 
 
 class Mirroring:
@@ -60,18 +59,22 @@ class Mirroring:
         answers: AnswerLog,
         held: HeldBytes,
         metrics: Metrics,
+        capture: Capture,
         clock: Callable[[], float],
     ) -> None:
         self._forwarder = forwarder
         self._answers = answers
         self._held = held
         self._metrics = metrics
+        self._capture = capture
         self._clock = clock
         self._running: dict[asyncio.Task[None], Endpoint] = {}
         self._turn = 0
         self._closed = False
 
-    def offer(self, route: Route, payload: bytes, response: wire.ScoreResponse, record: Record) -> None:
+    def offer(
+        self, route: Route, payload: bytes, excerpt: Excerpt | None, response: wire.ScoreResponse, record: Record
+    ) -> None:
         """A worker has just given a user's scores for all of ``payload``. Returns at once; the same request id is
         always mirrored, or never."""
         mirror = route.policy.mirror
@@ -85,7 +88,7 @@ class Mirroring:
         if endpoint is None:
             self._metrics.mirrored(route.key, "skipped")
             return
-        asked = _Asked(payload, response.scores, record.request_id, record.seconds, within, record.trace)
+        asked = _Asked(payload, excerpt, response.scores, record, within)
         task = asyncio.create_task(self._ask(endpoint, asked))
         self._running[task] = endpoint
         task.add_done_callback(self._ended)
@@ -122,26 +125,27 @@ class Mirroring:
         self._metrics.mirrored((endpoint.namespace, endpoint.reranker), result)
 
     async def _compare(self, endpoint: Endpoint, asked: _Asked) -> MirrorResult:
-        began, scores = self._clock(), asked.scores
+        began, scores, record = self._clock(), asked.scores, asked.record
         # Its tokens are for queues, and it never enters one.
         ticket = Ticket(0, began + asked.within, draw=0.0, priority="low")
         try:
             response = await self._forwarder.score_once(
-                endpoint, ticket, asked.payload, len(scores), asked.request_id, asked.trace
+                endpoint, ticket, asked.payload, len(scores), record.request_id, record.trace
             )
         except NotTaken:
             return "skipped"
         except (Broken, ApiError):
-            failed = Mirrored(asked.seconds, self._clock() - began, failed=True, request_id=asked.request_id)
+            failed = Mirrored(record.seconds, self._clock() - began, failed=True, request_id=record.request_id)
             self._answers.mirrored(endpoint, failed)
             return "failed"
         took, theirs = self._clock() - began, response.scores
         compared = Mirrored(
-            asked.seconds,
+            record.seconds,
             took,
             agreement=kendall(scores, theirs),
             drift=drift(scores, theirs),
-            request_id=asked.request_id,
+            request_id=record.request_id,
         )
         self._answers.mirrored(endpoint, compared)
+        self._capture.compared(asked.excerpt, endpoint.revision, scores, theirs, compared)
         return "ok"

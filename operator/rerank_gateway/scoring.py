@@ -12,6 +12,7 @@ from rerank_api import wire
 
 from rerank_gateway.body import Lease
 from rerank_gateway.cache import Caches, DocumentScore, Pairs, by_document, expected_revision, together
+from rerank_gateway.capture import Capture, Excerpt
 from rerank_gateway.cluster.state import Route
 from rerank_gateway.errors import ApiError
 from rerank_gateway.forwarding import Forwarder
@@ -52,7 +53,8 @@ class Cached:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a request gets its scores. Texts are in the payloads only, so that nothing else holds them while it waits."""
+    """How a request gets its scores. Whole texts are in the payloads only, so that nothing else holds them while it
+    waits."""
 
     draw: float
     """The request's own, 0 <= draw < 1: by it the traffic is split, and the cache is asked."""
@@ -62,6 +64,8 @@ class Plan:
     """What is not known, where some is."""
     cached: Cached | None = None
     """None: the Reranker has no cache."""
+    excerpt: Excerpt | None = None
+    """None: nothing of it will be written to the log."""
 
     @property
     def estimate(self) -> int:
@@ -77,19 +81,22 @@ class Scoring:
         forwarder: Forwarder,
         mirroring: Mirroring,
         caches: Caches,
+        capture: Capture,
         clock: Callable[[], float],
     ) -> None:
         self._queues = queues
         self._forwarder = forwarder
         self._mirroring = mirroring
         self._caches = caches
+        self._capture = capture
         self._clock = clock
 
     def plan(self, route: Route, query: RerankQuery, draw: float, lease: Lease, record: Record) -> Plan:
         """Asks the cache; what it said is noted in ``record``."""
+        excerpt = self._capture.excerpt(route, query, record, lease)
         pairs = self._caches.pairs(route, query)
         if pairs is None:
-            return Plan(draw, _work(query, route))
+            return Plan(draw, _work(query, route), excerpt=excerpt)
         queue = self._queues.get(route.key)
         revision = expected_revision(route, queue.loads if queue is not None else {}, draw, self._clock())
         known = self._caches.find(route, pairs, revision) if revision is not None else [None] * len(pairs.digests)
@@ -98,16 +105,21 @@ class Scoring:
         record.cached = len(known) - len(missing)
         if not missing:
             record.cache = "hit"
-            return Plan(draw, None, cached=cached)
+            return Plan(draw, None, cached=cached, excerpt=excerpt)
         record.cache = "partial" if record.cached else "miss"
         rest = None
         if record.cached:
             rest = _work(replace(query, documents=[query.documents[index] for index in missing]), route)
             lease.grow(len(rest.payload))
-        return Plan(draw, _work(query, route), rest, cached)
+        return Plan(draw, _work(query, route), rest, cached, excerpt)
 
     async def score(self, route: Route, plan: Plan, ticket: Ticket, record: Record) -> wire.ScoreResponse:
         """``ticket``: for ``plan.estimate`` tokens. Raises ApiError as Forwarder.score does."""
+        response = await self._score(route, plan, ticket, record)
+        self._capture.answered(plan.excerpt, response.scores)
+        return response
+
+    async def _score(self, route: Route, plan: Plan, ticket: Ticket, record: Record) -> wire.ScoreResponse:
         cached = plan.cached
         if plan.everything is None:
             assert cached is not None
@@ -128,7 +140,7 @@ class Scoring:
         if cached is not None:
             self._keep(queue, cached.pairs, response, record)
         if queue.route is not None:  # else the Reranker was deleted meanwhile
-            self._mirroring.offer(queue.route, plan.everything.payload, response, record)
+            self._mirroring.offer(queue.route, plan.everything.payload, plan.excerpt, response, record)
         return response
 
     async def _complete(

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import msgspec
 from rerank_api import names, units, wire
-from rerank_api.reranker import Cache, Reranker, Slo, parse_reranker
+from rerank_api.reranker import Cache, Capture, Reranker, Slo, parse_reranker
 
 from rerank_gateway.slo import Objectives
 
@@ -55,6 +55,17 @@ class MirrorPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class CapturePolicy:
+    """Which requests' texts go to the log."""
+
+    percent: float
+    """Of the requests, above 0."""
+    max_per_minute: int
+    max_characters: int
+    """Of each text."""
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What a Reranker says about its requests."""
 
@@ -78,6 +89,7 @@ class Policy:
     """The revision that serves and is wanted; None while the two differ. While it sleeps, the next worker is of it."""
     cache: CachePolicy | None = None
     mirror: MirrorPolicy | None = None
+    capture: CapturePolicy | None = None
     capacity: float | None = None
     """Tokens/s of one worker, as last measured before now; None: not known."""
     objectives: Objectives = field(default_factory=Objectives)
@@ -240,6 +252,7 @@ def parse_policy(raw: bytes) -> Policy:
         settled_revision=current if current == reranker.status.updated_revision else None,
         cache=_cache_policy(requests.cache),
         mirror=_mirror_policy(reranker),
+        capture=_capture_policy(reranker.spec.observability.capture),
         capacity=reranker.status.scaling.capacity_tokens_per_second if reranker.status.scaling is not None else None,
         objectives=_objectives(reranker.spec.slo),
         maintenance=reranker.metadata.annotations.get(names.ANNOTATION_MAINTENANCE, ""),
@@ -263,6 +276,12 @@ def _mirror_policy(reranker: Reranker) -> MirrorPolicy | None:
     if rollout is None or rollout.phase != "Mirror" or not percent:
         return None
     return MirrorPolicy(rollout.revision, rollout.stable, percent)
+
+
+def _capture_policy(capture: Capture | None) -> CapturePolicy | None:
+    if capture is None or capture.percent <= 0:
+        return None
+    return CapturePolicy(capture.percent, capture.max_per_minute, capture.max_characters)
 
 
 def _unix_time(timestamp: str | None) -> int:
