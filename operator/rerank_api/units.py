@@ -1,9 +1,10 @@
-"""Durations and quantities in Kubernetes' own spelling ("150ms", "5m30s", "8Mi") to seconds and bytes.
+"""Durations, quantities and times as people write them ("150ms", "5m30s", "8Mi", RFC 3339) to seconds and bytes.
 
 Only parses and formats; which values a field accepts is the CRD's business.
 """
 
 import re
+from datetime import datetime
 
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s)")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -47,3 +48,17 @@ def parse_quantity(value: str | int) -> int:
     if match is None:
         raise ValueError(f"{value!r} is not a quantity: write a number with an optional unit, such as 8Mi or 500k")
     return int(float(match[1]) * _FACTORS[match[2]])
+
+
+def parse_instant(text: str) -> float:
+    """Unix seconds of an RFC 3339 time, which has a zone, such as ``"2026-11-22T18:00:00Z"``.
+
+    Raises ValueError when the text is not one.
+    """
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise ValueError(f"{text[:100]!r} is no RFC 3339 time with its zone: write it such as 2026-11-22T18:00:00Z")
+    return found.timestamp()

@@ -8,7 +8,14 @@ from typing import Any, TypeVar
 
 import msgspec
 from rerank_api import names
-from rerank_api.reranker import Condition, ConditionStatus, RejectedRevision, RolloutStatus, ScalingState
+from rerank_api.reranker import (
+    Condition,
+    ConditionStatus,
+    QualityStatus,
+    RejectedRevision,
+    RolloutStatus,
+    ScalingState,
+)
 
 from rerank_operator.controller.diagnose import Diagnosis
 from rerank_operator.controller.times import format_time
@@ -19,6 +26,10 @@ LONGEST_MESSAGE = 4096
 
 READY, PROGRESSING, DEGRADED, SCALING = "Ready", "Progressing", "Degraded", "Scaling"
 CANARY_HEALTHY = "CanaryHealthy"
+
+
+Answer = tuple[ConditionStatus, str, str]
+"""Status, reason and message."""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -53,6 +64,10 @@ class Facts(msgspec.Struct, frozen=True):
     """What scaling comes to; None: the object is not understood."""
     last_trouble: Diagnosis | None = None
     """Why workers of the target could not serve when there last were any."""
+    quality: QualityStatus | None = None
+    """Of the golden set, as last measured."""
+    notices: Mapping[str, Answer] = {}
+    """Conditions that are there only while they have something to tell, by type."""
 
     @property
     def loaners(self) -> int:
@@ -60,14 +75,18 @@ class Facts(msgspec.Struct, frozen=True):
         return self.verdict.serving if self.verdict else 0
 
 
-Answer = tuple[ConditionStatus, str, str]
 Check = Callable[[Facts], Answer | None]
 AnyFacts = TypeVar("AnyFacts")
 
 
 def judge(facts: Facts, old: Sequence[dict[str, Any]], generation: int, now: float) -> tuple[Condition, ...]:
     """``old``: the conditions as stored."""
-    return judge_by(_CHAINS, facts, old, generation, now)
+    beside: dict[str, tuple[Check, ...]] = {kind: (_as_it_is(answer),) for kind, answer in facts.notices.items()}
+    return judge_by(_CHAINS | beside, facts, old, generation, now)
+
+
+def _as_it_is(answer: Answer) -> Check:
+    return lambda _: answer
 
 
 def judge_by(

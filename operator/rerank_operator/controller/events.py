@@ -12,11 +12,19 @@ from rerank_api import names
 from rerank_api.reranker import Condition, Metadata, RolloutStatus
 
 from rerank_operator.controller.conditions import DEGRADED, READY
+from rerank_operator.controller.notices import CAPTURING, MAINTENANCE, RANKING_QUALITY
 from rerank_operator.controller.times import format_micro_time
 from rerank_operator.controller.verdict import Verdict
 
 LONGEST_NOTE = 1024
 """The API server's limit, in bytes."""
+
+BEGIN_AND_END = {
+    CAPTURING: ("CaptureStarted", "CaptureEnded", "Capture"),
+    MAINTENANCE: ("MaintenanceStarted", "MaintenanceEnded", "Silence"),
+}
+"""Reasons and action of conditions that come and go: what was done with users' texts, and with alerts, must be found
+later."""
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -41,6 +49,10 @@ def transitions(
     before = {condition.get("type"): condition for condition in old.get("conditions", ())}
     for condition in conditions:
         events.extend(of_condition(before.get(condition.type, {}), condition))
+    true = {condition.type for condition in conditions if condition.status == "True"}
+    for kind, (_, ended, action) in BEGIN_AND_END.items():
+        if before.get(kind, {}).get("status") == "True" and kind not in true:
+            events.append(Event("Normal", ended, action, f"no longer: {before[kind].get('message')}"))
     return tuple(events)
 
 
@@ -107,6 +119,15 @@ def of_condition(was: dict[str, Any], now: Condition) -> list[Event]:
         return [Event("Normal", "Serving", "Serve", now.message)]
     if now.type == READY and was.get("status") == "True" and now.reason == "WaitingForWorkers":
         return [Event("Warning", "WaitingForWorkers", "Serve", now.message)]
+    if now.type in BEGIN_AND_END and now.status == "True":
+        began, _, action = BEGIN_AND_END[now.type]
+        return [Event("Normal", began, action, now.message)]
+    if now.type == MAINTENANCE and now.status == "False":
+        return [Event("Warning", "MaintenanceUnreadable", "Silence", now.message)]
+    if now.type == RANKING_QUALITY and now.status == "False":
+        return [Event("Warning", "RankingQualityLow", "Measure", now.message)]
+    if now.type == RANKING_QUALITY and now.status == "True" and was.get("status") == "False":
+        return [Event("Normal", "RankingQualityRecovered", "Measure", now.message)]
     return []
 
 

@@ -56,6 +56,44 @@ CANARY_CHECKS = Gauge(
     "What a gate or metric of the last canary says: 1 pass, 0 hold, -1 fail.",
     [*_RERANKER, "check"],
 )
+REPLICA_SECONDS = Counter(
+    "rerank_operator_replica_seconds",
+    "Time that workers were ready, by whose they are: own ones, or warm pods on loan.",
+    [*_RERANKER, "revision", "source"],
+)
+COST = Counter(
+    "rerank_operator_cost",
+    "What that time cost, in the currency of spec.cost; absent where no price is given.",
+    [*_RERANKER, "revision"],
+)
+GOLDEN_QUALITY = Gauge(
+    "rerank_operator_golden_quality",
+    "How well the revision that serves ranked the golden set last, in the mean over its queries, from 0 to 1.",
+    [*_RERANKER, "revision", "measure"],
+)
+GOLDEN_CALIBRATION = Gauge(
+    "rerank_operator_golden_calibration",
+    "How far scores of the golden set were from its labels, from 0 to 1; absent where they are no probabilities.",
+    [*_RERANKER, "revision", "measure"],
+)
+GOLDEN_MINIMUM = Gauge(
+    "rerank_operator_golden_minimum", "What spec.slo.quality asks of the measure of spec.rollout.goldenSet.", _RERANKER
+)
+GOLDEN_TIME = Gauge(
+    "rerank_operator_golden_run_timestamp_seconds",
+    "When the golden set was ranked last, for spec.slo.quality, in Unix time.",
+    [*_RERANKER, "revision"],
+)
+GOLDEN_RUNS = Counter(
+    "rerank_operator_golden_runs",
+    "Rankings of the golden set for spec.slo.quality, by how they ended.",
+    [*_RERANKER, "result"],
+)
+WAKES = Counter(
+    "rerank_operator_wakes",
+    "Times that a request waited for a first worker, by what came first: a pod of the warm pool, or an own cold start.",
+    [*_RERANKER, "way"],
+)
 WAKE_SECONDS = Histogram(
     "rerank_operator_wake_seconds",
     "Time that the first request waited for a first worker, by what came first: a warm pod or an own cold start.",

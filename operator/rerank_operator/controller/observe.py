@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 from rerank_api import names
-from rerank_api.reranker import Metadata, Reranker, RolloutStatus, parse_reranker
+from rerank_api.reranker import Metadata, QualityStatus, Reranker, RolloutStatus, parse_reranker
 from rerank_api.revision import RevisionSpec, revision_from_data
 
 from rerank_operator.controller.kinds import BUDGETS, CONTROLLER_REVISIONS, DEPLOYMENTS, PODS, RERANKERS, Key
@@ -106,6 +106,8 @@ class Observed(msgspec.Struct, frozen=True):
     status: dict[str, Any] = {}
     rollout: RolloutStatus | None = None
     """As the status says."""
+    quality: QualityStatus | None = None
+    """As the status says."""
     deployments: tuple[DeploymentState, ...] = ()
     revisions: tuple[RevisionState, ...] = ()
     """Newest first."""
@@ -131,6 +133,7 @@ def observe(store: Store, key: Key) -> Observed | None:
         invalid=invalid,
         status=body.get("status") or {},
         rollout=_rollout(body.get("status") or {}),
+        quality=_quality(body.get("status") or {}),
         deployments=tuple(deployment_state(b) for b in store.children(DEPLOYMENTS, key) if _owned(b, metadata.uid)),
         revisions=tuple(sorted(revisions, key=lambda r: -r.number)),
         pods=tuple(pod_state(b) for b in store.children(PODS, key) if _is_own(b)),
@@ -180,6 +183,14 @@ def _rollout(status: dict[str, Any]) -> RolloutStatus | None:
     except msgspec.ValidationError:
         return None
     return found if found is not None and found.started else None  # what is said by hand names it by that
+
+
+def _quality(status: dict[str, Any]) -> QualityStatus | None:
+    """None also where it was written in another form: it is measured anew then."""
+    try:
+        return msgspec.convert(status["quality"], QualityStatus) if status.get("quality") else None
+    except msgspec.ValidationError:
+        return None
 
 
 def deployment_state(body: dict[str, Any]) -> DeploymentState:

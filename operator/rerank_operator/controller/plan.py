@@ -18,6 +18,7 @@ from rerank_operator.controller.conditions import Facts, Problem
 from rerank_operator.controller.diagnose import Diagnosis, blocked, diagnose
 from rerank_operator.controller.events import Event
 from rerank_operator.controller.kinds import BUDGETS, CONTROLLER_REVISIONS, DEPLOYMENTS, Kind
+from rerank_operator.controller.notices import Measured, notices, stored_notices
 from rerank_operator.controller.observe import DeploymentState, Observed, PodState
 from rerank_operator.controller.scene import notes_to_leave, rejection_of, scene_of, set_aside
 from rerank_operator.controller.times import format_time
@@ -101,9 +102,11 @@ def make_plan(
     problem: Problem | None = None,
     verdict: Verdict | None = None,
     findings: Findings | None = None,
+    measured: Measured | None = None,
 ) -> Plan:
     """``verdict``: what scaling comes to; None: nobody has looked at the demand, so the numbers stay as they are.
-    ``findings``: about the canary; None: nobody has looked at it.
+    ``findings``: about the canary; None: nobody has looked at it. ``measured``: how the golden set is ranked; None:
+    nobody has looked, so that what is known stands.
     ``problem``: why carrying out this same plan failed just now; it then only tells so in the status.
     """
     if observed.metadata.deletion_timestamp:
@@ -111,7 +114,8 @@ def make_plan(
     if observed.reranker is None:
         return _plan_for_invalid(observed, Problem("InvalidSpec", observed.invalid or "unreadable"), now)
     scaling = verdict or undecided(observed, observed.reranker)
-    return _Planner(observed, observed.reranker, worker, now, problem, scaling, findings).plan()
+    known = measured or Measured(observed.quality)
+    return _Planner(observed, observed.reranker, worker, now, problem, scaling, findings, known).plan()
 
 
 def _plan_for_invalid(observed: Observed, problem: Problem, now: float) -> Plan:
@@ -127,6 +131,8 @@ def _plan_for_invalid(observed: Observed, problem: Problem, now: float) -> Plan:
         problem=problem,
         rejected=rejection_of(observed.status),
         rollout=observed.rollout,
+        quality=observed.quality,
+        notices=stored_notices(observed.status.get("conditions", ())),
     )
     # As stored: by the ready workers alone a canary would get more than it may.
     stored = tuple(TrafficShare(share["revision"], share["percent"]) for share in observed.status.get("traffic", ()))
@@ -146,8 +152,10 @@ class _Planner:
         problem: Problem | None,
         verdict: Verdict,
         findings: Findings | None,
+        measured: Measured,
     ) -> None:
         self.observed = observed
+        self.reranker = reranker
         self.owner: Metadata = observed.metadata
         self.spec = reranker.spec
         self.worker = worker
@@ -165,6 +173,7 @@ class _Planner:
         scene = scene_of(observed, reranker, self.target, self.desired, self.trouble, self.stuck, findings, now)
         self.course = course(scene)
         self.findings = findings
+        self.measured = measured
 
     def plan(self) -> Plan:
         handover, rejected = self._hand_over()
@@ -196,6 +205,8 @@ class _Planner:
             target_trouble=self.trouble,
             serving_trouble=self._diagnose(serving) if serving and serving != self.target else None,
             last_trouble=self._last_trouble(),
+            quality=self.measured.latest if self.spec.slo.quality is not None else None,
+            notices=notices(self.reranker, serving, self.measured, self.now),
         )
         status, told = _tell(self.observed, facts, handover.traffic, handover.complete, self.now)
         return Plan(tuple(actions), status, told, 0.0 if self._moved_on() else self.look_again)
@@ -505,6 +516,7 @@ def _tell(
         "updatedRevision": facts.target,
         "rejectedRevision": facts.rejected,
         "rollout": facts.rollout,
+        "quality": facts.quality,
         "scaling": scaling,
     }
     status |= {field: msgspec.to_builtins(value) for field, value in optional.items() if value is not None}

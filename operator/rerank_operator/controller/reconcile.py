@@ -22,10 +22,12 @@ from rerank_operator.controller.observe import observe
 from rerank_operator.controller.outcome import OK, REFUSED, is_failure, outcome
 from rerank_operator.controller.plan import make_plan
 from rerank_operator.controller.pools import Pools
+from rerank_operator.controller.quality import QualityRuns
 from rerank_operator.controller.queue import WorkQueue
 from rerank_operator.controller.rollouts import Rollouts
 from rerank_operator.controller.scaler import Scaler
 from rerank_operator.controller.store import Store
+from rerank_operator.controller.usage import Usage
 from rerank_operator.controller.watches import Watches
 from rerank_operator.demand.gateways import Gateways
 from rerank_operator.demand.totals import Totals
@@ -106,6 +108,9 @@ class Controller:
             time.time,
             settings.prometheus_url,
         )
+        self.quality = QualityRuns(api, self.store, self._may_decide, self._enqueue, time.time)
+        # Each resync makes each Reranker due: what was not looked at for two of them was not looked at.
+        self.usage = Usage(self.store, steady_clock, 2 * settings.resync_seconds)
         self._resync_now = asyncio.Event()
         self._lead_after_list = False
         self.synced = False
@@ -124,6 +129,7 @@ class Controller:
             asyncio.create_task(self._resync_forever(), name="resync"),
             asyncio.create_task(self.scaler.run(), name="scaler"),
             asyncio.create_task(self.rollouts.run(), name="rollouts"),
+            asyncio.create_task(self.quality.run(), name="quality"),
         ]
         if self._gateways is not None:
             watching.append(asyncio.create_task(self._gateways.run(), name="gateways"))
@@ -178,7 +184,7 @@ class Controller:
 
     def _start_leading(self) -> None:
         """Nothing is written before a fresh list: the last leader's latest writes may not have come through yet."""
-        self.rollouts.reset()
+        self._forget_all()
         self.scaler.reset()  # what counts is what the last leader left in the statuses
         self._lead_after_list = True
         self._resync_now.set()
@@ -186,8 +192,13 @@ class Controller:
     def _stop_leading(self) -> None:
         self.queue.clear()
         self.pools.clear()
-        self.rollouts.reset()
+        self._forget_all()
         self.scaler.reset()
+
+    def _forget_all(self) -> None:
+        self.rollouts.reset()
+        self.quality.reset()
+        self.usage.reset()
 
     async def _served(self) -> bool:
         try:
@@ -254,6 +265,8 @@ class Controller:
             metrics.RERANKERS.labels(state).set(count)
         self._applier.allowance.keep(uids)
         self.scaler.keep(keys)
+        self.quality.keep(keys)
+        self.usage.keep(keys)
 
     # --- what goes out ---
 
@@ -273,16 +286,20 @@ class Controller:
             self.scaler.forget(key)
             self.rollouts.forget(key)
             self.rollouts.show(key, None)
+            self.quality.forget(key)
+            self.usage.forget(key)
             return OK
+        self.usage.look(observed)
         self.rollouts.show(key, observed.rollout)
         verdict, findings = self.scaler.look(observed), self.rollouts.findings(observed)
+        measured = self.quality.look(observed)
         worker = self._settings.worker
-        plan = make_plan(observed, worker, time.time(), verdict=verdict, findings=findings)
+        plan = make_plan(observed, worker, time.time(), verdict=verdict, findings=findings, measured=measured)
         problem = await self._applier.carry_out(plan.actions, observed.metadata)
         if problem is None:
             self.scaler.carried_out(key)
         else:
-            plan = make_plan(observed, worker, time.time(), problem, verdict, findings)
+            plan = make_plan(observed, worker, time.time(), problem, verdict, findings, measured)
         if plan.status is not None:
             await self._applier.write_status(plan.status)
         if verdict is not None:

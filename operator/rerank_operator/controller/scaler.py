@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 EAGER_SECONDS = 0.1
 """Between two looks at one Reranker, however much its gateways tell."""
+_WAYS = {"warm": "pool", "cold": "own"}
+"""Whose worker it was that ended a wake, by how it came."""
 
 
 @dataclass(slots=True)
@@ -141,6 +143,8 @@ class Scaler:
         if self._known.pop(key, None) is not None:
             for gauge in (metrics.DESIRED_REPLICAS, metrics.LOANERS, metrics.QUEUED):
                 gauge.remove(*key)
+            for way in _WAYS.values():
+                metrics.WAKES.remove(*key, way)
 
     # --- what others ask ---
 
@@ -251,6 +255,8 @@ class Scaler:
             starts=Starts(last.get("startSeconds"), last.get("wakeSeconds")),
         )
         self._known[key] = known
+        for way in _WAYS.values():
+            metrics.WAKES.labels(*key, way)  # at 0, so that the first wake is an increase
         return known
 
     def _read_policy(self, known: _Known, key: Key, observed: Observed) -> None:
@@ -320,13 +326,15 @@ class Scaler:
         metrics.LOANERS.labels(*key).set(verdict.serving)
         metrics.QUEUED.labels(*key).set(told.demand.queued)
         own = any(pod.ready and pod.counts for pod in observed.pods)
-        known.starts.follow_wake(
+        woken_by = known.starts.follow_wake(
             told.waking_since,
             asked_for=verdict.replicas + verdict.loaners > 0,
             came="cold" if own else "warm" if verdict.serving else None,
             given_up=not told.demand.queued + told.demand.in_flight,
             now=now,
         )
+        if woken_by is not None:
+            metrics.WAKES.labels(*key, _WAYS[woken_by]).inc()
 
 
 def stored_memory(text: Any) -> Memory:

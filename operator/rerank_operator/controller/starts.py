@@ -58,9 +58,12 @@ class Starts:
         came: Literal["cold", "warm"] | None,
         given_up: bool,
         now: float,
-    ) -> None:
-        """``waiting_since``: of the oldest request for which there is no worker; ``asked_for``: whether any worker has
-        been; ``came``: the kind of the first one; ``given_up``: nobody waits any more."""
+    ) -> Literal["cold", "warm"] | None:
+        """What has come first, where a wake has ended now; None: none has.
+
+        ``waiting_since``: of the oldest request for which there is no worker; ``asked_for``: whether any worker has
+        been; ``came``: the kind of the first one; ``given_up``: nobody waits any more.
+        """
         if waiting_since is not None:
             if self._waking is None and asked_for:
                 metrics.WAKE_PHASE_SECONDS.labels("decide").observe(max(0.0, now - waiting_since))
@@ -68,5 +71,7 @@ class Starts:
         elif self._waking is not None and came is not None:
             metrics.WAKE_SECONDS.labels(came).observe(max(0.0, now - self._waking))
             self._waking = None
+            return came
         elif given_up:
             self._waking = None  # else the gateway has only seen the worker before us
+        return None

@@ -1,7 +1,7 @@
 """Durations and quantities in Kubernetes' spelling."""
 
 import pytest
-from rerank_api.units import parse_duration, parse_quantity
+from rerank_api.units import parse_duration, parse_instant, parse_quantity
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,21 @@ def test_quantities(value, units):
 def test_not_quantities(value):
     with pytest.raises(ValueError, match="is not a quantity"):
         parse_quantity(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2027-01-15T08:00:00Z", 1_800_000_000.0),
+        ("2027-01-15T09:00:00+01:00", 1_800_000_000.0),
+        ("2027-01-15T08:00:00.5Z", 1_800_000_000.5),
+    ],
+)
+def test_a_time_with_its_zone(text: str, seconds: float):
+    assert parse_instant(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "tomorrow", "2027-01-15", "2027-01-15T08:00:00", "1800000000", "08:00Z"])
+def test_a_time_that_could_be_another_one_elsewhere_is_refused(text: str):
+    with pytest.raises(ValueError, match="no RFC 3339 time with its zone"):
+        parse_instant(text)

@@ -192,6 +192,11 @@ def test_a_wake_is_timed_from_the_request_that_waited_to_the_first_worker():
     world.step()
     assert sample("wake_seconds_count", way="cold") == before[0] + 1
     assert sample("wake_seconds_sum", way="cold") - before[1] == pytest.approx(33.0)
+    wakes = {"namespace": NAMESPACE, "reranker": NAME}
+    assert sample("wakes_total", way="own", **wakes) == 1.0
+    assert REGISTRY.get_sample_value("rerank_operator_wakes_total", wakes | {"way": "pool"}) == 0.0
+    world.scaler.forget(KEY)
+    assert REGISTRY.get_sample_value("rerank_operator_wakes_total", wakes | {"way": "own"}) is None
 
 
 def test_never_to_zero_while_a_gateway_is_silent():

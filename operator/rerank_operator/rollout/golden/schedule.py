@@ -8,7 +8,7 @@ pause.
 import hashlib
 import math
 
-FIRST_PAUSE, LONGEST_PAUSE = 30.0, 3600.0
+FIRST_PAUSE, LONGEST_PAUSE = 30.0, 600.0
 """Seconds after a failure, twice as long after each further one; never longer than the interval."""
 
 
