@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import NoReturn, get_args
+from typing import TYPE_CHECKING, NoReturn, get_args
 
-from rerank_api import names
+from rerank_api import names, otlp
 from rerank_api.reranker import Activation, Backend, ChunkPooling, Compile, Device, LongDocuments, Precision
 from rerank_api.worker_config import WorkerConfig
 
@@ -25,6 +25,9 @@ from rerank_worker.loading.source import parse_model
 from rerank_worker.server.admin import ENV_TOKEN_FILE, ENV_TOKEN_SHA256
 from rerank_worker.server.lifecycle import Options, Server
 from rerank_worker.server.models import Limits
+
+if TYPE_CHECKING:
+    from rerank_worker.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +230,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
             return parsed.run(parsed, environment)
         config = read_config(parsed, environment)
         options = read_options(parsed, environment)
-        return asyncio.run(_serve(config, options))
+        return asyncio.run(_serve(config, options, read_tracing(environment)))
     except StartupFailure as failure:
         report(failure, termination_log)
         return failure.exit_code
@@ -240,9 +243,22 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
         return failure.exit_code
 
 
-async def _serve(config: WorkerConfig | None, options: Options) -> int:
+def read_tracing(environment: Mapping[str, str]) -> "Tracing | None":
+    """What exports traces, where the OTEL_* variables ask for it. Raises ConfigurationFailure."""
+    try:
+        if not otlp.traces_wanted(environment):
+            return None
+    except ValueError as error:
+        raise ConfigurationFailure(str(error)) from error
+    # Importing the SDK takes 0.2 s, which nobody pays who exports none.
+    from rerank_worker.tracing import Tracing
+
+    return Tracing()
+
+
+async def _serve(config: WorkerConfig | None, options: Options, tracing: "Tracing | None") -> int:
     # Whoever loads a model into a process that stands by, or swaps one, waits for it.
     def build(wanted: WorkerConfig) -> Loaded:
         return load(wanted, options.threads, quick=wanted is not config)
 
-    return await Server(config, options, build, lambda: stand_by(options.threads)).run()
+    return await Server(config, options, build, lambda: stand_by(options.threads), tracing).run()

@@ -6,7 +6,9 @@ Structured fields go in as ``extra={"fields": {...}}``.
 import json
 import logging
 import sys
+import threading
 import time
+from collections.abc import Callable
 from typing import Literal
 
 LogFormat = Literal["json", "text"]
@@ -28,6 +30,40 @@ class _OneLine(logging.Formatter):
             return json.dumps(line | fields, default=str)
         message = message.replace("\n", " | ")
         return " ".join([stamp, record.levelname, message, *(f"{key}={value}" for key, value in fields.items())])
+
+
+class Sparing:
+    """Which lines are written: of each kind ``burst`` at once, and then one every ``every`` seconds. Kinds are kept for
+    ever, so they must be few. For any thread."""
+
+    def __init__(self, burst: int, every: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._burst = burst
+        self._every = every
+        self._clock = clock
+        self._lock = threading.Lock()
+        # By kind: lines that may be written, as of when, and how many were left out since the last that was.
+        self._kinds: dict[str, tuple[float, float, int]] = {}
+
+    def left_out(self, kind: str) -> int | None:
+        """Of a line that may be written: how many before it were not; None: this one may not be either."""
+        now = self._clock()
+        with self._lock:
+            room, since, missing = self._kinds.get(kind, (float(self._burst), now, 0))
+            room = min(float(self._burst), room + (now - since) / self._every)
+            written = room >= 1
+            self._kinds[kind] = (room - 1, now, 0) if written else (room, now, missing + 1)
+        return missing if written else None
+
+
+class Seldom(logging.Filter):
+    """For a logger of a library, which may repeat itself."""
+
+    def __init__(self, burst: int, every: float, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._sparing = Sparing(burst, every, clock)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self._sparing.left_out(record.levelname) is not None
 
 
 def set_up(log_format: LogFormat) -> None:

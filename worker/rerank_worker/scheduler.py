@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,6 +25,7 @@ from rerank_worker.failures import StartupFailure, unexpected
 from rerank_worker.loading.model import Loaded
 from rerank_worker.measured import BatchTimes, Budget, Company, Speed, stall_limit
 from rerank_worker.metrics import Metrics
+from rerank_worker.trace import Batch, Trace
 from rerank_worker.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -51,14 +52,15 @@ Outcome: TypeAlias = list[float] | Failed
 class Work:
     """One request's pairs; ``finish`` is called once, with one logit a pair or with why there are none.
 
-    ``deadline``: of time.monotonic(). ``priority``: as in wire.HEADER_PRIORITY. The other fields are the engine
-    thread's own.
+    ``deadline``: of time.monotonic(). ``priority``: as in wire.HEADER_PRIORITY. ``trace``: where it is sampled. The
+    other fields are the engine thread's own.
     """
 
     pairs: Sequence[Pair]
     deadline: float
     finish: Callable[[Outcome], None]
     priority: Priority = "normal"
+    trace: Trace | None = None
     logits: list[float] = field(default_factory=list)
     pending: int = 0
     arrived: float = 0.0
@@ -68,10 +70,13 @@ class Work:
 
 @dataclass(slots=True)
 class _Flight:
-    """A batch that was started. One of ``output``, ``no_memory`` and ``failure`` (the error's kind) says what came."""
+    """A batch that was started. One of ``output``, ``no_memory`` and ``failure`` (the error's kind) says what came.
+    ``traces``: of the sampled requests in it."""
 
     batch: Sequence[tuple[Work, Slot]]
     launched: float
+    traces: tuple[Trace, ...] = ()
+    computing: float | None = None
     output: Any = None
     no_memory: str | None = None
     failure: str | None = None
@@ -121,6 +126,7 @@ class EngineThread:
         self._budget = Budget(0, 0)
         self._times = BatchTimes()
         self._speed = Speed(None)
+        self._precision = ""
         self._seen = 0
         self._free_since = 0.0
         self._landed = 0.0
@@ -248,6 +254,7 @@ class EngineThread:
     def begin(self, loaded: Loaded) -> None:
         """Take over what was built; the thread does, before its first ``step``."""
         self._engine = loaded.engine
+        self._precision = loaded.info.get("precision", "")
         self._policy = replace(loaded.policy, padded=loaded.engine.padded)
         self._budget = Budget(loaded.policy.max_tokens, loaded.policy.max_tokens)
         self._metrics.batch_budget.labels(self._model).set(self._budget.tokens)
@@ -330,6 +337,9 @@ class EngineThread:
             if not work.started:
                 work.started = True
                 self._metrics.queue_time.labels(work.priority).observe(now - work.arrived)
+                if work.trace is not None:
+                    work.trace.waiting = (work.arrived, now)
+        flight.traces = _traces(works)
         self._compute(engine, policy, flight)
         return True
 
@@ -344,7 +354,13 @@ class EngineThread:
         self._stall_limit = max(limit, self._stall_limit) if len(self._flights) > 1 else limit
         self._beat = self._clock()
         pairs = [work.pairs[slot.index] for work, slot in flight.batch]
-        flight.output = _attempt(flight, lambda: engine.compute(engine.prepare(pairs)))
+
+        def compute() -> Any:
+            prepared = engine.prepare(pairs)
+            flight.computing = self._clock()
+            return engine.compute(prepared)
+
+        flight.output = _attempt(flight, compute)
 
     def _land(self, engine: Engine, flight: _Flight) -> None:
         """Wait for a batch and hand its scores back; in halves, one after the other, where it does not fit."""
@@ -356,6 +372,8 @@ class EngineThread:
         flight.output = None
         now, before = self._clock(), self._landed
         self._landed = now
+        if flight.traces:
+            self._trace(self._policy, engine, flight, before, now)
         if logits is not None:
             self._failed_batches = 0
             busy, alone = now - max(flight.launched, before), flight.launched >= before
@@ -394,7 +412,7 @@ class EngineThread:
             for half in halves(batch):
                 self._run_part(engine, half)
             return
-        flight = _Flight(batch, self._clock())
+        flight = _Flight(batch, self._clock(), _traces({id(work): work for work, _ in batch}.values()))
         self._compute(engine, self._policy, flight)
         self._land(engine, flight)
 
@@ -430,6 +448,26 @@ class EngineThread:
         metrics.batch_requests.observe(len({slot.ticket for _, slot in batch}))
         metrics.engine_time.observe(seconds)
 
+    def _trace(self, policy: Policy, engine: Engine, flight: _Flight, before: float, now: float) -> None:
+        """Note, before anybody is answered, what became of ``flight``; ``before``: when the one before it had landed,
+        which an asynchronous engine computes first."""
+        lengths = [slot.tokens for _, slot in flight.batch]
+        tokens = sum(lengths)
+        noted = Batch(
+            requests=flight.traces,
+            started=flight.launched,
+            computing=None if flight.computing is None else max(flight.computing, before),
+            ended=now,
+            pairs=len(lengths),
+            tokens=tokens,
+            padding=policy.cost(lengths) - tokens,
+            engine=engine.name,
+            precision=self._precision,
+            error="out_of_memory" if flight.no_memory is not None else flight.failure,
+        )
+        for trace in flight.traces:
+            trace.was_in(noted)
+
     def _deliver(self, batch: Sequence[tuple[Work, Slot]], logits: Sequence[float]) -> None:
         finished = []
         with self._changed:
@@ -449,6 +487,10 @@ class EngineThread:
             ended = [work for work, _ in batch if _end(work)]
         for work in ended:
             _answer(work, failed)
+
+
+def _traces(works: Iterable[Work]) -> tuple[Trace, ...]:
+    return tuple(work.trace for work in works if work.trace is not None)
 
 
 def _end(work: Work) -> bool:

@@ -22,6 +22,7 @@ from rerank_worker.scheduler import EngineThread
 from rerank_worker.server.lifecycle import Options, Server
 from rerank_worker.server.models import OWN
 from rerank_worker.tokenization import PairTokenizer
+from rerank_worker.tracing import Tracing
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -188,6 +189,7 @@ async def serve() -> AsyncIterator[Serve]:
         policy: dict[str, Any] | None = None,
         options: dict[str, Any] | None = None,
         ready: bool = True,
+        tracing: Tracing | None = None,
         **config: Any,
     ) -> Running:
         engine = engine or ObedientEngine()
@@ -196,6 +198,7 @@ async def serve() -> AsyncIterator[Serve]:
             None if standby else WorkerConfig(model=ModelSource(path="/obedient"), **config),
             Options(**defaults | (options or {})),
             load or (lambda _: build() if build is not None else make_loaded(engine, **(policy or {}))),
+            tracing=tracing,
         )
         await server.start()
         client = aiohttp.ClientSession(f"http://127.0.0.1:{server.port}")

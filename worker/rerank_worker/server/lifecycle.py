@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from rerank_api.worker_config import WorkerConfig
@@ -28,6 +29,9 @@ from rerank_worker.server.models import Limits, Model, Models
 from rerank_worker.server.protocol import Refusal
 from rerank_worker.server.routes import build_app
 from rerank_worker.server.serving import Scorer
+
+if TYPE_CHECKING:
+    from rerank_worker.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +68,7 @@ class Options:
 class Server:
     """One worker. ``config``: the model that it serves from the start; None: it stands by until it is given models.
     ``load`` builds a model in that model's engine thread; ``prepare`` does beforehand what all loads need, in a thread,
-    and gives facts for /v1/info (when standing by only)."""
+    and gives facts for /v1/info (when standing by only). ``tracing``: None: no traces are exported."""
 
     def __init__(
         self,
@@ -72,6 +76,7 @@ class Server:
         options: Options,
         load: Callable[[WorkerConfig], Loaded],
         prepare: Callable[[], dict[str, object]] = dict,
+        tracing: "Tracing | None" = None,
     ) -> None:
         # Threads are ours (one clone each); the library's own pool would compete with torch for the cores.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -79,6 +84,7 @@ class Server:
         self._options = options
         self._prepare = prepare
         self.metrics = Metrics()
+        self.tracing = tracing
         self.bodies = Admission(options.waiting_bytes, "bytes of bodies", self.metrics.waiting_bytes)
         self._admission = Admission(options.waiting_tokens, "tokens", self.metrics.waiting_tokens)
         self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="tokenize")
@@ -221,6 +227,8 @@ class Server:
             await self._runner.cleanup()
         self._threads.shutdown(wait=False, cancel_futures=True)
         await self.models.stop()
+        if self.tracing is not None:
+            await self.tracing.close()
 
     async def watch_engine(self) -> None:
         """Answer those who wait on an engine that died or stalled."""

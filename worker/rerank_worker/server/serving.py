@@ -24,6 +24,7 @@ from rerank_worker.scheduler import EngineThread, Failed, Outcome, Work
 from rerank_worker.server.admission import Admission
 from rerank_worker.server.protocol import Refusal
 from rerank_worker.tokenization import Fitted
+from rerank_worker.trace import Trace
 
 CHARACTERS_PER_TOKEN = 3
 """A cautious guess before tokenizing: English has about four."""
@@ -121,8 +122,12 @@ class Scorer:
         """What the model can score here; None: not known yet."""
         return self._engine.tokens_per_second
 
-    async def score(self, request: ScoreRequest, deadline: float, priority: Priority = "normal") -> ScoreResponse:
+    async def score(
+        self, request: ScoreRequest, deadline: float, priority: Priority = "normal", trace: Trace | None = None
+    ) -> ScoreResponse:
         """The answer, by ``deadline`` (of time.monotonic()). Raises Refusal."""
+        if trace is not None:
+            trace.model, trace.documents = self._config, len(request.documents)
         if not request.documents:
             return ScoreResponse(scores=[], tokens=0)
         if deadline <= time.monotonic():
@@ -135,8 +140,8 @@ class Scorer:
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 with self._engine.expecting():
-                    prepared = await self._tokenize(request)
-                    outcome_of = self._submit(prepared.pairs, deadline, priority)
+                    prepared = await self._tokenize(request, trace)
+                    outcome_of = self._submit(prepared.pairs, deadline, priority, trace)
                     submitted = True
                 outcome = await outcome_of
         except TimeoutError as error:
@@ -176,7 +181,7 @@ class Scorer:
         remedy = no_number(self._precision)
         return Refusal("internal", f"the model gave no number for documents {_named(documents)}: {remedy}")
 
-    async def _tokenize(self, request: ScoreRequest) -> Prepared:
+    async def _tokenize(self, request: ScoreRequest, trace: Trace | None) -> Prepared:
         """Raises Refusal (too_long)."""
         started = time.monotonic()
         loop = asyncio.get_running_loop()
@@ -210,8 +215,13 @@ class Scorer:
                 tokens += sum(len(pair) for pairs, _, _ in part for pair in pairs)
             # Counted now: a query of many short words leaves little room, and long documents many chunks.
             self._admission.bound(tokens)
-        self._metrics.tokenize_time.observe(time.monotonic() - started)
-        return self._prepared(results)
+        ended = time.monotonic()
+        self._metrics.tokenize_time.observe(ended - started)
+        prepared = self._prepared(results)
+        if trace is not None:
+            trace.tokenizing = (started, ended)
+            trace.tokens, trace.truncated = tokens, len(prepared.truncated)
+        return prepared
 
     def _prepared(self, results: list[Fitted]) -> Prepared:
         if self._config.long_documents == "reject":
@@ -232,7 +242,9 @@ class Scorer:
         whole = [index for index, count in enumerate(counts) if count > 1 and index not in in_part]
         return Prepared(pairs, counts, truncated, whole)
 
-    def _submit(self, pairs: list[Pair], deadline: float, priority: Priority) -> asyncio.Future[Outcome]:
+    def _submit(
+        self, pairs: list[Pair], deadline: float, priority: Priority, trace: Trace | None
+    ) -> asyncio.Future[Outcome]:
         """Queue the pairs; the future gives the outcome, and cancelling it takes them out of the backlog."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
@@ -248,7 +260,7 @@ class Scorer:
                 # The loop has closed: the process is ending and nobody waits any more.
                 return
 
-        ticket = self._engine.submit(Work(pairs, deadline, finish, priority))
+        ticket = self._engine.submit(Work(pairs, deadline, finish, priority, trace))
 
         def drop_if_cancelled(done: asyncio.Future[Outcome]) -> None:
             if done.cancelled() and self._engine.abandon(ticket):
