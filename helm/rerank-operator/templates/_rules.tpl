@@ -22,8 +22,8 @@ warm pods and to say which one may go first.
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, patch]
-# Golden sets of canaries: the ConfigMap that spec.rollout.goldenSet names, read when its gate comes. Only Rerankers say which
-# names those are, so they cannot be listed here; without list and watch no other ConfigMap is met or kept.
+# Golden sets: the ConfigMap that spec.rollout.goldenSet names, read when it is to be ranked. Only Rerankers say which names
+# those are, so they cannot be listed here; without list and watch no other ConfigMap is met or kept.
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get]

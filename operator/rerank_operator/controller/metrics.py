@@ -77,7 +77,9 @@ GOLDEN_CALIBRATION = Gauge(
     [*_RERANKER, "revision", "measure"],
 )
 GOLDEN_MINIMUM = Gauge(
-    "rerank_operator_golden_minimum", "What spec.slo.quality asks of the measure of spec.rollout.goldenSet.", _RERANKER
+    "rerank_operator_golden_minimum",
+    "What spec.slo.quality asks of the measure that spec.rollout.goldenSet names.",
+    [*_RERANKER, "measure"],
 )
 GOLDEN_TIME = Gauge(
     "rerank_operator_golden_run_timestamp_seconds",

@@ -105,6 +105,7 @@ class QualityRuns:
             for result in RESULTS:
                 metrics.GOLDEN_RUNS.labels(*key, result)
         if watched.asked != asked:  # what failed was of something else
+            metrics.GOLDEN_MINIMUM.remove(*key, watched.asked.source.metric)
             watched.asked, watched.failed, watched.failures = asked, "", 0
         latest = watched.latest or observed.quality
         known = counting(reranker.spec, asked.revision, latest)
@@ -113,7 +114,7 @@ class QualityRuns:
         watched.last = min(time_or_zero(known.time), self._wall()) if known is not None else None
         watched.interval = parse_duration(objective.interval)
         watched.waits = hindrance(observed)
-        metrics.GOLDEN_MINIMUM.labels(*key).set(objective.minimum)
+        metrics.GOLDEN_MINIMUM.labels(*key, source.metric).set(objective.minimum)
         self._show(key, latest)
         return Measured(latest, watched.failed, watched.waits)
 
@@ -129,7 +130,7 @@ class QualityRuns:
         if watched.task is not None:
             watched.task.cancel()
         self._show(key, None)
-        metrics.GOLDEN_MINIMUM.remove(*key)
+        metrics.GOLDEN_MINIMUM.remove(*key, watched.asked.source.metric)
         for result in RESULTS:
             metrics.GOLDEN_RUNS.remove(*key, result)
 
