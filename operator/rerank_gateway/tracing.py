@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 
+from aiohttp.hdrs import METH_ALL
 from multidict import CIMultiDictProxy
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -37,7 +38,7 @@ from rerank_gateway.cluster.state import Endpoint
 from rerank_gateway.errors import ApiError
 from rerank_gateway.record import Record
 from rerank_gateway.slo import CLIENT_WENT_AWAY
-from rerank_gateway.trace import Attempt, Trace
+from rerank_gateway.trace import TRACEPARENT, Attempt, Trace
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ COMPLAIN_EVERY = 60.0
 """Seconds between lines about a collector that does not take spans."""
 
 _propagator = TraceContextTextMapPropagator()
+_NO_CONTEXT = Context()
 
 
 class Tracing:
@@ -70,7 +72,8 @@ class Tracing:
     def begin(self, headers: Mapping[str, str], method: str, route: str, started: float) -> Trace:
         """A trace.Begin. Whether spans are kept is up to the client's context and the sampler."""
         zero = time.time_ns() - round(self._clock() * 1e9)
-        given = _propagator.extract(headers, getter=_HEADERS)
+        given = _propagator.extract(headers, getter=_HEADERS) if TRACEPARENT in headers else _NO_CONTEXT
+        method = method if method in METH_ALL else "_OTHER"  # a client may write anything there
         name = f"{method} {route}"
         span = self._tracer.start_span(name, given, SpanKind.SERVER, start_time=zero + round(started * 1e9))
         if span.is_recording():
@@ -203,9 +206,12 @@ def _trace_id(span: Span) -> str:
 
 
 def _headers(span: Span) -> dict[str, str]:
-    """By which the next process continues the trace below ``span``."""
-    headers: dict[str, str] = {}
-    _propagator.inject(headers, set_span_in_context(span))
+    """By which the next process continues the trace below ``span``, as the W3C's Trace Context writes them."""
+    context = span.get_span_context()
+    parent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    headers = {TRACEPARENT: parent}
+    if context.trace_state:
+        headers["tracestate"] = context.trace_state.to_header()
     return headers
 
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from multidict import CIMultiDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 from rerank_api import otlp, wire
 from rerank_gateway.cluster.state import CachePolicy, MirrorPolicy
+from rerank_gateway.record import Record
 from rerank_gateway.trace import TRACEPARENT, UNTRACED, pass_on
 from rerank_gateway.tracing import LAST_SPANS, Tracing
 
@@ -304,6 +306,14 @@ async def test_health_checks_are_no_traces(traced: House, collector: Collector) 
     assert len(collector.spans) == 1
 
 
+async def test_what_a_client_makes_up_is_in_no_span(traced: House, collector: Collector) -> None:
+    async with traced.client.request(SECRET, f"{traced.url}/{SECRET}?{SECRET}") as response:
+        assert response.status in (404, 405)
+    found = attributes(await collector.one("_OTHER (unknown)"))
+    assert found["http.request.method"] == "_OTHER"
+    assert SECRET.encode() not in collector.raw
+
+
 @pytest.mark.parametrize("state", ["refuses", "freezes", "gone"])
 async def test_a_collector_that_does_not_take_them_costs_spans_only(
     collector: Collector,
@@ -436,3 +446,27 @@ def test_without_an_endpoint_no_sdk_is_loaded() -> None:
     program = "import sys, rerank_gateway.__main__; print([name for name in sys.modules if 'opentelemetry' in name])"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout.strip() == "[]"
+
+
+async def test_while_it_is_off_it_costs_next_to_nothing(house: House) -> None:
+    """CPU time, as a share of what a small request takes with its client and a worker that does nothing."""
+    house.serve(await house.worker())
+    for _ in range(20):
+        await house.rerank()
+    began, requests = time.thread_time(), 200
+    for _ in range(requests):
+        await house.rerank()
+    of_a_request = (time.thread_time() - began) / requests
+
+    headers = CIMultiDict({"Host": "rerank", "Content-Type": "application/json"})
+    endpoint, times = Worker().endpoint(), 5000
+    began = time.thread_time()
+    for _ in range(times):
+        trace = pass_on(headers, "POST", "/v2/rerank", 0.0)
+        with trace.waiting():
+            pass
+        with trace.attempt(endpoint, 1) as attempt:
+            attempt.status = 200
+        trace.end(Record("id"), 1.0)
+    of_a_trace = (time.thread_time() - began) / times
+    assert of_a_trace < of_a_request / 50
