@@ -60,7 +60,7 @@ generate: .venv/.synced ## Write again everything that is generated and checked 
 	.venv/bin/python helm/generate.py
 
 .PHONY: setup
-setup: .venv/.synced .state/bin/devcluster .state/models/.built .state/bin/prometheus ## Install and build everything the other targets need
+setup: .venv/.synced .state/bin/devcluster .state/models/.built .state/bin/prometheus .state/bin/chromium ## Install and build everything the other targets need
 
 $(UV):
 	@echo "setup: uv $(UV_VERSION)"
@@ -79,6 +79,9 @@ $(UV):
 # Not pinned: a distribution's archive has one version at a time. Without it the tests that ask it are skipped.
 .state/bin/prometheus:
 	@tests/harness/get_prometheus || echo "setup: no Prometheus; the tests that ask a real one are skipped"
+
+.state/bin/chromium:
+	@tests/harness/get_chromium || echo "setup: no Chromium; the tests that look at the operator's page are skipped"
 
 .state/models/.built: .venv/.synced $(wildcard tests/models/*.py tests/models/*.safetensors)
 	@echo "setup: the demo model and its deliberately worse revision"
