@@ -73,7 +73,7 @@ class Tracing:
         """A trace.Begin. Whether spans are kept is up to the client's context and the sampler."""
         zero = time.time_ns() - round(self._clock() * 1e9)
         given = _propagator.extract(headers, getter=_HEADERS) if TRACEPARENT in headers else _NO_CONTEXT
-        method = method if method in METH_ALL else "_OTHER"  # a client may write anything there
+        method = method if method in METH_ALL else "_OTHER"  # as the convention has it: few names, no one's own
         name = f"{method} {route}"
         span = self._tracer.start_span(name, given, SpanKind.SERVER, start_time=zero + round(started * 1e9))
         if span.is_recording():
