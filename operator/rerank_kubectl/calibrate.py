@@ -18,8 +18,8 @@ from rerank_kubectl.commands import Call
 from rerank_kubectl.rendering import in_full, table, wrapped
 from rerank_kubectl.state import canary, observed
 
-FEWEST = 50
-"""Relevant documents, and others: with fewer the figures tell little."""
+FEWEST = 30
+"""Relevant documents, and others: with 30 of 240 the fitted temperature varies by 14 % (standard deviation, 200 draws)."""
 FEWEST_QUERIES = 10
 DIGITS = 4
 """Of the temperature that is proposed."""
@@ -30,7 +30,7 @@ SHIFT = 0.05
 BAR = 30
 
 
-class Figures(msgspec.Struct, frozen=True):
+class Figures(msgspec.Struct, frozen=True, rename="camel"):
     """Of scores against labels; less is better, of all three."""
 
     temperature: float | None
@@ -44,7 +44,7 @@ class Figures(msgspec.Struct, frozen=True):
     bins: list[Bin]
 
 
-class Report(msgspec.Struct, frozen=True):
+class Report(msgspec.Struct, frozen=True, rename="camel"):
     namespace: str
     name: str
     revision: str

@@ -31,8 +31,13 @@ class Sample(msgspec.Struct, frozen=True):
     query: str
     documents: list[str]
     scores: list[float]
-    trace_id: str = ""
+    """Of all documents, also of those that were not captured."""
+    trace_id: str | None = None
+    canary: str = ""
+    """The revision that was asked too, of a disagreement; what follows is of it."""
     canary_scores: list[float] | None = None
+    agreement: float | None = None
+    drift: float | None = None
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -85,6 +90,7 @@ def _sample(sample: Sample, width: int) -> str:
     lines = [
         f"{sample.time}  {one_line(sample.id)}  {sample.reason}",
         f"  revision {sample.revision}",
+        *([f"  canary   {sample.canary}, {_differs(sample)}"] if sample.canary else []),
         *([f"  trace    {sample.trace_id}"] if sample.trace_id else []),
         *wrapped(one_line(sample.query), width, "  query    ", " " * 11),
     ]
@@ -98,6 +104,11 @@ def _sample(sample: Sample, width: int) -> str:
     if len(sample.scores) > len(sample.documents):
         lines.append(f"  and {len(sample.scores) - len(sample.documents)} documents more, which were not captured")
     return "\n".join(lines) + "\n"
+
+
+def _differs(sample: Sample) -> str:
+    order = "no order to compare" if sample.agreement is None else f"agreement {sample.agreement:.3f}"
+    return order if sample.drift is None else f"{order}, largest difference {sample.drift:.3f}"
 
 
 def _at(scores: list[float], index: int) -> float:

@@ -1,9 +1,11 @@
 """samples: what gateways have captured, out of their logs."""
 
 import json
+import logging
 from typing import Any
 
 import pytest
+from rerank_gateway.logs import JsonFormatter
 from rerank_kubectl import samples
 from rerank_kubectl.__main__ import run
 from rerank_kubectl.commands import Call
@@ -37,7 +39,15 @@ OTHERS = [
     '{"logger":"rerank_gateway.capture","cut": ',
     "Traceback (most recent call last)",
 ]
-DISAGREED = line("2026-11-22T02:00:00.000+00:00", reason="canary_disagreement", canary_scores=[0.75, 0.25], id="r-2")
+DISAGREED = line(
+    "2026-11-22T02:00:00.000+00:00",
+    reason="canary_disagreement",
+    id="r-2",
+    canary=CANARY,
+    canary_scores=[0.75, 0.25],
+    agreement=-1.0,
+    drift=0.7376,
+)
 
 
 def test_only_this_rerankers_lines_are_read_oldest_first():
@@ -62,8 +72,24 @@ def test_documents_are_shown_best_first_and_move_no_cursor():
 def test_a_disagreement_shows_both_scores():
     (found,) = samples.read([DISAGREED], reranker(), disagreements=True)
     lines = samples.page([found.sample]).splitlines()
-    assert lines[4].split() == ["SCORE", "CANARY", "DOCUMENT"]
-    assert lines[6] == "  0.1250   0.7500   a keyboard"
+    assert lines[2] == f"  canary   {CANARY}, agreement -1.000, largest difference 0.738"
+    assert lines[5].split() == ["SCORE", "CANARY", "DOCUMENT"]
+    assert lines[7] == "  0.1250   0.7500   a keyboard"
+
+
+def test_a_request_without_a_trace_and_a_canary_without_an_order_are_told_as_such():
+    text = line(trace_id=None, canary=CANARY, canary_scores=[0.5, 0.5], agreement=None, drift=None)
+    (found,) = samples.read([text], reranker(), disagreements=False)
+    lines = samples.page([found.sample]).splitlines()
+    assert lines[2] == f"  canary   {CANARY}, no order to compare"
+    assert lines[3].startswith("  query")
+
+
+def test_a_genuine_gateways_line_is_read():
+    record = logging.LogRecord(samples.LOGGER, logging.INFO, "", 0, "captured", (), None)
+    record.fields = {key: value for key, value in json.loads(line()).items() if key not in ("time", "logger")}
+    (found,) = samples.read([JsonFormatter().format(record)], reranker(), disagreements=False)
+    assert found.sample.id == "r-1"
 
 
 def test_what_the_gateway_has_cut_is_told():
