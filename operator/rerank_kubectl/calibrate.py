@@ -19,7 +19,7 @@ from rerank_kubectl.rendering import in_full, table, wrapped
 from rerank_kubectl.state import canary, observed
 
 FEWEST = 30
-"""Relevant documents, and others: with 30 of 240 the fitted temperature varies by 14 % (standard deviation, 200 draws)."""
+"""Relevant documents, and others: with 30 of 240 the fitted temperature varies by 14 % (one sigma, 200 draws)."""
 FEWEST_QUERIES = 10
 DIGITS = 4
 """Of the temperature that is proposed."""
