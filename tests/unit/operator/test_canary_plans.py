@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rerank_api import names
-from rerank_api.reranker import CheckVerdict, RolloutCheck
+from rerank_api.reranker import CheckVerdict, DifferedRequest, RolloutCheck
 from rerank_operator.controller.kinds import CONTROLLER_REVISIONS, PODS
 from rerank_operator.controller.plan import Apply, Scale
 from rerank_operator.controller.times import format_time
@@ -295,6 +295,25 @@ def test_a_share_that_the_canary_cannot_carry_yet_is_not_given():
     assert world.percents == {world.a: 75, world.b: 25}, "one of two workers is up"
     world.settle()
     assert world.percents == {world.a: 50, world.b: 50}
+
+
+def test_the_requests_that_differed_most_stay_with_the_rollout():
+    world = Rollout()
+    worst = (DifferedRequest("r-1", -0.5, 0.4), DifferedRequest("r-2", 0.2, 0.1))
+    world.find(golden=check("golden"), mirror=check("mirror", "hold"), differed=worst)
+    told = [{"requestId": "r-1", "agreement": -0.5, "drift": 0.4}, {"requestId": "r-2", "agreement": 0.2, "drift": 0.1}]
+    assert world.rollout["differed"] == told
+    world.findings = Findings(world.b, mirror=check("mirror"))  # another operator, that has not looked at them
+    world.settle()
+    assert (world.rollout["phase"], world.rollout["differed"]) == ("Traffic", told)
+    world.find(metrics=(check("errors", "fail"),))
+    assert world.rollout["phase"] == "RolledBack"
+    outcome = msgspec.json.decode(world.note(world.b, names.ANNOTATION_OUTCOME) or "null")
+    assert outcome["differed"] == told
+    world.findings = None
+    world.annotate(names.ANNOTATION_RETRY, format_time(world.now + 1))
+    world.settle()
+    assert "differed" not in world.rollout, "the next try has its own"
 
 
 Evil = Literal["good", "golden", "mirror", "errors", "crash", "abort", "promote"]

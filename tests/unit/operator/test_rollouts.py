@@ -9,11 +9,13 @@ from typing import Any
 import aiohttp
 import msgspec
 from aiohttp import web
+from prometheus_client import REGISTRY
 from rerank_api import wire
+from rerank_api.answers import ANSWERS_PATH, Answers, Mirrored, MirroredAnswers
 from rerank_api.reranker import RolloutCheck
 from rerank_operator.controller.api import ApiError
 from rerank_operator.controller.kinds import PODS
-from rerank_operator.controller.rollouts import RETRY_SECONDS, Rollouts
+from rerank_operator.controller.rollouts import KEEP_SECONDS, RETRY_SECONDS, Rollouts
 from unit.operator.build import KEY, MODEL_B
 from unit.operator.test_canary_plans import CANARY, Rollout, check
 
@@ -176,6 +178,31 @@ async def test_where_no_gateway_tells_it_says_so():
         assert all("127.0.0.1:1" in one.message for one in findings.metrics)
 
 
+async def test_the_requests_that_differed_most_are_named():
+    world = Rollout()
+    world.find(golden=check("golden"))
+    told: list[Mirrored] = []
+
+    async def answers(_: web.Request) -> web.Response:
+        mirrored = [MirroredAnswers(world.b, len(told), told)]
+        return web.Response(body=msgspec.json.encode(Answers("gateway-1", mirrored=mirrored)))
+
+    app = web.Application()
+    app.router.add_get(ANSWERS_PATH, answers)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with asking(world, [f"127.0.0.1:{runner.addresses[0][1]}"]) as (asked, _):
+        await asked.look()  # from here on it counts
+        told += [Mirrored(0.1, 0.1, agreement=1 - n / 10, drift=0.1, request_id=f"r-{n}") for n in range(8)]
+        world.now += KEEP_SECONDS
+        await asked.look()
+        findings = asked.rollouts.findings(world.observe())
+        assert findings is not None
+        assert [one.request_id for one in findings.differed] == ["r-7", "r-6", "r-5", "r-4", "r-3"]
+    await runner.cleanup()
+
+
 async def test_verdicts_that_come_and_go_are_written_from_time_to_time_only():
     world = Rollout()
     world.find(golden=check("golden"), mirror=check("mirror"))
@@ -192,3 +219,22 @@ async def test_verdicts_that_come_and_go_are_written_from_time_to_time_only():
         rollouts._tell(KEY, watched, msgspec.structs.replace(watched.findings, step=1))
         rollouts._tell(KEY, watched, msgspec.structs.replace(watched.findings, action="rollback"))
         assert len(due) == 12
+
+
+async def test_metrics_tell_one_phase_of_the_last_rollout():
+    def phases() -> list[tuple[str, str]]:
+        told = (metric for metric in REGISTRY.collect() if metric.name == "rerank_operator_rollout_phase")
+        return [(sample.labels["revision"], sample.labels["phase"]) for metric in told for sample in metric.samples]
+
+    world = Rollout()
+    async with asking(world) as (asked, _):
+        state = world.observe().rollout
+        assert state is not None
+        asked.rollouts.show(KEY, state)
+        assert phases() == [(world.b, "Golden")]
+        asked.rollouts.show(KEY, msgspec.structs.replace(state, paused="the deadline is over"))
+        assert phases() == [(world.b, "Paused")]
+        asked.rollouts.show(KEY, msgspec.structs.replace(state, phase="RolledBack"))
+        assert phases() == [(world.b, "RolledBack")]
+        asked.rollouts.show(KEY, None)
+        assert phases() == []
