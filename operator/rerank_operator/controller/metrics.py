@@ -43,6 +43,9 @@ _RERANKER = ["namespace", "reranker"]
 DESIRED_REPLICAS = Gauge(
     "rerank_operator_desired_replicas", "Workers of its own that a Reranker should have.", _RERANKER
 )
+MINIMUM_REPLICAS = Gauge(
+    "rerank_operator_minimum_replicas", "The fewest workers that minReplicas and schedules ask for now.", _RERANKER
+)
 LOANERS = Gauge("rerank_operator_loaners", "Warm pods that serve a Reranker.", _RERANKER)
 QUEUED = Gauge("rerank_operator_queued_requests", "Requests that wait at the gateways, as last told.", _RERANKER)
 CANARY_PERCENT = Gauge(
@@ -55,6 +58,11 @@ CANARY_CHECKS = Gauge(
     "rerank_operator_canary_checks",
     "What a gate or metric of the last canary says: 1 pass, 0 hold, -1 fail.",
     [*_RERANKER, "check"],
+)
+ROLLOUT_PHASE = Gauge(
+    "rerank_operator_rollout_phase",
+    "1 for how far the last rollout is, with its canary; Paused: it waits for a person.",
+    [*_RERANKER, "revision", "phase"],
 )
 REPLICA_SECONDS = Counter(
     "rerank_operator_replica_seconds",
@@ -102,6 +110,8 @@ WAKE_SECONDS = Histogram(
     ["way"],
     buckets=(0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 120, 300, 600, 1800),
 )
+for _way in ("cold", "warm"):
+    WAKE_SECONDS.labels(_way)  # at 0, so that the first wake is an increase
 WAKE_PHASE_SECONDS = Histogram(
     "rerank_operator_wake_phase_seconds",
     "Phases of a wake: decide (from the request's arrival), claim of a warm pod, load of its model, mark as serving.",

@@ -116,6 +116,8 @@ class Rollouts:
         self._watched: dict[Key, _Watched] = {}
         self._shown: dict[Key, tuple[str, ...]] = {}
         """Checks that metrics tell of."""
+        self._phases: dict[Key, tuple[str, str]] = {}
+        """Canary and phase that metrics tell of."""
 
     def findings(self, observed: Observed) -> Findings | None:
         """About the canary of one Reranker; None: there is none, or nothing is known yet. From now on it is watched."""
@@ -135,12 +137,16 @@ class Rollouts:
         """In metrics, how the canary stands; None: there is none, nor was there."""
         for check in self._shown.pop(key, ()):
             metrics.CANARY_CHECKS.remove(*key, check)
+        if (shown := self._phases.pop(key, None)) is not None:
+            metrics.ROLLOUT_PHASE.remove(*key, *shown)
         if state is None:
             metrics.CANARY_PERCENT.remove(*key)
             metrics.CANARY_REQUESTS.remove(*key)
             return
         metrics.CANARY_PERCENT.labels(*key).set(state.percent)
         metrics.CANARY_REQUESTS.labels(*key).set(state.requests)
+        self._phases[key] = state.revision, "Paused" if state.paused else state.phase
+        metrics.ROLLOUT_PHASE.labels(*key, *self._phases[key]).set(1)
         self._shown[key] = tuple(check.name for check in state.checks)
         for check in state.checks:
             metrics.CANARY_CHECKS.labels(*key, check.name).set(_SHOWN[check.verdict])

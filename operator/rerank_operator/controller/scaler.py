@@ -28,7 +28,7 @@ from rerank_operator.controller.store import Store
 from rerank_operator.controller.verdict import Verdict, held_replicas, replicas_in_force, scaling_mode
 from rerank_operator.demand.totals import Told, Totals
 from rerank_operator.rollout.canary import JUDGED
-from rerank_operator.scaling.decide import Decision, Memory, decide
+from rerank_operator.scaling.decide import Decision, Memory, asked_for, decide
 from rerank_operator.scaling.demand import Fleet
 from rerank_operator.scaling.policy import Policy, policy_from_manifest
 from rerank_operator.warm.observe import PoolState, Wish, pool_state
@@ -141,7 +141,7 @@ class Scaler:
 
     def forget(self, key: Key) -> None:
         if self._known.pop(key, None) is not None:
-            for gauge in (metrics.DESIRED_REPLICAS, metrics.LOANERS, metrics.QUEUED):
+            for gauge in (metrics.DESIRED_REPLICAS, metrics.MINIMUM_REPLICAS, metrics.LOANERS, metrics.QUEUED):
                 gauge.remove(*key)
             for way in _WAYS.values():
                 metrics.WAKES.remove(*key, way)
@@ -323,6 +323,9 @@ class Scaler:
             self._pool_changed(*pool)
         known.sent = told.sent
         metrics.DESIRED_REPLICAS.labels(*key).set(verdict.desired)
+        if known.policy is not None:
+            least = asked_for(known.policy, now, known.starts.own_seconds or START_SECONDS)
+            metrics.MINIMUM_REPLICAS.labels(*key).set(least)
         metrics.LOANERS.labels(*key).set(verdict.serving)
         metrics.QUEUED.labels(*key).set(told.demand.queued)
         own = any(pod.ready and pod.counts for pod in observed.pods)

@@ -87,6 +87,12 @@ def decide(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, now: fl
     return Decision(replicas, loaners, reason, _message(view, why), memory, 30.0 if asleep else 1.0)
 
 
+def asked_for(policy: Policy, now: float, start_seconds: float) -> int:
+    """The fewest replicas that minReplicas and schedules ask for at ``now``, whatever is demanded."""
+    raised = floor(policy.schedules, datetime.fromtimestamp(now, UTC), start_seconds) if policy.schedules else 0
+    return min(policy.max_replicas, max(policy.min_replicas, raised))
+
+
 @dataclass(frozen=True, slots=True)
 class _View:
     """All that the checks look at, gathered once."""
@@ -129,7 +135,6 @@ def _gather(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, now: f
     keep = max(SHORTEST_KEEP, KEEP * fleet.start_seconds)
     buckets = with_need(memory.buckets, own_need, now, keep)
     memory = replace(with_burst(memory, need, active, now), buckets=buckets, active=active)
-    raised = floor(policy.schedules, datetime.fromtimestamp(now, UTC), fleet.start_seconds) if policy.schedules else 0
     # Only with requests: a revision that is never asked for need not start, and one that cannot start ends with them.
     proving = fleet.unproven and (need > 0 or (fleet.loaners > 0 and now - active < policy.idle_timeout))
     return _View(
@@ -141,7 +146,7 @@ def _gather(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, now: f
         load=None if fleet.capacity is None else rate / fleet.capacity,
         need=need,
         urgent=urgent,
-        floor=min(policy.max_replicas, max(policy.min_replicas, raised, int(proving))),
+        floor=min(policy.max_replicas, max(asked_for(policy, now, fleet.start_seconds), int(proving))),
         proving=proving,
         lasting=least_needed(buckets, now - fleet.start_seconds) if pooled else need,
         recent=most_needed(buckets, now - keep),

@@ -212,6 +212,7 @@ def test_down_goes_in_steps_though_each_is_carried_out_late():
     """Regression: a step that had not been written yet was taken back, for having just been taken."""
     world = awake(scaling={"minReplicas": 8, "idleTimeout": "1h"})
     world.pass_time(60)
+    assert sample("minimum_replicas", namespace=NAMESPACE, reranker=NAME) == 8.0
     world.want(scaling={"idleTimeout": "1h"})
     seen = set()
     for _ in range(250):
@@ -223,6 +224,7 @@ def test_down_goes_in_steps_though_each_is_carried_out_late():
             pass
     assert world.total() == 1
     assert seen <= {8, 4, 2, 1}
+    assert sample("minimum_replicas", namespace=NAMESPACE, reranker=NAME) == 0.0
 
 
 @pytest.mark.parametrize(
