@@ -1,4 +1,4 @@
-"""How panels and dashboards of this chart look: the pieces that dashboards.py is written with, over Grafana's own SDK.
+"""How panels and dashboards look: what executive.py, on_call.py and debug.py are written with, over Grafana's own SDK.
 
 Pure: no clock, no randomness, no files, so that what is generated is the same everywhere. Ids and refIds are given by
 position.
@@ -182,6 +182,25 @@ def board(
     return made.build()
 
 
+def to_board(uid: str, title: str) -> builders.DashboardLink:
+    """With the variables and the time of the dashboard that it leaves."""
+    return _link(title, f"/d/{uid}").include_vars(True).keep_time(True).icon("dashboard")
+
+
+def to_runbooks() -> builders.DashboardLink:
+    tip = "docs/runbooks of this project; the chart's monitoring.rules.runbookUrl says where that is"
+    return _link("Runbooks", RUNBOOKS).target_blank(True).icon("doc").tooltip(tip)
+
+
+def drilled(panel: timeseries.Panel) -> timeseries.Panel:
+    """A click on a series leads to the debug dashboard of its Reranker."""
+    url = (
+        "/d/rerank-debug?${datasource:queryparam}&var-namespace=${__field.labels.namespace}"
+        "&var-reranker=${__field.labels.reranker}&${__url_time_range}"
+    )
+    return panel.data_links([_link("Debug this Reranker", url)])
+
+
 _VARIABLES = {
     "namespace": ("Namespace", "rerank_gateway_endpoints"),
     "reranker": ("Reranker", 'rerank_gateway_endpoints{namespace=~"$namespace"}'),
@@ -196,6 +215,10 @@ def _variable(name: str) -> builders.QueryVariable:
     made.refresh(dashboard.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(dashboard.VariableSort.ALPHABETICAL_ASC)
     made.current(dashboard.VariableOption(selected=True, text="All", value="$__all"))
     return made.multi(True).include_all(True).all_value(".*")
+
+
+def _link(title: str, url: str) -> builders.DashboardLink:
+    return builders.DashboardLink(title).type(dashboard.DashboardLinkType.LINK).url(url)
 
 
 def _letter(number: int) -> str:
