@@ -40,6 +40,10 @@ AT_ONCE = 2
 RESULTS = ("ok", "failed")
 
 
+class _WorkerLeft(Exception):
+    """It was stopped meanwhile, as workers are when there is less to do: no failure, and another one is asked."""
+
+
 class _Asked(msgspec.Struct, frozen=True):
     """What a result is of."""
 
@@ -114,6 +118,8 @@ class QualityRuns:
         watched.last = min(time_or_zero(known.time), self._wall()) if known is not None else None
         watched.interval = parse_duration(objective.interval)
         watched.waits = hindrance(observed)
+        if watched.waits and watched.task is not None:
+            watched.task.cancel()
         metrics.GOLDEN_MINIMUM.labels(*key, source.metric).set(objective.minimum)
         self._show(key, latest)
         return Measured(latest, watched.failed, watched.waits)
@@ -192,9 +198,11 @@ class QualityRuns:
         self, session: aiohttp.ClientSession, key: Key, watched: _Watched, observed: Observed
     ) -> None:
         asked, subject = watched.asked, {"namespace": key[0], "reranker": key[1]}
-        found, failed = None, ""
+        found, failed, left = None, "", False
         try:
             found = await self._rank(session, observed, asked)
+        except _WorkerLeft:
+            left = True
         except (BadGoldenSet, CannotAsk) as error:
             failed = str(error)
         except (ApiError, Unreachable) as error:
@@ -206,20 +214,30 @@ class QualityRuns:
             watched.task = None
         if self._watched.get(key) is not watched or watched.asked != asked:
             return  # it says nothing about what is asked for by now
-        metrics.GOLDEN_RUNS.labels(*key, "ok" if found is not None else "failed").inc()
         if found is not None:
+            metrics.GOLDEN_RUNS.labels(*key, "ok").inc()
             watched.latest, watched.ranked, watched.last = found, asked, self._wall()
             watched.failed, watched.failures = "", 0
         else:
+            watched.failures, watched.tried = watched.failures + 1, self._wall()
+        if found is None and not left:
+            metrics.GOLDEN_RUNS.labels(*key, "failed").inc()
             log.warning("the golden set was not ranked: %s", failed, extra=subject)
-            watched.failed, watched.failures, watched.tried = failed, watched.failures + 1, self._wall()
+            watched.failed = failed
         self._changed(key)
 
     async def _rank(self, session: aiohttp.ClientSession, observed: Observed, asked: _Asked) -> QualityStatus:
-        """Raises BadGoldenSet, CannotAsk, ApiError, Unreachable."""
-        stored = await stored_golden_set(self._api, observed.metadata.namespace, asked.source)
-        golden = await stored.parsed()
-        scores = await scores_of(session, worker_of(observed, asked.revision), golden.queries)
+        """Raises BadGoldenSet, CannotAsk, ApiError, Unreachable, and _WorkerLeft."""
+        namespace, name = observed.metadata.namespace, observed.metadata.name
+        stored = await stored_golden_set(self._api, namespace, asked.source)
+        golden, worker = await stored.parsed(), worker_of(observed, asked.revision)
+        try:
+            scores = await scores_of(session, worker, golden.queries)
+        except CannotAsk:
+            found = observe(self._store, (namespace, name))
+            if found is not None and not any(p.address == worker and p.ready and p.counts for p in found.pods):
+                raise _WorkerLeft from None
+            raise
         return await asyncio.to_thread(
             summary,
             golden,

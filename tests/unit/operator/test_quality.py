@@ -89,10 +89,12 @@ class Asked(Worker):
     def __init__(self) -> None:
         super().__init__()
         self.begun = asyncio.Event()
+        self.status = 200
 
     async def score(self, request: web.Request) -> web.Response:
         self.begun.set()
-        return await super().score(request)
+        answer = await super().score(request)
+        return answer if self.status == 200 else web.Response(status=self.status)
 
 
 @asynccontextmanager
@@ -232,6 +234,43 @@ async def test_what_cannot_be_ranked_is_told_and_tried_again_after_a_while(monke
         assert found.failed
         assert world.condition("RankingQuality") == ("Unknown", "CannotMeasure")
         assert world.quality["ndcg"] == 1.0, "what was known is not forgotten"
+
+
+async def test_a_canary_that_comes_meanwhile_has_the_workers_to_itself():
+    canary = {"strategy": "Canary", "steps": [5], "goldenSet": {"configMap": "golden"}}
+    async with measuring(rollout=canary) as (world, worker):
+        worker.go.clear()
+        world.runs.look(world.observe())
+        world.runs.start_due(world.session)
+        await worker.begun.wait()
+        world.want(MODEL_B, **world.spec)
+        world.settle()
+        await world.done()
+        assert (world.quality, sample("runs_total", result="failed")) == ({}, 0.0)
+        assert world.runs._watched[KEY].task is None
+
+
+async def test_a_worker_that_is_stopped_meanwhile_is_no_failure(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(workers, "TRIES", 1)
+    async with measuring(replicas=2) as (world, worker):
+        first, second = world.pods()
+        World.put(world, PODS, second | {"status": second["status"] | {"podIP": "127.0.0.1:1"}})
+        worker.status = 503
+        worker.go.clear()
+        world.runs.look(world.observe())
+        world.runs.start_due(world.session)
+        await worker.begun.wait()
+        world.remove(PODS, first["metadata"]["name"])
+        worker.go.set()
+        await world.done()
+        found = world.runs.look(world.observe())
+        assert (found, sample("runs_total", result="failed")) == (Measured(), 0.0)
+        worker.status = 200
+        world.put(PODS, second)
+        await world.after(5)
+        assert world.quality == {}, "after a pause"
+        await world.after(30)
+        assert world.quality["ndcg"] == 1.0
 
 
 async def test_another_golden_set_is_ranked_at_once_and_a_result_of_the_one_before_is_none():
