@@ -1,13 +1,14 @@
 """Writes what a few requests asked and got to the log, for Rerankers that ask for it (spec.observability.capture).
 
 The only place where texts of requests reach a log: cut, redacted, at most so many a minute, each line under the id of
-its request. Which requests are chosen is up to their ids, never to what is in them. Never delays an answer: the texts
-are redacted by a thread of its own, and what it has no time for is left out and counted.
+its request. Which requests are chosen is up to their ids, never to what is in them. No answer waits for it: a thread of
+its own redacts the texts, and what it has no time for is left out and counted.
 """
 
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +38,8 @@ SAME_SCORES = 0.01
 """Differences up to here are rounding, as other hardware gives."""
 DECIMALS = 6
 MINUTE = 60.0
+PAUSE = 0.001
+"""Seconds after each text, in which the event loop goes on: two threads have but one interpreter."""
 
 Reason = Literal["sampled", "canary_disagreement"]
 
@@ -179,8 +182,11 @@ def _within(one: _Reranker, now: float) -> bool:
 
 def _write(fields: dict[str, Any], excerpt: Excerpt) -> None:
     """On the thread: redacts, then writes."""
-    query, *documents = (redact_beginning(text, excerpt.characters) for text in (excerpt.query, *excerpt.documents))
-    log.info("captured", extra={"fields": {**fields, "query": query, "documents": documents}})
+    texts: list[str] = []
+    for text in (excerpt.query, *excerpt.documents):
+        texts.append(redact_beginning(text, excerpt.characters))
+        time.sleep(PAUSE)
+    log.info("captured", extra={"fields": {**fields, "query": texts[0], "documents": texts[1:]}})
 
 
 def _rounded(scores: Sequence[float]) -> list[float]:

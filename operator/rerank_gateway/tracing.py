@@ -8,18 +8,19 @@ limit, so that no request ever waits for a collector; what the collector does no
 import asyncio
 import logging
 import math
-import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
+from socket import gethostname
 
 from aiohttp.hdrs import METH_ALL
 from multidict import CIMultiDictProxy
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.propagators.textmap import Getter
-from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import (
@@ -57,9 +58,10 @@ class Tracing:
     """``clock``: the one by which requests are timed."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        resource = Resource({SERVICE_INSTANCE_ID: socket.gethostname()}).merge(Resource.create())
-        if str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
-            resource = resource.merge(Resource({SERVICE_NAME: SERVICE}))
+        own = {SERVICE_NAME: SERVICE, SERVICE_VERSION: version("rerank-operator"), SERVICE_INSTANCE_ID: gethostname()}
+        found = Resource.create()  # of the environment, where a name that was not given is unknown_service
+        given = {name: value for name, value in found.attributes.items() if not str(value).startswith("unknown_")}
+        resource = found.merge(Resource(own)).merge(Resource(given))
         self._exporter = OTLPSpanExporter()
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))

@@ -140,7 +140,23 @@ async def test_a_request_is_a_span_with_its_wait_and_its_attempt_below(traced: H
     assert worker.headers[0][TRACEPARENT] == f"00-{TRACE}-{score.span_id.hex()}-01"
     assert worker.headers[0]["tracestate"] == "vendor=1"
     assert collector.resource["service.name"] == "rerank-gateway"
+    assert {"service.version", "service.instance.id"} <= collector.resource.keys()
     assert SECRET.encode() not in collector.raw
+
+
+async def test_the_environment_names_the_service(
+    collector: Collector, open_house: Callable[..., Awaitable[House]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "search-gateway")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=one,deployment.environment.name=test")
+    house = await open_house(tracing=Tracing(time.monotonic))
+    house.serve(await house.worker())
+    assert (await house.rerank())[0] == 200
+    await collector.one("POST /v2/rerank")
+    found = [
+        collector.resource[name] for name in ("service.name", "service.instance.id", "deployment.environment.name")
+    ]
+    assert [collector.resource[name] for name in names] == ["search-gateway", "one", "test"]
 
 
 async def test_each_attempt_has_a_span_that_the_worker_continues(traced: House, collector: Collector) -> None:
