@@ -153,9 +153,7 @@ async def test_the_environment_names_the_service(
     house.serve(await house.worker())
     assert (await house.rerank())[0] == 200
     await collector.one("POST /v2/rerank")
-    found = [
-        collector.resource[name] for name in ("service.name", "service.instance.id", "deployment.environment.name")
-    ]
+    names = ("service.name", "service.instance.id", "deployment.environment.name")
     assert [collector.resource[name] for name in names] == ["search-gateway", "one", "test"]
 
 
