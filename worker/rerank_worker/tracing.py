@@ -15,7 +15,13 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.resources import (
+    SERVICE_INSTANCE_ID,
+    SERVICE_NAME,
+    SERVICE_VERSION,
+    OTELResourceDetector,
+    Resource,
+)
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
@@ -54,9 +60,8 @@ class Tracing:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         own = {SERVICE_NAME: SERVICE, SERVICE_VERSION: version(SERVICE), SERVICE_INSTANCE_ID: socket.gethostname()}
-        found = Resource.create()
-        given = {name: value for name, value in found.attributes.items() if not str(value).startswith("unknown_")}
-        resource = found.merge(Resource(own)).merge(Resource(given))
+        # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes before; the SDK's own guesses do not.
+        resource = Resource.create({**own, **OTELResourceDetector().detect().attributes})
         processor = BatchSpanProcessor(OTLPSpanExporter())
         self._requests = TracerProvider(resource=resource, shutdown_on_exit=False)
         # Sampled with its requests: a batch is no child of theirs, so the sampler would throw the dice again.

@@ -5,6 +5,7 @@ import gzip
 import json
 import logging
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -144,8 +145,9 @@ async def test_a_request_is_traced_into_its_batch_and_out_again(serve: Serve, co
     }
     inference = next(span for span in collector.named("inference") if span.parent_span_id == shared.span_id)
     assert shared.start_time_unix_nano <= inference.start_time_unix_nano <= inference.end_time_unix_nano
-    assert collector.resources[0]["service.name"] == "rerank-worker"
-    assert collector.resources[0]["service.version"]
+    resource = collector.resources[0]
+    assert (resource["service.name"], resource["service.instance.id"]) == ("rerank-worker", socket.gethostname())
+    assert resource["service.version"]
     for text in (b"secret", b"defgh"):
         assert text not in collector.raw
 
@@ -173,6 +175,18 @@ async def test_the_sampler_decides_where_the_sender_does_not(
     await collector.wait_for("batch", 1)
     await tracing.close()
     assert [span.trace_id.hex() for span in collector.named("POST /v1/score")] == [f"{7:032x}"]
+
+
+async def test_the_environment_names_the_service(
+    serve: Serve, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "scorer")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "k8s.node.name=n1,service.instance.id=p1")
+    worker = await serve(tracing=Tracing())
+    await worker.score(SENT, **parent(1))
+    await collector.wait_for("batch", 1)
+    found = collector.resources[0]
+    assert (found["service.name"], found["k8s.node.name"], found["service.instance.id"]) == ("scorer", "n1", "p1")
 
 
 @pytest.mark.parametrize(
