@@ -179,7 +179,12 @@ def _tune(options: argparse.Namespace, kubectl: Kubectl, call: Call, width: int)
 
 def _samples(options: argparse.Namespace, kubectl: Kubectl, call: Call, width: int) -> int:
     reranker = kubectl.reranker(options.name)
-    pods = kubectl.pods(options.gateway_namespace, samples.GATEWAYS)
+    try:
+        pods = kubectl.pods(options.gateway_namespace, samples.GATEWAYS)
+    except Failed as failed:
+        if options.gateway_namespace is not None or failed.passing:
+            raise
+        raise Refused(f"{failed}; where the gateways run is told by --gateway-namespace NAME") from None
     if not pods:
         raise Refused(
             f"no gateway was found by its labels, {samples.GATEWAYS}: --gateway-namespace names another place"

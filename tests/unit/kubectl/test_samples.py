@@ -165,3 +165,18 @@ def test_no_gateway_is_told(kubectl: FakeKubectl, capsys: pytest.CaptureFixture[
     kubectl.answers("pods", {"items": []})
     assert run(["samples", "products"]) == 2
     assert "--gateway-namespace names another place" in capsys.readouterr().err
+
+
+def test_who_may_not_look_everywhere_is_told_to_name_the_namespace(
+    kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str]
+):
+    kubectl.has(CAPTURING)
+    script = (kubectl.folder / "kubectl").read_text()
+    refusal = 'echo "Error from server (Forbidden): pods is forbidden" >&2; exit 1'
+    (kubectl.folder / "kubectl").write_text(
+        script.replace('case "$1 $2" in', f'case "$1 $2" in "get pods") {refusal} ;;')
+    )
+    assert run(["samples", "products"]) == 2
+    assert "is told by --gateway-namespace NAME" in capsys.readouterr().err
+    assert run(["samples", "products", "--gateway-namespace", "rerank"]) == 2
+    assert "is told by" not in capsys.readouterr().err
