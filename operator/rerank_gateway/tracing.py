@@ -20,7 +20,13 @@ from multidict import CIMultiDictProxy
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.propagators.textmap import Getter
-from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.resources import (
+    SERVICE_INSTANCE_ID,
+    SERVICE_NAME,
+    SERVICE_VERSION,
+    OTELResourceDetector,
+    Resource,
+)
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import (
@@ -59,9 +65,8 @@ class Tracing:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         own = {SERVICE_NAME: SERVICE, SERVICE_VERSION: version("rerank-operator"), SERVICE_INSTANCE_ID: gethostname()}
-        found = Resource.create()  # of the environment, where a name that was not given is unknown_service
-        given = {name: value for name, value in found.attributes.items() if not str(value).startswith("unknown_")}
-        resource = found.merge(Resource(own)).merge(Resource(given))
+        # What the environment says goes before; the SDK's own guesses (a random instance) do not.
+        resource = Resource.create({**own, **OTELResourceDetector().detect().attributes})
         self._exporter = OTLPSpanExporter()
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
