@@ -333,7 +333,7 @@ def _maintenance_end(policy: Policy) -> float:
         return slo.maintenance_end(policy.maintenance)
     except ValueError as error:
         where = f"{policy.namespace}/{policy.name}: annotation {names.ANNOTATION_MAINTENANCE}"
-        log.warning("%s: %r: %s: no maintenance", where, policy.maintenance[:100], error)
+        log.warning("%s: %s: no maintenance", where, error)
         return 0.0
 
 

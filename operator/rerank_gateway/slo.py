@@ -6,8 +6,9 @@ got wrong, wanted sooner than is promised, or did not wait for.
 
 import math
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Literal, get_args
+
+from rerank_api.units import parse_instant
 
 Sli = Literal["availability", "latency"]
 INDICATORS: tuple[Sli, ...] = get_args(Sli)
@@ -64,12 +65,4 @@ def maintenance_end(text: str) -> float:
 
     Raises ValueError: the text is no RFC 3339 time, which has a zone.
     """
-    if not text:
-        return 0.0
-    try:
-        end = datetime.fromisoformat(text)
-    except ValueError:
-        end = None
-    if end is None or end.tzinfo is None:
-        raise ValueError("expected an RFC 3339 time with its zone, such as 2026-11-22T18:00:00Z")
-    return end.timestamp()
+    return parse_instant(text) if text else 0.0
