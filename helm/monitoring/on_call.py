@@ -262,8 +262,9 @@ def _capacity() -> list[Panel]:
         lines(
             About(
                 "Replicas",
-                "Wanted: own replicas that the operator asks for. Ready: workers that gateways can use, lent ones "
-                "included. Wanted above ready for long: kubectl describe reranker says why pods do not come.",
+                "Wanted: own replicas that the operator asks for; fewest: what minReplicas and schedules ask for. "
+                "Ready: workers that gateways can use, lent ones included. Wanted above ready for long: kubectl "
+                "describe reranker says why pods do not come.",
                 "none",
                 8,
             ),
@@ -272,6 +273,7 @@ def _capacity() -> list[Panel]:
                 f"sum by ({EACH}) (max by ({EACH}, revision) (rerank_gateway_endpoints{{{REVISION}}}))", f"{NAME} ready"
             ),
             Query(f"max by ({EACH}) (rerank_operator_loaners{{{RERANKER}}})", f"{NAME} lent"),
+            Query(f"max by ({EACH}) (rerank_operator_minimum_replicas{{{RERANKER}}})", f"{NAME} fewest"),
         ),
         drilled(
             lines(
@@ -370,6 +372,17 @@ def _canary() -> list[Panel]:
             ),
             Query(f"max by ({EACH}, check) (rerank_operator_canary_checks{{{RERANKER}}})", f"{NAME} {{{{check}}}}"),
             verdicts,
+        ),
+        rows(
+            About(
+                "Last rollouts",
+                "How the last rollout of each Reranker stands. RolledBack and Paused wait for a person: kubectl rerank "
+                "status NAME says why.",
+                "none",
+                24,
+                6,
+            ),
+            Column("", f"max by ({EACH}, revision, phase) (rerank_operator_rollout_phase{{{RERANKER}}})"),
         ),
         lines(
             About(
