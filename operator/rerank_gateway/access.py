@@ -96,6 +96,7 @@ def _write(record: Record, duration: float, rate: float) -> None:
     fields = {
         "id": record.request_id,
         "trace_id": record.trace_id,
+        "traced": record.sampled,
         "route": record.route,
         "namespace": record.namespace,
         "reranker": record.reranker,
