@@ -86,7 +86,7 @@ def report(
     temperature: float,
     queries: Sequence[Labelled],
 ) -> Report:
-    """``queries``: at least one document, and both classes among them: see ``one_class``."""
+    """``queries``: with labels of both kinds, as ``one_kind`` makes sure of."""
     logits, relevant = calibration.flat(queries)
     fitted = min(max(float(f"{calibration.fit_temperature(logits, relevant):.{DIGITS}g}"), LOWEST), HIGHEST)
     folds = calibration.cross_validated(queries)
@@ -114,13 +114,14 @@ def report(
     return msgspec.structs.replace(found, doubts=_doubts(found, reranker), notes=_notes(found))
 
 
-def one_class(queries: Sequence[Labelled]) -> str | None:
-    """Why nothing can be fitted; None: something can."""
-    _, relevant = calibration.flat(queries)
-    if len(set(relevant)) == 2:
+def one_kind(queries: Sequence[LabelledQuery]) -> str | None:
+    """Why nothing can be fitted to these labels; None: something can."""
+    kinds = {label > 0 for query in queries for label in query.labels}
+    if len(kinds) == 2:
         return None
-    what = "relevant" if relevant and relevant[0] else "not relevant"
-    return f"all {len(relevant)} labels say {what}: a temperature needs documents of both kinds"
+    what = "relevant" if True in kinds else "not relevant"
+    count = sum(len(query.labels) for query in queries)
+    return f"all {count} labels say {what}: a temperature needs documents of both kinds"
 
 
 def patch(found: Report) -> dict[str, Any]:

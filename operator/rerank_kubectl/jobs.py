@@ -62,6 +62,8 @@ def run(options: argparse.Namespace, kubectl: Kubectl, call: Call, width: int) -
 def _calibrate(options: argparse.Namespace, kubectl: Kubectl, call: Call, width: int) -> int:
     reranker = kubectl.reranker(options.name)
     queries, source = _labels(options, kubectl, reranker)
+    if (why := calibrate.one_kind(queries)) is not None:
+        raise Refused(f"{source}: {why}")
     worker, revision = _worker(kubectl, reranker)
     documents = sum(len(query.documents) for query in queries)
     progress = Progress()
@@ -78,8 +80,6 @@ def _calibrate(options: argparse.Namespace, kubectl: Kubectl, call: Call, width:
     finally:
         progress.end()
     labelled = calibrate.labelled(queries, scored.logits)
-    if (why := calibrate.one_class(labelled)) is not None:
-        raise Refused(f"{source}: {why}")
     found = calibrate.report(reranker, revision, source, worker.pod, scored.activation, scored.temperature, labelled)
     if options.json:
         print(json.dumps(calibrate.as_json(found, call), indent=2, ensure_ascii=False))
@@ -94,6 +94,9 @@ def _apply(options: argparse.Namespace, kubectl: Kubectl, reranker: Reranker, fo
     if found.doubts and not options.force:
         listed = "".join(f"\n  - {doubt}" for doubt in found.doubts)
         raise Refused(f"the temperature is not set:{listed}\nTo set it in spite of that: --force")
+    # Scoring takes minutes.
+    if kubectl.reranker(options.name).metadata.generation != reranker.metadata.generation:
+        raise Refused("the temperature is not set: the spec has changed since the labels were scored; calibrate again")
     kubectl.patch(reranker.metadata, calibrate.patch(found))
     print(f"spec.model.temperature is {found.fitted:g} now: a new revision", file=sys.stderr)
     return 0

@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rerank_kubectl.commands import Call
 from rerank_kubectl.kubectl import Failed, Kubectl
 from rerank_kubectl.workers import Worker
 from rerank_operator.rollout.golden.calibration import Labelled, probability
+from rerank_operator.rollout.golden.golden_set import LabelledQuery
 from unit.kubectl.build import CANARY, STABLE, body, reranker, rollout
 from unit.kubectl.fake import FakeKubectl
 
@@ -72,17 +73,23 @@ def test_scores_that_are_right_are_left_alone():
 @given(st.integers(2, 12), st.floats(0.05, 20), st.floats(0.05, 20))
 def test_the_labels_are_never_less_likely_afterwards(queries: int, true: float, in_force: float):
     labelled = drawn(queries, true)
-    if calibrate.one_class(labelled) is None:
+    if len({label for query in labelled for label in query.relevant}) == 2:
         found = reported(labelled, temperature=in_force)
         assert found.after.log_loss <= found.before.log_loss + 1e-5  # the fitted one is rounded
         assert sum(one.count for one in found.before.bins) == found.documents
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"), [([True, True], "all 2 labels say relevant"), ([False], "all 1 labels say not relevant")]
+    ("labels", "said"),
+    [
+        ([[1, 3], [2]], "all 3 labels say relevant"),
+        ([[0]], "all 1 labels say not relevant"),
+        ([[0], [1]], None),
+    ],
 )
-def test_one_kind_of_label_fits_nothing(labels: list[bool], said: str):
-    assert said in str(calibrate.one_class([Labelled([1.0] * len(labels), labels)]))
+def test_labels_of_one_kind_fit_nothing(labels: list[list[int]], said: str | None):
+    found = calibrate.one_kind([LabelledQuery("q", ["d"] * len(one), one) for one in labels])
+    assert found is None if said is None else said in str(found)
 
 
 MANY = drawn(100)
@@ -171,6 +178,7 @@ class FakeWorker(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.key = key
         self.asked: list[tuple[str, dict[str, str], wire.ScoreRequest]] = []
+        self.then: Callable[[], None] = lambda: None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -187,6 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.rfile.read(int(self.headers["Content-Length"]))
         asked = msgspec.json.decode(content, type=wire.ScoreRequest)
         self.worker.asked.append((self.path, dict(self.headers), asked))
+        self.worker.then()
         self._answer(wire.ScoreResponse([float(text.split()[0]) for text in asked.documents], tokens=1))
 
     def _answer(self, content: Any) -> None:
@@ -285,6 +294,17 @@ def test_what_is_doubted_is_set_by_force_only(
     assert not any(call[0] == "patch" for call in kubectl.calls)
     assert run(["calibrate", "products", "--apply", "--force"]) == 0
     assert kubectl.calls[-1][0] == "patch"
+
+
+def test_a_spec_that_has_changed_meanwhile_is_left_alone(
+    kubectl: FakeKubectl, worker: FakeWorker, capsys: pytest.CaptureFixture[str]
+):
+    kubectl.has(golden())
+    kubectl.answers("configmaps", {"data": {"set.jsonl": lines_of(MANY)}})
+    worker.then = lambda: kubectl.has(golden(generation=3))
+    assert run(["calibrate", "products", "--apply", "--force"]) == 2
+    assert "the spec has changed since" in capsys.readouterr().err
+    assert not any(call[0] == "patch" for call in kubectl.calls)
 
 
 @pytest.mark.parametrize(
