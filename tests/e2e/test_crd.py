@@ -166,21 +166,21 @@ def test_defaults_are_filled_in(stored: dict[str, tuple[Any, Any]]) -> None:
 def test_every_way_to_apply_refuses_an_unknown_field(
     command: tuple[str, ...], kube: Cluster, crds: dict[str, Any], test_namespace: str
 ) -> None:
-    manifest = (ROOT / "tests" / "e2e" / "manifests" / "bad" / "unknown-slo-availability.yaml").read_text()
-    assert "spec.slo.availability" in refusal(kube, *command, "-n", test_namespace, "-f", "-", input=manifest)
+    manifest = (ROOT / "tests" / "e2e" / "manifests" / "bad" / "unknown-slo-errors.yaml").read_text()
+    assert "spec.slo.errors" in refusal(kube, *command, "-n", test_namespace, "-f", "-", input=manifest)
 
 
 def test_patch_warns_of_an_unknown_field_and_drops_it(
     kube: Cluster, stored: dict[str, tuple[Any, Any]], test_namespace: str
 ) -> None:
     """kubectl asks for no strict validation of a patch, and the API server then warns instead of refusing."""
-    patch = json.dumps({"spec": {"slo": {"availability": 0.999}, "replicas": 0}})
+    patch = json.dumps({"spec": {"slo": {"errors": 0.001}, "replicas": 0}})
     done = kube.kubectl(
         "patch", "reranker", "pvc-root", "-n", test_namespace, "--type=merge", "-p", patch,
         "--dry-run=server", "-o", "json",
     )  # fmt: skip
-    assert 'unknown field "spec.slo.availability"' in done.stderr
-    assert "availability" not in json.loads(done.stdout)["spec"]["slo"]
+    assert 'unknown field "spec.slo.errors"' in done.stderr
+    assert "errors" not in json.loads(done.stdout)["spec"]["slo"]
 
 
 def test_a_bad_change_of_a_good_object_is_refused(
@@ -200,6 +200,10 @@ SCALING = {"mode": "Auto", "desiredReplicas": 2, "lastRequestTime": TIME}
 REJECTED = {"revision": "b2c4", "reason": "ModelLoadFailed", "message": "spec.model.uri: no such folder"}
 CHECK = {"name": "errors", "verdict": "hold", "message": "0 of 12 requests failed, of stable's 3 of 3,020"}
 ROLLOUT = {"revision": "d5f6", "stable": "b2c4", "phase": "Traffic"}
+DIFFERED = {"requestId": "9f1c", "agreement": -0.25, "drift": 0.4}
+QUALITY = {
+    "revision": "b2c4", "time": TIME, "metric": "ndcg@10", "queries": 200, "ndcg": 0.94, "accuracy": 1, "mrr": 0,
+}  # fmt: skip
 
 
 def patch_status(kube: Cluster, namespace: str, status: dict[str, Any]) -> list[str]:
@@ -232,6 +236,12 @@ def patch_status(kube: Cluster, namespace: str, status: dict[str, Any]) -> list[
         ({"rollout": {**ROLLOUT, "borrowed": -1}}, "status.rollout.borrowed"),
         ({"rollout": {**ROLLOUT, "started": "now"}}, "status.rollout.started"),
         ({"rollout": {**ROLLOUT, "checks": [{**CHECK, "verdict": "maybe"}]}}, "status.rollout.checks[0].verdict"),
+        ({"rollout": {**ROLLOUT, "differed": [DIFFERED] * 6}}, "status.rollout.differed"),
+        ({"rollout": {**ROLLOUT, "differed": [{"drift": 0.4}]}}, "status.rollout.differed[0].requestId"),
+        ({"rollout": {**ROLLOUT, "differed": [{**DIFFERED, "agreement": -2}]}}, "status.rollout.differed[0].agreement"),
+        ({"quality": {**QUALITY, "ndcg": None}}, "status.quality.ndcg"),
+        ({"quality": {**QUALITY, "ece": -0.1}}, "status.quality.ece"),
+        ({"quality": {**QUALITY, "time": "now"}}, "status.quality.time"),
         ({"scaling": {**SCALING, "desiredReplicas": None}}, "status.scaling.desiredReplicas"),
         ({"scaling": {**SCALING, "mode": "Asleep"}}, "status.scaling.mode"),
         ({"scaling": {**SCALING, "loaners": -1}}, "status.scaling.loaners"),
@@ -295,10 +305,12 @@ def test_status_is_kept(kube: Cluster, stored: dict[str, tuple[Any, Any]], test_
             "borrowed": 1,
             "paused": "by the annotation rerank.dev/rollout-paused",
             "checks": [{**CHECK, "name": "load", "verdict": "pass"}, CHECK],
+            "differed": [DIFFERED, {"requestId": "9f1d", "drift": 1.5}],
             "started": TIME,
             "phaseStarted": TIME,
             "ended": TIME,
         },
+        "quality": {**QUALITY, "brier": 0.08, "ece": 0.03},
         "traffic": [{"revision": "b2c4", "percent": 100}, {"revision": "d5f6", "percent": 0}],
         "scaling": {
             **SCALING,
