@@ -145,6 +145,9 @@ def bars(about: About, label: str, *columns: Column) -> barchart.Panel:
         panel.with_target(_target(number, Query(column.expression)).instant().format(PromQueryFormat.TABLE))
         names["Value" if len(columns) == 1 else f"Value #{_letter(number)}"] = column.name
     panel.with_transformation(dashboard.DataTransformerConfig(id_val="merge", options={}))
+    # Prometheus gives them in no order.
+    by_label = {"sort": [{"field": label, "desc": False}]}
+    panel.with_transformation(dashboard.DataTransformerConfig(id_val="sortBy", options=by_label))
     return panel.with_transformation(_organized({"Time": True}, names))
 
 
