@@ -3,7 +3,6 @@
 from grafana_foundation_sdk.models import dashboard
 
 from helm.monitoring.panels import (
-    RUNBOOKS,
     About,
     Column,
     Panel,
@@ -20,6 +19,7 @@ from helm.monitoring.panels import (
     to_runbooks,
 )
 from helm.monitoring.promql import EACH, NAME, RERANKER, REVISION, quantile
+from helm.monitoring.rules import RUNBOOKS
 
 BURN: Steps = ((None, "green"), (1.0, "yellow"), (6.0, "orange"), (14.4, "red"))
 BUSY: Steps = ((None, "green"), (0.8, "orange"), (0.95, "red"))

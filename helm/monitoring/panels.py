@@ -16,10 +16,9 @@ from grafana_foundation_sdk.models import common, dashboard
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-DATASOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
-RUNBOOKS = "docs/runbooks"
-"""Addresses that begin so get the chart's monitoring.rules.runbookUrl before it, as in the rules."""
+from helm.monitoring.rules import RUNBOOKS
 
+DATASOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 Steps = Sequence[tuple[float | None, str]]
 """Thresholds: a colour from that value on; the first one's value is None."""
 
