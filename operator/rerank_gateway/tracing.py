@@ -20,6 +20,7 @@ from multidict import CIMultiDictProxy
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.propagators.textmap import Getter
+from opentelemetry.sdk._shared_internal import BatchProcessor
 from opentelemetry.sdk.resources import (
     SERVICE_INSTANCE_ID,
     SERVICE_NAME,
@@ -74,7 +75,9 @@ class Tracing:
         self._clock = clock
         # What is wrong with a client's header is the client's, whose words would be quoted.
         logging.getLogger("opentelemetry.trace").setLevel(logging.CRITICAL)
-        logging.getLogger(OTLPSpanExporter.__module__).addFilter(_Seldom(clock))
+        seldom = _Seldom(clock)
+        for complains in (OTLPSpanExporter.__module__, BatchProcessor.__module__):
+            logging.getLogger(complains).addFilter(seldom)
 
     def begin(self, headers: Mapping[str, str], method: str, route: str, started: float) -> Trace:
         """A trace.Begin. Whether spans are kept is up to the client's context and the sampler."""

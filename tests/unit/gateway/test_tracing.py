@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from multidict import CIMultiDict
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict, CIMultiDictProxy
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 from rerank_api import otlp, wire
@@ -241,16 +244,16 @@ async def test_a_wait_that_ends_in_an_error_is_a_span_too(traced: House, collect
     assert not collector.named("score")
 
 
-@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("traced_before", [True, False])
 async def test_the_search_before_it_is_a_span_that_ends_where_the_request_begins(
-    traced: House, collector: Collector, given: bool
+    traced: House, collector: Collector, traced_before: bool
 ) -> None:
     traced.serve(await traced.worker())
-    headers = {"X-Rerank-Candidate-Fetch-Ms": "120", **({TRACEPARENT: SAMPLED} if given else {})}
+    headers = {"X-Rerank-Candidate-Fetch-Ms": "120", **({TRACEPARENT: SAMPLED} if traced_before else {})}
     assert (await traced.rerank(headers=headers))[0] == 200
     server, fetch = await collector.one("POST /v2/rerank"), await collector.one("candidate fetch")
     assert fetch.trace_id == server.trace_id
-    assert fetch.parent_span_id == (bytes.fromhex(PARENT) if given else server.span_id)
+    assert fetch.parent_span_id == (bytes.fromhex(PARENT) if traced_before else server.span_id)
     assert fetch.end_time_unix_nano == server.start_time_unix_nano
     assert fetch.end_time_unix_nano - fetch.start_time_unix_nano == pytest.approx(0.12e9, abs=1e3)
 
@@ -359,8 +362,8 @@ async def test_a_collector_that_does_not_take_them_costs_spans_only(
     hurry.set()
     async with asyncio.timeout(LAST_SPANS + DEADLINE):
         await house.gateway.stop(hurry)
-    exports = [record for record in caplog.records if record.name.startswith("opentelemetry.exporter")]
-    assert len(exports) <= 1, "nor does it fill the log"
+    complaints = [record for record in caplog.records if record.name.startswith("opentelemetry")]
+    assert len(complaints) <= 1, "nor does it fill the log"
 
 
 async def test_the_last_spans_are_sent(
@@ -378,7 +381,7 @@ async def test_the_last_spans_are_sent(
 
 
 @pytest.mark.parametrize(
-    ("given", "trace_id"),
+    ("header", "trace_id"),
     [
         (SAMPLED, TRACE),
         (UNSAMPLED, TRACE),
@@ -393,12 +396,37 @@ async def test_the_last_spans_are_sent(
         (f"{SAMPLED}\n", ""),
     ],
 )
-async def test_without_traces_of_its_own_the_gateway_hands_the_clients_on(given: str | None, trace_id: str) -> None:
-    trace = pass_on({} if given is None else {TRACEPARENT: given}, "POST", "/v2/rerank", 0.0)
+async def test_without_traces_of_its_own_the_gateway_hands_the_clients_on(header: str | None, trace_id: str) -> None:
+    trace = pass_on({} if header is None else {TRACEPARENT: header}, "POST", "/v2/rerank", 0.0)
     assert (trace.trace_id, trace.sampled) == (trace_id, False)
     with trace.attempt(Worker().endpoint(), 1) as attempt:
-        assert attempt.headers == ({TRACEPARENT: given} if trace_id else {})
+        assert attempt.headers == ({TRACEPARENT: header} if trace_id else {})
     assert trace_id or trace is UNTRACED
+
+
+@pytest.fixture(scope="module")
+def tracing() -> Tracing:
+    """That sends nothing: what is begun here never ends."""
+    return Tracing(time.monotonic)
+
+
+_ODD = st.text(st.characters(blacklist_characters="\r\n\0"), max_size=60) | st.sampled_from(
+    [SAMPLED, UNSAMPLED, "a=1,b=2"]
+)
+
+
+@given(headers_of=st.lists(st.tuples(st.sampled_from([TRACEPARENT, "tracestate", "TraceParent"]), _ODD), max_size=4))
+def test_no_header_of_a_client_is_in_the_way(tracing: Tracing, headers_of: list[tuple[str, str]]) -> None:
+    """Whatever comes goes on only in the standard's own form."""
+    headers = CIMultiDictProxy(CIMultiDict(headers_of))
+    for begin in (tracing.begin, pass_on):
+        with begin(headers, "POST", "/v2/rerank", 0.0).attempt(Worker().endpoint(), 1) as attempt:
+            sent = dict(attempt.headers)
+        if begin is pass_on and not sent:
+            continue
+        assert re.fullmatch(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", sent.pop(TRACEPARENT))
+        assert sent.keys() <= {"tracestate"}
+        assert all(value.isascii() and value.isprintable() for value in sent.values())
 
 
 async def test_a_worker_gets_the_clients_context_where_no_traces_are_exported(house: House) -> None:
