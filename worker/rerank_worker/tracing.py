@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk._shared_internal import BatchProcessor
 from opentelemetry.sdk.resources import (
     SERVICE_INSTANCE_ID,
     SERVICE_NAME,
@@ -52,6 +53,9 @@ COMPLAIN_EVERY = 60.0
 
 SERVER_ERROR = 500
 
+_COMPLAINING = (OTLPSpanExporter.__module__, BatchProcessor.__module__)
+"""Loggers of who sends, and of the queue that is full."""
+
 _propagator = TraceContextTextMapPropagator()
 
 
@@ -75,7 +79,9 @@ class Tracing:
         self._clock, self._zero = clock, time.time_ns() - round(clock() * 1e9)
         # What is wrong with a client's header is the client's, whose words would be quoted.
         logging.getLogger("opentelemetry.trace").setLevel(logging.CRITICAL)
-        logging.getLogger(OTLPSpanExporter.__module__).addFilter(Seldom(1, COMPLAIN_EVERY, clock))
+        self._seldom = Seldom(1, COMPLAIN_EVERY, clock)
+        for name in _COMPLAINING:
+            logging.getLogger(name).addFilter(self._seldom)
 
     def begin(self, headers: Mapping[str, str], method: str, route: str, started: float) -> Trace | None:
         """For a request that came at ``started``; None where it is not sampled, by its sender or, where that says
@@ -148,6 +154,8 @@ class Tracing:
         await asyncio.to_thread(last.join, LAST_SPANS)
         if last.is_alive():
             log.warning("the last spans were not sent: the collector did not take them within %g s", LAST_SPANS)
+        for name in _COMPLAINING:
+            logging.getLogger(name).removeFilter(self._seldom)
 
     def _at(self, seconds: float) -> int:
         return self._zero + round(seconds * 1e9)
