@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from harness.cluster import BIN, ROOT, STATE
 
@@ -44,6 +44,7 @@ def executable() -> Path:
 def chromium() -> Generator[Browser]:
     """A browser of its own, without a window."""
     path = executable()
+    expect.set_options(timeout=SECONDS * 1000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(_FLAGS), timeout=SECONDS * 1000)
         try:

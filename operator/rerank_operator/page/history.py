@@ -44,6 +44,7 @@ class History:
         self._seen: dict[Key, tuple[str, str, dict[str, Any]]] = {}
         """Uid, resource version and status of each Reranker at the last look."""
         self._notes: dict[Key, deque[Note]] = {}
+        self._since: dict[Key, float] = {}
 
     def look(self, bodies: Iterable[dict[str, Any]], now: float) -> None:
         """All Rerankers as they are now (Unix seconds)."""
@@ -58,12 +59,13 @@ class History:
                 continue
             if before is None or before[0] != uid:
                 self._notes[key] = deque(sorted(already(status), key=lambda note: note.time), maxlen=MOST_NOTES)
+                self._since[key] = now
             else:
                 for note in changes(before[2], status, now):
                     self._add(self._notes[key], note)
             self._seen[key] = uid, version, status
         for gone in self._seen.keys() - present:
-            del self._seen[gone], self._notes[gone]
+            del self._seen[gone], self._notes[gone], self._since[gone]
 
     @staticmethod
     def _add(notes: deque[Note], note: Note) -> None:
@@ -75,6 +77,10 @@ class History:
     def notes(self, key: Key) -> list[Note]:
         """Newest first."""
         return list(reversed(self._notes.get(key, ())))
+
+    def since(self, key: Key) -> float | None:
+        """The first look at it; what was before is known only as far as its status told it then."""
+        return self._since.get(key)
 
 
 def already(status: dict[str, Any]) -> list[Note]:

@@ -158,8 +158,7 @@ class Sampling:
         made = self._seen()
 
         def view() -> bytes:
-            notes = self._history.notes(key)
-            return _json(views.detail(body, pods, notes, made(), self._figures, self._clocks()))
+            return _json(views.detail(body, pods, self._history, made(), self._figures, self._clocks()))
 
         return await self._apart(view)
 

@@ -18,7 +18,7 @@ from rerank_operator.controller.times import time_or_zero
 from rerank_operator.page import counting
 from rerank_operator.page.exposition import Counts
 from rerank_operator.page.figures import LONGEST_WINDOW, STEP_SECONDS, Figures, Staff, Window
-from rerank_operator.page.history import Note
+from rerank_operator.page.history import History, Note
 from rerank_operator.rollout.canary import ENDED
 
 NOW_SECONDS = 60.0
@@ -199,6 +199,9 @@ class Detail(_View, frozen=True):
     conditions: list[Condition]
     workers: list[Worker]
     history: list[Note]
+    """Newest first."""
+    history_since: float | None
+    """Since when changes are seen as they happen."""
     times: list[float]
     """Of the points below, Unix seconds."""
     points: dict[str, list[float]]
@@ -277,12 +280,12 @@ def _not_understood(body: dict[str, Any], error: str) -> Row:
 def detail(
     body: dict[str, Any],
     pods: Sequence[tuple[PodState, bool]],
-    notes: list[Note],
+    history: History,
     seen: Seen,
     figures: Figures,
     apart: float,
 ) -> Detail | Invalid:
-    """``pods``: its workers, and whether each is a warm pod on loan; ``notes``: what has happened, newest first."""
+    """``pods``: its workers, and whether each is a warm pod on loan."""
     try:
         reranker = parse_reranker(body)
     except msgspec.ValidationError as error:
@@ -313,7 +316,8 @@ def detail(
         rollout=_rollout(reranker),
         conditions=list(status.conditions),
         workers=[_worker(pod, loaned) for pod, loaned in pods],
-        history=notes,
+        history=history.notes(key),
+        history_since=history.since(key),
         times=[at + apart for at in points.times] if points else [],
         points=points.columns if points else {},
     )

@@ -7,6 +7,7 @@ import uPlot from "./vendor/uplot/uPlot.esm.js";
 const HEIGHT = 190;
 const SPAN = 3600;
 const ROWS = 60;
+const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000, 100000];
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -16,8 +17,9 @@ function color(name) {
 
 export class Chart {
   // lines: {name, label, color (of page.css), dash, fill, stepped}; form: a value as text; least: what the axis shows at least.
-  constructor({ title, hint, lines, form, least = 1 }) {
-    Object.assign(this, { title, lines, form, least });
+  // whole: there are no halves of it.
+  constructor({ title, hint, lines, form, least = 1, whole = false }) {
+    Object.assign(this, { title, lines, form, least, whole });
     this.values = lines.map((line) => h("td", { class: "number" }, "–"));
     this.moment = h("th", { scope: "col", class: "number dim" }, "now");
     this.canvas = h("div", { class: "canvas", role: "img" });
@@ -82,7 +84,7 @@ export class Chart {
       width: this.canvas.clientWidth || 400,
       height: HEIGHT,
       legend: { show: false },
-      padding: [10, 8, 0, 0],
+      padding: [10, 20, 0, 0],
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
       scales: {
         x: { range: () => [this.now - SPAN, this.now] },
@@ -90,7 +92,7 @@ export class Chart {
       },
       axes: [
         { ...axis, values: (_, splits) => splits.map((split) => at(split).slice(0, 5)), space: 60, size: 28, gap: 6 },
-        { ...axis, values: (_, splits) => splits.map((split) => this.form(split)), size: 66, gap: 6 },
+        { ...axis, values: (_, splits) => splits.map((split) => this.form(split)), size: 66, gap: 6, ...(this.whole ? { incrs: WHOLE } : {}) },
       ],
       series: [
         {},

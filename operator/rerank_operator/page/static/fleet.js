@@ -2,7 +2,7 @@
 
 import { h, put, renew, unknown } from "./dom.js";
 import { count, figure, known, seconds } from "./format.js";
-import { partial } from "./notices.js";
+import { fresh, partial } from "./notices.js";
 import * as parts from "./parts.js";
 
 const COLUMNS = [
@@ -112,15 +112,16 @@ function tiles({ rerankers, seen }) {
   };
   const attention = some(["down", "unknown", "degraded"]);
   const burning = rerankers.filter((row) => known(row.burn) && row.burn > 1).length;
+  const heard = fresh(seen);
   const tile = (name, value, more = "", tone = "") => h("div", { class: `tile ${tone}` }, h("dt", {}, name), h("dd", {}, value, h("small", {}, more)));
   const total = (field, form) => (known(sum(field)) ? parts.atLeast(form(sum(field)), partial(seen)) : unknown());
   return [
     tile("Rerankers", count(rerankers.length), `${some(["serving"])} serving, ${some(["idle", "suspended"])} at rest`),
     tile("Need attention", count(attention), attention ? "degraded, unknown or not serving" : "nothing is known to be wrong", attention ? "warn" : "good"),
-    tile("Over budget", count(burning), "spend errors faster than promised", burning ? "warn" : "good"),
+    tile("Over budget", heard ? count(burning) : unknown(), "spend errors faster than promised", !heard ? "" : burning ? "warn" : "good"),
     tile("Requests/s", total("rate", figure), "last minute"),
     tile("Waiting", total("waiting", count), "requests in queues"),
-    tile("Workers", total("ready", count), `ready, and ${count(sum("loaned") ?? 0)} warm pods`),
+    tile("Workers", known(sum("ready")) ? count(sum("ready")) : unknown(), `ready, and ${count(sum("loaned") ?? 0)} warm pods`),
   ];
 }
 

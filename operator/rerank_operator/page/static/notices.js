@@ -19,11 +19,12 @@ export function notices(seen, lost) {
   else if (!seen.leads) say("bad", "No operator leads as far as this one knows: nothing is decided, and statuses are not renewed.");
   if (!seen.gatewaysNamed) say("bad", "Nobody has told this operator who the gateways are (--gateway-service): no traffic is known.");
   else if (seen.synced && seen.gateways.length === 0) say("bad", "There is no gateway: no traffic is known.");
+  const some = seen.gateways.some((gateway) => gateway.heard);
   for (const gateway of seen.gateways) {
     if (!gateway.heard && gateway.since !== null)
-      say("bad", `Gateway ${gateway.name} is not heard since ${at(gateway.since)} (${gateway.trouble}): traffic is told without it, as at least so much.`);
+      say("bad", `Gateway ${gateway.name} is not heard since ${at(gateway.since)} (${gateway.trouble}).${some ? " Traffic is told without it, as at least so much." : ""}`);
   }
-  if (seen.gateways.length && seen.looked !== null && seen.time - seen.looked > STALE)
+  if (seen.gateways.length && seen.looked !== null && !fresh(seen))
     say("bad", `No gateway was heard for ${age(seen.time - seen.looked)}: what the traffic is now is not known.`);
   return found;
 }
@@ -37,6 +38,11 @@ export function pulse(seen, lost) {
   if (seen.since !== null) parts.push(`figures since ${at(seen.since)}`);
   parts.push(`updated ${at(seen.time)}`);
   return parts.join(" · ");
+}
+
+// Whether a gateway was heard lately: else nothing is known of the traffic now.
+export function fresh(seen) {
+  return seen.looked !== null && seen.time - seen.looked <= STALE;
 }
 
 // Whether sums over gateways lack one.

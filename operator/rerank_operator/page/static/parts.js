@@ -62,6 +62,7 @@ export function workers(row) {
     { title: words },
     h("span", { class: "hidden" }, words),
     h("span", { "aria-hidden": "true" }, `${ready}`, h("span", { class: "dim" }, ` / ${desired}`)),
+    row.canary ? h("small", {}, "with canary") : null,
     row.loaned ? h("small", {}, `+ ${row.loaned} warm ${row.loaned === 1 ? "pod" : "pods"}`) : null,
   );
 }

@@ -30,6 +30,7 @@ export class RerankerView {
     this.rollout = h("div", {});
     this.revisions = h("div", {});
     this.history = h("ol", { class: "history" });
+    this.known = h("p", { class: "dim" });
     this.more = h("button", { type: "button", class: "plain", onclick: () => this.showAll() }, "Show all");
     this.conditions = h("div", {});
     this.workers = h("div", {});
@@ -43,7 +44,7 @@ export class RerankerView {
       section("The last hour", h("div", { class: "grid" }, this.charts.map((chart) => chart.element))),
       section("Canary", this.rollout),
       section("Revisions, last 5 minutes", this.revisions),
-      section("Recent decisions", this.history, this.more),
+      section("Recent decisions", this.history, this.more, this.known),
       section("Conditions", this.conditions),
       section("Workers", this.workers),
     );
@@ -102,7 +103,7 @@ export class RerankerView {
     }
   }
 
-  fillHistory({ history, seen }) {
+  fillHistory({ history, historySince, row, seen }) {
     const shown = this.all ? history : history.slice(0, FEW);
     renew(
       this.history,
@@ -118,6 +119,7 @@ export class RerankerView {
           )
         : h("li", { class: "dim" }, "Nothing yet."),
     );
+    renew(this.known, known(historySince) ? `Seen as they happened since ${when(historySince, seen.time)}; from before, what the status still told. Events: ` : "", known(historySince) ? h("code", {}, `kubectl describe reranker ${row.name} -n ${row.namespace}`) : null);
     this.more.hidden = history.length <= FEW;
     this.more.textContent = this.all ? "Show fewer" : `Show all ${history.length}`;
   }
@@ -155,6 +157,7 @@ function makeCharts() {
       ],
       form: figure,
       least: 4,
+      whole: true,
     }),
     new Chart({
       title: "Workers",
@@ -166,6 +169,7 @@ function makeCharts() {
       ],
       form: figure,
       least: 2,
+      whole: true,
     }),
   ];
 }

@@ -432,4 +432,4 @@ class World:
         if body is None:
             return None
         pods = [(pod_state(one), loaned) for one, loaned in self.pods[key]]
-        return msgspec.json.encode(views.detail(body, pods, self.history.notes(key), self.seen(), self.figures, 0.0))
+        return msgspec.json.encode(views.detail(body, pods, self.history, self.seen(), self.figures, 0.0))

@@ -1,0 +1,73 @@
+"""The text of a gateway's metrics, as its own code writes it."""
+
+import pytest
+from prometheus_client import generate_latest
+from rerank_gateway.cluster.state import Policy, build_table
+from rerank_gateway.metrics import Metrics
+from rerank_gateway.record import Record
+from rerank_operator.page import exposition
+from rerank_operator.page.exposition import Sample, read_sample
+
+KEY = ("search", "products")
+
+
+def gateway() -> Metrics:
+    """A genuine gateway's metrics, after three requests of two Rerankers."""
+    metrics = Metrics(lambda: 0.0)
+    table = build_table([Policy(*KEY, traffic=(("r1", 100),)), Policy("search", "other", traffic=(("r1", 100),))], [])
+    metrics.update(table)
+    metrics.observe({}, lambda: table, {}, lambda: 0, lambda: 0)  # ty: ignore[invalid-argument-type]
+    for name, code, seconds in (("products", 200, 0.04), ("products", 503, 2.0), ("other", 200, 0.04)):
+        revision = "r1" if code == 200 else ""
+        metrics.answered(Record("", namespace="search", reranker=name, revision=revision, code=code), seconds)
+    return metrics
+
+
+def test_a_genuine_gateway_is_understood():
+    found = read_sample(generate_latest(gateway().registry).decode(), {KEY})
+    assert found.began is not None
+    assert found.waiting == {KEY: 0}
+    assert found.in_flight == {KEY: 0}
+    assert set(found.counts) == {KEY}
+    served, refused = found.counts[KEY]["r1"], found.counts[KEY][""]
+    assert {name: value for name, value in served.items() if not name.startswith("le/")} == {
+        "code/200": 1,
+        "availability/total": 1,
+        "availability/good": 1,
+        "latency/total": 1,
+        "latency/good": 1,
+    }
+    assert served["le/0.05"] == served["le/+Inf"] == 1
+    assert served["le/0.03"] == 0
+    assert refused["code/503"] == 1
+    assert (refused["availability/total"], refused["availability/good"]) == (1, 0)
+
+
+def test_every_series_that_is_asked_for_is_one_of_the_gateway():
+    text = generate_latest(gateway().registry).decode()
+    assert [name for name in exposition._WANTED if name not in text] == []
+
+
+def test_an_old_gateway_lacks_what_it_does_not_count():
+    text = 'rerank_gateway_requests_total{code="200",namespace="search",reranker="products",revision="a"} 3.0\n'
+    assert read_sample(text, {KEY}) == Sample(None, {KEY: {"a": {"code/200": 3.0}}}, {}, {})
+
+
+def test_names_with_quotes_and_numbers_that_are_none():
+    text = (
+        'rerank_gateway_waiting_requests{namespace="a\\"b",reranker="c"} 3.0\n'
+        'rerank_gateway_waiting_requests{namespace="search",reranker="products"} NaN\n'
+    )
+    assert read_sample(text, {KEY, ('a"b', "c")}).waiting == {('a"b', "c"): 3.0}
+
+
+@pytest.mark.parametrize(
+    "text", ["rerank_gateway_waiting_requests{namespace=} x\n", 'rerank_gateway_requests_total{a="b']
+)
+def test_what_is_no_exposition_is_refused(text: str):
+    with pytest.raises(Exception):  # noqa: B017, PT011 (the parser's errors are of many kinds; who calls takes any)
+        read_sample(text, {KEY})
+
+
+def test_what_is_not_wanted_is_not_even_parsed():
+    assert read_sample("<html>not metrics at all</html>\n", {KEY}) == Sample()
