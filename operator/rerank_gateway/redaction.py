@@ -41,9 +41,10 @@ def redact(text: str) -> str:
     if "%40" in text:
         text = _ESCAPED_EMAIL.sub("[email]", text)
     text = _IPV6.sub(_ipv6, text)
-    text = _IPV4.sub("[ip]", text)
     text = _TOKEN.sub(_token, text)
-    return _NUMBER.sub(_number, text)
+    # Before what is left of IPv4, which would leave the rest of a number with dots.
+    text = _NUMBER.sub(_number, text)
+    return _IPV4.sub("[ip]", text)
 
 
 def beginning(text: str, characters: int) -> str:
@@ -89,9 +90,10 @@ def _token(found: re.Match[str]) -> str:
 
 
 def _number(found: re.Match[str]) -> str:
-    digits = sum(map(str.isdigit, found.group()))
-    if digits < _PHONE_DIGITS:
-        return found.group()
+    text = found.group()
+    digits = sum(map(str.isdigit, text))
+    if digits < _PHONE_DIGITS or _IPV4.fullmatch(text):
+        return text
     if digits < _CARD_DIGITS:
         return "[phone]"
     return "[card]" if digits <= _LONGEST_CARD_DIGITS else "[number]"

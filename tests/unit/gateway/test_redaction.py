@@ -3,9 +3,10 @@
 import re
 import string
 import time
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from rerank_gateway.redaction import MARGIN, beginning, redact, redact_beginning
 
@@ -51,6 +52,8 @@ CARD = "4111111111111111"
         # of hosts
         ("from 10.0.0.1.", "from [ip]."),
         ("http on 192.168.1.20:8080", "http on [ip]:8080"),
+        ("192.168.100.200", "[ip]"),
+        ("0171 12.34.56.78", "[phone]"),
         ("at 12:30:45 or 3:2", "at 12:30:45 or 3:2"),
         ("fe80::1, 2001:db8::8a2e:370:7334.", "[ip], [ip]."),
         ("[2001:db8::]:443", "[[ip]]:443"),
@@ -113,6 +116,36 @@ def test_no_number_of_a_phone_or_card_survives(before: str, number: str, after: 
     kept = redact(before + number + after)
     assert not any(map(str.isdigit, kept))
     assert redact(kept) == kept
+
+
+_AROUND = st.sampled_from(["", " ", "(", ")", ",", ".", ": ", "; ", '"', "\n", "ip=", "ip:", "中", "ß"])
+
+
+@given(_AROUND, st.ip_addresses(), _AROUND)
+def test_no_address_of_a_host_survives(before: str, address: IPv4Address | IPv6Address, after: str) -> None:
+    assume(str(address) != "::")  # no host's
+    for written in {str(address), str(address).upper(), address.exploded}:
+        kept = redact(before + written + after)
+        assert written not in kept
+        assert not re.search(r"[0-9]", kept)
+
+
+_SECRET = st.text(string.ascii_letters + string.digits + "!$%&'()*+,;=.~_-", min_size=8, max_size=40)
+
+
+@given(_WORDS, _SECRET, _SECRET, _WORDS)
+def test_no_credentials_and_no_query_of_a_url_survive(before: str, password: str, value: str, after: str) -> None:
+    assume(not any(secret in around for secret in (password, value) for around in (before, after)))
+    kept = redact(f"{before} https://user:{password}@example.com/path?name={value} {after}")
+    assert password not in kept
+    assert value not in kept
+    assert "example.com/path" in kept
+
+
+@given(_WORDS, st.text(string.ascii_letters + string.digits + "_-", min_size=20, max_size=80), _WORDS)
+def test_no_token_survives(before: str, token: str, after: str) -> None:
+    assume(re.search(r"[0-9]", token) and re.search(r"[A-Za-z]", token))
+    assert token not in redact(f"{before} {token} {after}")
 
 
 @given(st.text(max_size=300))
