@@ -68,9 +68,8 @@ class Tracing:
         own = {SERVICE_NAME: SERVICE, SERVICE_VERSION: version("rerank-operator"), SERVICE_INSTANCE_ID: gethostname()}
         # What the environment says goes before; the SDK's own guesses (a random instance) do not.
         resource = Resource.create({**own, **OTELResourceDetector().detect().attributes})
-        self._exporter = OTLPSpanExporter()
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer(SERVICE)
         self._clock = clock
         # What is wrong with a client's header is the client's, whose words would be quoted.
