@@ -273,7 +273,8 @@ class Figures:
             return None
         count = len(self._times)
         order = [*range(self._next, count), *range(self._next)] if count == self._capacity else list(range(count))
-        order = [place for place in order if self._times[place] >= known.since]
+        first = max(known.since, self._times[order[-1]] - SPAN_SECONDS) if order else 0.0
+        order = [place for place in order if self._times[place] >= first]
         return Points(
             times=[self._times[place] for place in order],
             columns={

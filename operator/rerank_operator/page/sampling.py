@@ -20,7 +20,7 @@ from rerank_operator.controller.leader import steady_clock
 from rerank_operator.controller.observe import pod_state
 from rerank_operator.controller.store import Store
 from rerank_operator.page import views
-from rerank_operator.page.exposition import Sample, read_sample
+from rerank_operator.page.exposition import Reader, Sample
 from rerank_operator.page.figures import STEP_SECONDS, Figures
 from rerank_operator.page.history import History
 
@@ -73,6 +73,7 @@ class Sampling:
         # Touched in that thread alone.
         self._figures = Figures()
         self._history = History()
+        self._reader = Reader()
         self._silent: dict[str, tuple[float, str]] = {}
         """Addresses that the last look did not hear: since when (Unix seconds), and why."""
         self._cost = 0.0
@@ -98,8 +99,7 @@ class Sampling:
                 if failure != repr(error):
                     failure = repr(error)
                     log.exception("the page could not look")
-            pause = max(seconds, SHARE * self._cost)
-            await asyncio.sleep(max(seconds / 2, pause - (self._steady() - began)))
+            await asyncio.sleep(max(seconds / 2, max(seconds, SHARE * self._cost) - (self._steady() - began)))
 
     async def _apart(self, work: Callable[[], Made]) -> Made:
         """Runs ``work`` in the page's own thread."""
@@ -132,8 +132,8 @@ class Sampling:
             try:
                 if isinstance(answer, Exception):
                     raise answer
-                samples[address] = read_sample(answer, staff)
-            except Exception as error:  # the parser's errors are of many kinds
+                samples[address] = self._reader.read(answer, staff)
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 samples[address] = None
                 why = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
                 silent[address] = self._silent.get(address, (unix, ""))[0], why
@@ -184,6 +184,7 @@ class Sampling:
                 looked=None if figures.last is None else figures.last + apart,
                 since=None if figures.since is None else figures.since + apart,
                 step=figures.step,
+                patience=views.MISSED_LOOKS * max(STEP_SECONDS, SHARE * self._cost),
             )
 
         return made

@@ -23,8 +23,8 @@ from rerank_operator.rollout.canary import ENDED
 
 NOW_SECONDS = 60.0
 """That requests a second and latencies of "now" are of."""
-STALE_SECONDS = 3 * STEP_SECONDS
-"""Figures that are older are not those of now."""
+MISSED_LOOKS = 3
+"""Figures that are older than so many looks at gateways take are not those of now."""
 SPARKS = 60
 """Points of the small curve in the fleet's table: minutes."""
 
@@ -69,7 +69,9 @@ class Seen(_View, frozen=True):
     since: float | None
     """Since when this page looks at gateways."""
     step: float
-    """Seconds between two points of a chart."""
+    """Seconds between two points of a chart, as far as looks come in time."""
+    patience: float = MISSED_LOOKS * STEP_SECONDS
+    """Figures that are older, in seconds, are not those of now."""
 
 
 class Objective(_View, frozen=True):
@@ -445,7 +447,7 @@ def _spark(figures: Figures, key: Key, now: float) -> list[float | None]:
 
 
 def _fresh(seen: Seen) -> bool:
-    return seen.looked is not None and seen.time - seen.looked <= STALE_SECONDS
+    return seen.looked is not None and seen.time - seen.looked <= seen.patience
 
 
 def _maintenance(reranker: Reranker, now: float) -> float | None:

@@ -2,8 +2,6 @@
 
 import { age, at } from "./format.js";
 
-const STALE = 15;
-
 // Sentences with how much they matter: "bad" or "note".
 export function notices(seen, lost) {
   const found = [];
@@ -42,7 +40,7 @@ export function pulse(seen, lost) {
 
 // Whether a gateway was heard lately: else nothing is known of the traffic now.
 export function fresh(seen) {
-  return seen.looked !== null && seen.time - seen.looked <= STALE;
+  return seen.looked !== null && seen.time - seen.looked <= seen.patience;
 }
 
 // Whether sums over gateways lack one.

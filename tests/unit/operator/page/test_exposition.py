@@ -1,12 +1,14 @@
 """The text of a gateway's metrics, as its own code writes it."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from rerank_gateway.cluster.state import Policy, build_table
 from rerank_gateway.metrics import Metrics
 from rerank_gateway.record import Record
 from rerank_operator.page import exposition
-from rerank_operator.page.exposition import Sample, read_sample
+from rerank_operator.page.exposition import Reader, Sample
 
 KEY = ("search", "products")
 
@@ -24,7 +26,7 @@ def gateway() -> Metrics:
 
 
 def test_a_genuine_gateway_is_understood():
-    found = read_sample(generate_latest(gateway().registry).decode(), {KEY})
+    found = Reader().read(generate_latest(gateway().registry).decode(), {KEY})
     assert found.began is not None
     assert found.waiting == {KEY: 0}
     assert found.in_flight == {KEY: 0}
@@ -48,9 +50,35 @@ def test_every_series_that_is_asked_for_is_one_of_the_gateway():
     assert [name for name in exposition._WANTED if name not in text] == []
 
 
+@given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=8))
+def test_a_reader_tells_the_same_of_each_text_as_a_new_one(texts: list[list[int]]):
+    reader, labels = Reader(), 'namespace="search",reranker="products"'
+    for waiting, answered, at in texts:
+        text = (
+            f"rerank_gateway_waiting_requests{{{labels}}} {waiting}\n"
+            f'rerank_gateway_requests_total{{code="200",{labels},revision="a"}} {answered}\n'
+            f"rerank_gateway_in_flight_requests{{{labels}}} {at} {1000 + at}\n"
+            f"process_start_time_seconds {at}\n"
+        )
+        found = reader.read(text, {KEY})
+        assert found == Reader().read(text, {KEY})
+        assert found == Sample(at, {KEY: {"a": {"code/200": answered}}}, {KEY: waiting}, {KEY: at})
+
+
+def test_what_a_reader_remembers_has_a_bound():
+    reader = Reader()
+    for number in range(30):
+        lines = (
+            f'rerank_gateway_waiting_requests{{namespace="search",reranker="r{number}-{line}"}} 1'
+            for line in range(1000)
+        )
+        reader.read("\n".join(lines), {KEY})
+        assert len(reader._places) <= exposition._FEWEST_SERIES + 1000
+
+
 def test_an_old_gateway_lacks_what_it_does_not_count():
     text = 'rerank_gateway_requests_total{code="200",namespace="search",reranker="products",revision="a"} 3.0\n'
-    assert read_sample(text, {KEY}) == Sample(None, {KEY: {"a": {"code/200": 3.0}}}, {}, {})
+    assert Reader().read(text, {KEY}) == Sample(None, {KEY: {"a": {"code/200": 3.0}}}, {}, {})
 
 
 def test_names_with_quotes_and_numbers_that_are_none():
@@ -58,16 +86,16 @@ def test_names_with_quotes_and_numbers_that_are_none():
         'rerank_gateway_waiting_requests{namespace="a\\"b",reranker="c"} 3.0\n'
         'rerank_gateway_waiting_requests{namespace="search",reranker="products"} NaN\n'
     )
-    assert read_sample(text, {KEY, ('a"b', "c")}).waiting == {('a"b', "c"): 3.0}
+    assert Reader().read(text, {KEY, ('a"b', "c")}).waiting == {('a"b', "c"): 3.0}
 
 
 @pytest.mark.parametrize(
     "text", ["rerank_gateway_waiting_requests{namespace=} x\n", 'rerank_gateway_requests_total{a="b']
 )
 def test_what_is_no_exposition_is_refused(text: str):
-    with pytest.raises(Exception):  # noqa: B017, PT011 (the parser's errors are of many kinds; who calls takes any)
-        read_sample(text, {KEY})
+    with pytest.raises(ValueError, match="not understood"):
+        Reader().read(text, {KEY})
 
 
 def test_what_is_not_wanted_is_not_even_parsed():
-    assert read_sample("<html>not metrics at all</html>\n", {KEY}) == Sample()
+    assert Reader().read("<html>not metrics at all</html>\n", {KEY}) == Sample()

@@ -2,9 +2,7 @@
 
 import math
 import tracemalloc
-from collections.abc import Callable
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rerank_operator.page.exposition import Sample
@@ -182,11 +180,10 @@ def test_whatever_gateways_do_nothing_is_invented(looks: list[tuple[int, bool, b
         assert ever.seconds <= at
 
 
-@pytest.mark.parametrize("gap", [lambda at: at, lambda at: at + SPAN_SECONDS])
-def test_a_point_is_at_the_time_of_its_look(gap: Callable[[float], float]):
+def test_only_the_last_hour_is_told_however_seldom_looks_come():
     figures = Figures()
-    figures.take(1.0, {"g": sample(0)}, STAFF)
-    figures.take(gap(6.0), {"g": sample(0)}, STAFF)
+    for number in range(200):
+        figures.take(60.0 * number, {"g": sample(0)}, STAFF)
     points = figures.points(KEY)
     assert points is not None
-    assert points.times == [1.0, gap(6.0)]
+    assert (points.times[0], points.times[-1]) == (60.0 * 199 - SPAN_SECONDS, 60.0 * 199)

@@ -129,7 +129,7 @@ def test_an_hour_of_points(world: World):
 
 
 def test_old_figures_are_not_those_of_now(world: World):
-    late = msgspec.structs.replace(world.seen(), time=NOW + 60)
+    late = msgspec.structs.replace(world.seen(), time=NOW + world.seen().patience + 1)
     row = views.row(world.bodies["search", "products"], late, world.figures, 0.0)
     assert (row.rate, row.latency, row.burn, row.waiting, row.failed) == (None,) * 5
     assert row.ready == 4
