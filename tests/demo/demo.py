@@ -18,7 +18,7 @@ from cohere.core.api_error import ApiError
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness.cluster import BIN, ROOT, STATE, Cluster, CommandError, devcluster, local_cluster, wait_for
-from harness.release import SYSTEM_NAMESPACE, Release, condition, is_settled, namespace
+from harness.release import RELEASE, SYSTEM_NAMESPACE, Release, condition, is_ready, is_settled, namespace
 
 EXAMPLES = ROOT / "docs" / "examples"
 QUERY = ROOT / "tests" / "models" / "demo_query.json"
@@ -191,7 +191,11 @@ def show_ranking(url: str, model: str) -> None:
 
 def what_next(cluster: Cluster, options: argparse.Namespace, url: str, name: str, home: str) -> str:
     if not cluster.local:
-        return f"What next:\n  kubectl --context {options.context} -n {home} describe reranker {name}\n"
+        kubectl = f"kubectl --context {options.context}"
+        return (
+            f"What next:\n  {kubectl} -n {home} describe reranker {name}\n"
+            f"  {kubectl} -n {SYSTEM_NAMESPACE} port-forward service/{RELEASE}-page 8081:80   # http://localhost:8081\n"
+        )
     curl = (
         f"curl -s {url}/v2/rerank -d "
         f"""'{{"model":"{home}/{name}","query":"list files","documents":["ls lists files","rm removes them"]}}'"""
@@ -207,9 +211,15 @@ def what_next(cluster: Cluster, options: argparse.Namespace, url: str, name: str
             f"  {curl}",
             f"  kubectl -n {home} scale reranker {name} --replicas=2",
             f"  kubectl -n {home} patch reranker {name} --type=merge -p '{json.dumps(patch)}'   # a new revision",
+            f"  {page_address(cluster)}   # the operator's page: the fleet and each Reranker, live",
             "  make down                          # remove it all",
         ]
     )
+
+
+def page_address(cluster: Cluster) -> str:
+    """Where the page of an operator's pod is reached from this machine."""
+    return next(f"http://{pod['status']['podIP']}:8081/" for pod in Release(cluster).pods("operator") if is_ready(pod))
 
 
 def take_down(options: argparse.Namespace) -> None:

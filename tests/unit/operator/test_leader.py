@@ -51,6 +51,15 @@ def test_the_first_one_leads_and_the_other_waits_the_whole_lease():
     assert server.lease["spec"]["leaseTransitions"] == 1
 
 
+def test_everyone_knows_who_leads_until_the_lease_has_run_out():
+    server, a, b = Server(), Election("a", TERMS), Election("b", TERMS)
+    assert b.holder(99) == ""
+    attempt(a, server, 100)
+    assert (a.holder(100), b.holder(100)) == ("a", "")
+    attempt(b, server, 101)
+    assert (b.holder(101), b.holder(116), b.holder(116.1)) == ("a", "a", "")
+
+
 def test_a_renewal_seen_starts_the_wait_anew():
     server, a, b = Server(), Election("a", TERMS), Election("b", TERMS)
     attempt(a, server, 100)

@@ -6,6 +6,7 @@ import uPlot from "./vendor/uplot/uPlot.esm.js";
 
 const HEIGHT = 190;
 const SPAN = 3600;
+const LEAST_SPAN = 600;
 const ROWS = 60;
 const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000, 100000];
 
@@ -87,7 +88,8 @@ export class Chart {
       padding: [10, 20, 0, 0],
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
       scales: {
-        x: { range: () => [this.now - SPAN, this.now] },
+        // An hour, once there is one: the first minutes are not squeezed into a corner.
+        x: { range: () => [Math.max(this.now - SPAN, Math.min(this.data[0][0] ?? this.now, this.now - LEAST_SPAN)), this.now] },
         y: { range: (_, low, high) => [0, Math.max(this.least, (high ?? 0) * 1.1)] },
       },
       axes: [
