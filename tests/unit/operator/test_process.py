@@ -42,6 +42,8 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]):
         "--gateway-service",
         "--prometheus-url",
         "--metrics-port",
+        "--page-host",
+        "--page-port",
         "--log-format",
     ):
         assert flag in text
