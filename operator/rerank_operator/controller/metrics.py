@@ -61,7 +61,8 @@ CANARY_CHECKS = Gauge(
 )
 ROLLOUT_PHASE = Gauge(
     "rerank_operator_rollout_phase",
-    "1 for how far the last rollout is, with its canary; Paused: it waits for a person.",
+    "How far the last rollout is, with its canary; Paused: it waits for a person. 1 while the spec asks for that "
+    "revision, 0 once it asks for another.",
     [*_RERANKER, "revision", "phase"],
 )
 REPLICA_SECONDS = Counter(

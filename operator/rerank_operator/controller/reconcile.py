@@ -290,7 +290,7 @@ class Controller:
             self.usage.forget(key)
             return OK
         self.usage.look(observed)
-        self.rollouts.show(key, observed.rollout)
+        self.rollouts.show(key, observed.rollout, observed.status.get("updatedRevision"))
         verdict, findings = self.scaler.look(observed), self.rollouts.findings(observed)
         measured = self.quality.look(observed)
         worker = self._settings.worker

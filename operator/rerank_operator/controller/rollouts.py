@@ -133,8 +133,9 @@ class Rollouts:
             watched = self._watched[key] = _Watched(_kept(observed, state), Findings(state.revision), queries)
         return watched.findings
 
-    def show(self, key: Key, state: RolloutStatus | None) -> None:
-        """In metrics, how the canary stands; None: there is none, nor was there."""
+    def show(self, key: Key, state: RolloutStatus | None, wanted: str | None = None) -> None:
+        """In metrics, how the canary stands; None: there is none, nor was there. ``wanted``: the revision that the
+        spec asks for."""
         for check in self._shown.pop(key, ()):
             metrics.CANARY_CHECKS.remove(*key, check)
         if (shown := self._phases.pop(key, None)) is not None:
@@ -146,7 +147,7 @@ class Rollouts:
         metrics.CANARY_PERCENT.labels(*key).set(state.percent)
         metrics.CANARY_REQUESTS.labels(*key).set(state.requests)
         self._phases[key] = state.revision, "Paused" if state.paused else state.phase
-        metrics.ROLLOUT_PHASE.labels(*key, *self._phases[key]).set(1)
+        metrics.ROLLOUT_PHASE.labels(*key, *self._phases[key]).set(state.revision == wanted)
         self._shown[key] = tuple(check.name for check in state.checks)
         for check in state.checks:
             metrics.CANARY_CHECKS.labels(*key, check.name).set(_SHOWN[check.verdict])

@@ -222,19 +222,24 @@ async def test_verdicts_that_come_and_go_are_written_from_time_to_time_only():
 
 
 async def test_metrics_tell_one_phase_of_the_last_rollout():
-    def phases() -> list[tuple[str, str]]:
+    def phases() -> list[tuple[str, str, float]]:
         told = (metric for metric in REGISTRY.collect() if metric.name == "rerank_operator_rollout_phase")
-        return [(sample.labels["revision"], sample.labels["phase"]) for metric in told for sample in metric.samples]
+        samples = (sample for metric in told for sample in metric.samples)
+        return [(sample.labels["revision"], sample.labels["phase"], sample.value) for sample in samples]
 
     world = Rollout()
     async with asking(world) as (asked, _):
         state = world.observe().rollout
         assert state is not None
-        asked.rollouts.show(KEY, state)
-        assert phases() == [(world.b, "Golden")]
-        asked.rollouts.show(KEY, msgspec.structs.replace(state, paused="the deadline is over"))
-        assert phases() == [(world.b, "Paused")]
-        asked.rollouts.show(KEY, msgspec.structs.replace(state, phase="RolledBack"))
-        assert phases() == [(world.b, "RolledBack")]
+        asked.rollouts.show(KEY, state, world.b)
+        assert phases() == [(world.b, "Golden", 1)]
+        asked.rollouts.show(KEY, msgspec.structs.replace(state, paused="the deadline is over"), world.b)
+        assert phases() == [(world.b, "Paused", 1)]
+        back = msgspec.structs.replace(state, phase="RolledBack")
+        asked.rollouts.show(KEY, back, world.b)
+        assert phases() == [(world.b, "RolledBack", 1)]
+        # The spec asks for what it asked for before: nobody has to do anything any more.
+        asked.rollouts.show(KEY, back, world.a)
+        assert phases() == [(world.b, "RolledBack", 0)]
         asked.rollouts.show(KEY, None)
         assert phases() == []
