@@ -28,9 +28,9 @@ class Page:
         return self._runner.addresses[0][1]
 
     async def close(self) -> None:
+        await self._runner.cleanup()
         self._sampling.cancel()
         await asyncio.wait([self._sampling], timeout=CLOSE_SECONDS)
-        await self._runner.cleanup()
 
 
 async def start(sampling: Sampling, host: str, port: int) -> Page | None:

@@ -54,26 +54,30 @@ async function ask() {
   clearTimeout(timer);
   turn += 1;
   const mine = turn;
-  try {
-    const answer = await fetch(path, { signal: AbortSignal.timeout(DEADLINE), cache: "no-store" });
-    const told = answer.headers.get("Content-Type")?.startsWith("application/json") ? await answer.json() : null;
-    if (mine !== turn) return;
-    if (answer.status === 404 && told) view.lack?.("There is no such Reranker, or not any more.");
-    else if (!answer.ok || !told) throw new Error(`status ${answer.status}`);
-    else {
-      seen = told.seen;
-      view.show(told);
-    }
-    last = Date.now() / 1000;
+  const answer = await answered(path);
+  if (mine !== turn) return; // another place is shown by now
+  timer = setTimeout(ask, document.hidden ? 6 * EVERY : EVERY);
+  if (answer.why) {
+    lost = { why: answer.why, since: last ?? Date.now() / 1000 };
+  } else {
     lost = null;
-  } catch (error) {
-    if (mine !== turn) return;
-    const why = error.name === "TimeoutError" ? "no answer in time" : error instanceof TypeError ? "it cannot be reached" : error.message;
-    lost = { why, since: last ?? Date.now() / 1000, now: Date.now() / 1000 };
-    if (!(error instanceof TypeError) && error.name === "TypeError") console.error(error);
+    last = Date.now() / 1000;
+    if (answer.told) seen = answer.told.seen;
+    if (answer.told) view.show(answer.told);
+    else view.lack("There is no such Reranker, or not any more.");
   }
   tell();
-  timer = setTimeout(ask, document.hidden ? 6 * EVERY : EVERY);
+}
+
+// {told}: the answer, null where there is no such Reranker; {why}: there was none.
+async function answered(where) {
+  try {
+    const answer = await fetch(where, { signal: AbortSignal.timeout(DEADLINE), cache: "no-store" });
+    if (answer.status === 404 && answer.headers.get("Content-Type")?.startsWith("application/json")) return { told: null };
+    return answer.ok ? { told: await answer.json() } : { why: `status ${answer.status}` };
+  } catch (error) {
+    return { why: error.name === "TimeoutError" ? "no answer in time" : "it cannot be reached" };
+  }
 }
 
 function tell() {

@@ -1,16 +1,17 @@
-// What must be known about the figures: that they are old, or lack something. Pure: values in, sentences out.
+// What must be known about the figures: that they are old, or lack something. Pure: values in, sentences out. A sentence stays
+// as it is for as long as it is true, for it is read aloud when it changes.
 
-import { age, at } from "./format.js";
+import { at } from "./format.js";
 
 // Sentences with how much they matter: "bad" or "note".
 export function notices(seen, lost) {
   const found = [];
   const say = (weight, text) => found.push({ weight, text });
-  if (lost) say("bad", `The operator does not answer (${lost.why}). What is shown is of ${at(lost.since)}, ${age(lost.now - lost.since)} ago.`);
+  if (lost) say("bad", `The operator does not answer (${lost.why}). What is shown is of ${at(lost.since)}.`);
   if (!seen) return found;
   if (!seen.synced) say("bad", "This operator has not listed the cluster yet: nothing is known of it so far.");
   else if (seen.listed !== null && seen.time - seen.listed > 2.5 * seen.listing)
-    say("bad", `The API server was last listed ${age(seen.time - seen.listed)} ago: conditions and replicas may be old.`);
+    say("bad", `The API server was last listed at ${at(seen.listed)}: conditions and replicas may be old.`);
   if (seen.trouble) say("bad", `This operator makes no progress: ${seen.trouble}.`);
   if (!seen.leads && seen.leader)
     say("note", `This operator stands by; ${seen.leader.split("_")[0]} leads. Statuses are as the leader wrote them, traffic is asked of the gateways directly.`);
@@ -23,7 +24,7 @@ export function notices(seen, lost) {
       say("bad", `Gateway ${gateway.name} is not heard since ${at(gateway.since)} (${gateway.trouble}).${some ? " Traffic is told without it, as at least so much." : ""}`);
   }
   if (seen.gateways.length && seen.looked !== null && !fresh(seen))
-    say("bad", `No gateway was heard for ${age(seen.time - seen.looked)}: what the traffic is now is not known.`);
+    say("bad", `No gateway was heard since ${at(seen.looked)}: what the traffic is now is not known.`);
   return found;
 }
 

@@ -1,7 +1,7 @@
 // Small pieces that both views show.
 
 import { h, svg, unknown } from "./dom.js";
-import { age, at, figure, known, seconds, times } from "./format.js";
+import { at, figure, known, seconds, times } from "./format.js";
 
 const STATES = {
   serving: { word: "Serving", sign: "●", tone: "good" },
@@ -15,8 +15,6 @@ const STATES = {
 
 // Worst first.
 export const ORDER = ["down", "unknown", "degraded", "starting", "serving", "idle", "suspended"];
-
-export const wordOf = (state) => STATES[state].word;
 
 export function state(name) {
   const { word, sign, tone } = STATES[name];
@@ -91,8 +89,4 @@ export function spark(values, label) {
     svg("line", { x1: 0, x2: WIDTH, y1: HEIGHT - 1.5, y2: HEIGHT - 1.5, class: "base" }),
     runs.map((points) => svg("polyline", { points: points.length > 1 ? points.join(" ") : `${points[0]} ${points[0]}` })),
   );
-}
-
-export function since(unix, now) {
-  return h("time", { datetime: new Date(unix * 1000).toISOString(), title: `${age(now - unix)} ago` }, at(unix));
 }
