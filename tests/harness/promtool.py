@@ -3,6 +3,7 @@
 A series is a list of spans of minutes. Rules are evaluated once every ``tick`` minutes, whatever their group says.
 """
 
+import functools
 import json
 import shutil
 import subprocess
@@ -56,17 +57,18 @@ class Series:
         for span in self.spans:
             steps, rest = divmod(span.minutes, tick)
             assert not rest, f"{self.name}: {span.minutes} minutes are no multiple of {tick}"
-            each = span.rate * tick
-            count = 0.0 if span.restarted else count
             if not steps:
                 continue
+            each = float(f"{span.rate * tick:.10g}")
+            first = each if span.restarted else count + each
             if not span.seen:
                 parts.append(f"_x{steps}")
             elif self.gauge:
                 parts.append(f"{span.rate:g}x{steps - 1}")
             else:
-                parts.append(f"{count + each:.10g}+{each:.10g}x{steps - 1}")
-            count += each * steps
+                parts.append(f"{first!r}+{each!r}x{steps - 1}")
+            # As promtool adds it up: a counter that is less by a rounding has been reset.
+            count = functools.reduce(lambda sum_, _: sum_ + each, range(steps - 1), first)
         return " ".join([*parts, "stale"])
 
 
@@ -83,8 +85,21 @@ def _span(span: Span | tuple[int, float]) -> Span:
     return span if isinstance(span, Span) else Span(*span)
 
 
+HOME = {"namespace": "rerank-system"}
+
+
+def up(job: str, *spans: Span | tuple[int, float], pod: str = "1") -> Series:
+    return gauge("up", *spans, **HOME, job=f"rerank-{job}", pod=pod)
+
+
+def healthy_fleet(minutes: int) -> list[Series]:
+    """A gateway, and an operator that leads."""
+    leader = gauge("rerank_operator_leader", (minutes, 1), **HOME, pod="1")
+    return [up("gateway", (minutes, 1)), up("operator", (minutes, 1)), leader]
+
+
 Firing = Mapping[str, str]
-_LABELS = ("alertname", "namespace", "reranker", "revision", "sli", "pool", "missing", "way")
+_LABELS = ("alertname", "namespace", "reranker", "revision", "sli", "measure", "pool", "missing", "way")
 
 
 def alert(name: str, **labels: str) -> Firing:
@@ -100,6 +115,7 @@ def check(
     end: int,
     tick: int = 1,
     late: bool = False,
+    fleet: bool = True,
     values: Sequence[tuple[int, str, Sequence[tuple[Mapping[str, str], float]]]] = (),
     annotations: Sequence[tuple[int, str, Sequence[tuple[Mapping[str, str], Mapping[str, str]]]]] = (),
 ) -> None:
@@ -108,6 +124,7 @@ def check(
     ``seen``: minute to all alerts that fire then, of whatever name. None but these may fire at any time until ``end``,
     and each of them begins once. ``values``: (minute, expression, [(labels, value)]). ``annotations``: (minute, name
     of an alert, [(labels, annotations)]). ``late``: what is recorded is a tick old when alerts look at it.
+    ``fleet``: False where ``series`` has the gateways and operators, which are well otherwise.
     """
     assert PROMTOOL is not None
     all_seen = {json.dumps(one, sort_keys=True): one for many in seen.values() for one in many}
@@ -119,6 +136,7 @@ def check(
     begins = f"sum {by} (count_over_time(({fires} unless {fires} offset {tick}m)[{end + tick}m:{tick}m]))"
     expressions.append(_expression(end, begins, [(one, 1.0) for one in all_seen.values()]))
     expressions += [_expression(*one) for one in values]
+    series = [*series, *(healthy_fleet(end + tick - end % tick) if fleet else ())]
     test = {
         "interval": f"{tick}m",
         "input_series": [

@@ -169,3 +169,80 @@ def test_errors_are_weighed_by_traffic(tmp_path: Path):
         end=120,
         values=[(120, expected[0][0]["__name__"], expected)],
     )
+
+
+# --- late answers ---
+
+BREACH = burn("RerankLatencyBreach", "latency")
+BURN_OF_LATENCY = burn("RerankErrorBudgetBurn", "latency")
+
+
+def test_late_answers_page_within_ten_minutes_and_once(tmp_path: Path):
+    """All answers late for 100 minutes: the budget would page after 43 and 14.4 times, and does not."""
+    series = indicator("latency", ((120, 600), (100, 600), (60, 600)), ((120, 0), (100, 600), (60, 0)))
+    seen = {125: [], 128: [BREACH], 200: [BREACH], 225: [BREACH], 229: []}
+    check(tmp_path, series + promised(290), seen, end=280)
+
+
+def test_where_the_budget_has_paged_late_answers_do_not(tmp_path: Path):
+    """No more than half of the mean traffic: first the budget pages. Then traffic comes, and nobody is paged again."""
+    calm, quiet, busy = 600, 60, 60
+    series = indicator("latency", ((calm, 600), (quiet, 300), (busy, 900)), ((calm, 0), (quiet, 300), (busy, 900)))
+    seen = {640: [], 655: [BURN_OF_LATENCY], 700: [BURN_OF_LATENCY]}
+    check(tmp_path, series + promised(730), seen, end=720)
+
+
+@pytest.mark.parametrize(
+    ("what", "requests", "bad"),
+    [
+        ("at half of the mean traffic", ((600, 600), (60, 300)), ((600, 0), (60, 60))),
+        ("a spike of 3 minutes", ((120, 600), (3, 600), (60, 600)), ((120, 0), (3, 600), (60, 0))),
+        ("at the quantile", ((120, 600), (120, 600)), ((120, 30), (120, 30))),
+        ("a little above it, with few requests", ((120, 20), (120, 20)), ((120, 1), (120, 1.6))),
+        ("too few to tell", ((120, 2), (120, 2)), ((120, 0), (120, 0.9))),
+    ],
+)
+def test_late_answers_are_silent(tmp_path: Path, what: str, requests: Spans, bad: Spans):
+    check(
+        tmp_path,
+        indicator("latency", requests, bad) + promised(700),
+        {170: []},
+        end=sum(_as_span(span).minutes for span in requests) - 1,
+    )
+
+
+def test_late_answers_in_maintenance_are_silent(tmp_path: Path):
+    series = indicator("latency", ((120, 600), (60, 600), (60, 600)), ((120, 0), (60, 60), (60, 0)))
+    check(tmp_path, series + promised(250, (115, 0), (67, 1), (68, 0)), {170: [], 185: []}, end=240)
+
+
+# --- nobody there ---
+
+
+def held(waiting: Spans, ready: Spans) -> list[Series]:
+    return [
+        gauge("rerank_gateway_waiting_requests", *waiting, **WHO, pod="g1"),
+        gauge("rerank_gateway_endpoints", *ready, **WHO, revision="r1", pod="g1"),
+        gauge("rerank_worker_requests_in_flight", *ready, **WHO, revision="r1", pod="w1"),
+    ]
+
+
+def test_requests_that_wait_for_a_worker_that_never_comes_page_once(tmp_path: Path):
+    """One client that gives up and asks again: waiting is 0 now and then."""
+    waits = [(4, 1), (1, 0)] * 8
+    series = held(((10, 0), *waits, (30, 0)), ((50, 0), (30, 1)))
+    nobody = burn("RerankNoWorkers")
+    seen = {19: [], 22: [nobody], 50: [nobody], 60: []}
+    check(tmp_path, series + promised(90), seen, end=75)
+
+
+@pytest.mark.parametrize(
+    ("what", "waiting", "ready"),
+    [
+        ("a cold start of 8 minutes", ((10, 0), (8, 3), (40, 0)), ((18, 0), (40, 1))),
+        ("at zero, and nobody asks", ((60, 0),), ((60, 0),)),
+        ("busy", ((60, 5),), ((60, 1),)),
+    ],
+)
+def test_waiting_is_silent(tmp_path: Path, what: str, waiting: Spans, ready: Spans):
+    check(tmp_path, held(waiting, ready) + promised(70), {50: []}, end=57)

@@ -1,0 +1,166 @@
+"""The alerts on the fleet, played through by promtool: no gateway, no leader, no data, slow wakes, an empty pool."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from harness.promtool import HOME, Series, Span, alert, counter, gap, gauge, healthy_fleet, needs_promtool, restart, up
+from harness.promtool import check as check_with_fleet
+
+pytestmark = needs_promtool
+check = partial(check_with_fleet, fleet=False)
+
+WHO = {"namespace": "shop", "reranker": "products"}
+DAY = 1440
+
+
+def healthy(minutes: int, *missing: str) -> list[Series]:
+    """What is there where all is well, so that a test sees nothing but what it is about."""
+    series = healthy_fleet(minutes)
+    return [one for one in series if not any(name in f"{one.name} {dict(one.labels).get('job')}" for name in missing)]
+
+
+DOWN = alert("RerankGatewayDown", **HOME)
+HEADLESS = alert("RerankOperatorWithoutLeader", **HOME)
+
+
+def test_a_fleet_whose_gateways_do_not_answer_pages_within_four_minutes(tmp_path: Path):
+    series = [up("gateway", (60, 1), (30, 0), (60, 1)), up("gateway", (60, 1), (30, 0), (60, 1), pod="2")]
+    check(tmp_path, series + healthy(200, "gateway"), {60: [], 64: [DOWN], 89: [DOWN], 97: []}, end=140)
+
+
+def test_gateways_that_are_gone_page_for_an_hour_and_are_a_ticket_then(tmp_path: Path):
+    missing = alert("RerankTelemetryMissing", missing="gateways")
+    series = [up("gateway", (60, 1)), *healthy(300, "gateway")]
+    check(tmp_path, series, {60: [], 65: [DOWN], 115: [DOWN], 140: [missing], 200: [missing]}, end=250)
+
+
+@pytest.mark.parametrize(
+    ("what", "series"),
+    [
+        ("one of two", [up("gateway", (120, 1)), up("gateway", (60, 1), (60, 0), pod="2")]),
+        ("a rolling update", [up("gateway", (60, 1)), up("gateway", gap(58, 0), (60, 1), pod="2")]),
+        ("two failed scrapes", [up("gateway", (60, 1), (2, 0), (58, 1))]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_gateways_are_silent(tmp_path: Path, what: str, series: list[Series]):
+    check(tmp_path, series + healthy(130, "gateway"), {62: [], 115: []}, end=117)
+
+
+def test_a_gap_of_all_scrapes_is_silent(tmp_path: Path):
+    """Prometheus itself was away; what it finds when it comes back is what was there."""
+    series = [Series(one.name, one.labels, ((Span(60, 1)), gap(2, 1), Span(60, 1)), gauge=True) for one in healthy(1)]
+    check(tmp_path, series, {61: [], 63: [], 120: []}, end=120)
+
+
+def test_nobody_leads_is_a_ticket(tmp_path: Path):
+    leads = gauge("rerank_operator_leader", (60, 1), (30, 0), (60, 1), **HOME, pod="1")
+    check(tmp_path, [leads, *healthy(200, "leader")], {63: [], 67: [HEADLESS], 100: []}, end=140)
+
+
+def test_operators_that_are_gone_are_a_ticket(tmp_path: Path):
+    series = [up("operator", (60, 1)), gauge("rerank_operator_leader", (60, 1), **HOME, pod="1")]
+    check(tmp_path, series + healthy(200, "operator", "leader"), {60: [], 67: [HEADLESS], 100: [HEADLESS]}, end=110)
+
+
+def test_a_fail_over_is_silent(tmp_path: Path):
+    series = [
+        gauge("rerank_operator_leader", (60, 1), (60, 0), **HOME, pod="1"),
+        gauge("rerank_operator_leader", (61, 0), (60, 1), **HOME, pod="2"),
+    ]
+    check(tmp_path, series + healthy(130, "leader"), {62: [], 110: []}, end=118)
+
+
+def test_where_nothing_was_ever_scraped_tickets_say_so(tmp_path: Path):
+    missing = [alert("RerankTelemetryMissing", missing=what) for what in ("gateways", "operators")]
+    check(tmp_path, [], {14: [], 16: missing, 60: missing}, end=60)
+
+
+def test_workers_that_serve_and_are_not_scraped_are_a_ticket(tmp_path: Path):
+    missing = alert("RerankTelemetryMissing", **WHO, missing="workers")
+    series = [
+        gauge("rerank_gateway_endpoints", (120, 2), **WHO, revision="r1", pod="g1"),
+        gauge("rerank_worker_requests_in_flight", (30, 0), gap(40, 0), (50, 0), **WHO, revision="r1", pod="w1"),
+        *healthy(130),
+    ]
+    # What was scraped last is taken for what is for 5 minutes.
+    check(tmp_path, series, {45: [], 52: [missing], 80: []}, end=118)
+
+
+def runs(result: str, *spans: Span | tuple[int, float]) -> Series:
+    return counter("rerank_operator_golden_runs_total", *spans, **WHO, result=result, pod="1")
+
+
+@pytest.mark.parametrize(
+    ("what", "failed", "ok", "fires"),
+    [
+        ("it cannot be ranked", ((60, 0), (120, 0.1)), ((180, 0),), True),
+        ("now and then", ((60, 0), (120, 0.1)), ((180, 0.05),), False),
+        ("twice", ((60, 0), (20, 0.1), (100, 0)), ((180, 0),), False),
+        ("no worker is there", ((180, 0),), ((180, 0),), False),
+        ("another operator leads", ((60, 0), restart(120, 0)), ((60, 0.1), restart(120, 0)), False),
+    ],
+)
+def test_golden_sets_that_fail(tmp_path: Path, what: str, failed: tuple, ok: tuple, fires: bool):
+    missing = [alert("RerankTelemetryMissing", **WHO, missing="golden set")] if fires else []
+    check(tmp_path, [runs("failed", *failed), runs("ok", *ok), *healthy(200)], {80: [], 150: missing}, end=175)
+
+
+# --- wakes and pools ---
+
+
+def wakes(way: str, *spans: tuple[int, float, float]) -> list[Series]:
+    """Spans of (minutes, wakes an hour, seconds of each)."""
+    return [
+        counter("rerank_operator_wake_seconds_count", *((m, n / 60) for m, n, _ in spans), **HOME, way=way, pod="1"),
+        counter("rerank_operator_wake_seconds_sum", *((m, n * s / 60) for m, n, s in spans), **HOME, way=way, pod="1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("what", "series", "fires"),
+    [
+        ("cold starts of 40 s instead of 10", wakes("cold", (2 * DAY, 2, 10), (600, 2, 40)), ["cold"]),
+        ("warm ones of 0.5 s instead of 0.2", wakes("warm", (2 * DAY, 2, 0.2), (600, 2, 0.5)), []),
+        ("few wakes", wakes("cold", (2 * DAY, 2, 10), (600, 0.2, 40)), []),
+        ("no reference", wakes("cold", (600, 0, 0), (600, 2, 40)), []),
+        ("a day without any", wakes("cold", (2 * DAY, 2, 10), (600, 0, 0)), []),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_slow_wakes(tmp_path: Path, what: str, series: list[Series], fires: list[str]):
+    seen = [alert("RerankColdStartsSlow", **HOME, way=way) for way in fires]
+    check(tmp_path, series + healthy(2 * DAY + 700), {2 * DAY + 570: seen}, end=2 * DAY + 600, tick=5)
+
+
+def pool(free: float, not_ready: float, loaned: float, minutes: int = 60) -> list[Series]:
+    states = {"free": free, "not_ready": not_ready, "loaned": loaned}
+    return [
+        gauge(
+            "rerank_operator_warm_pods",
+            (20, 1),
+            (minutes, count),
+            namespace="shop",
+            pool="shared",
+            state=state,
+            pod="1",
+        )
+        for state, count in states.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("what", "series", "fires"),
+    [
+        ("none gets ready", pool(0, 2, 0), True),
+        ("all are lent", pool(0, 0, 3), False),
+        ("one is free", pool(1, 2, 0), False),
+        ("of size 0", pool(0, 0, 0), False),
+        ("for 10 minutes", pool(0, 2, 0, minutes=10), False),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_warm_pools(tmp_path: Path, what: str, series: list[Series], fires: bool):
+    empty = [alert("RerankWarmPoolEmpty", namespace="shop", pool="shared")] if fires else []
+    check(tmp_path, series + healthy(90), {33: [], 40: empty}, end=75)
