@@ -1,8 +1,9 @@
 """The recording rules and alerts of the whole fleet, as values; writes them as Prometheus rule files for the chart.
 
 Pure but for ``write``, which also keeps the table of alerts in docs/slos.md. One set of rules serves every Reranker:
-objectives are read from the gateways' metrics, never written here. No rule takes missing data for zero or for a verdict, none averages ratios (sums of counts are divided,
-so that traffic weighs), and none knows a revision's or a pod's name.
+objectives are read from the gateways' metrics, never written here. No rule takes missing data for zero or for a
+verdict, none averages ratios (sums of counts are divided, so that traffic weighs), and none knows a revision's or a
+pod's name.
 
 ``--time-scale 0.02 --out FOLDER`` writes the same rules with every window, ``for`` and interval shortened, for tests
 against a real Prometheus.
