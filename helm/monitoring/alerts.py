@@ -359,7 +359,7 @@ def fleet_alerts() -> Group:
                 summary="no data about {{ $labels.missing }}{{ with $labels.reranker }} of " + NAME + "{{ end }}",
                 description="Alerts that need data about {{ $labels.missing }} cannot fire{{ with $labels.reranker }} "
                 "for " + NAME + "{{ end }}.",
-                look="kubectl get podmonitors -A",
+                look="kubectl get pods -A -o wide -l 'app.kubernetes.io/component in (gateway, operator, worker)'",
                 means="gateways, operators or workers are not scraped, or a golden set cannot be ranked",
                 hold="15m",
                 keep="5m",
