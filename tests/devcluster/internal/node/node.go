@@ -217,11 +217,15 @@ func newRuntime(o Options) (*runtime, error) {
 	if err != nil {
 		return nil, err
 	}
+	streams, err := serveStreams(store)
+	if err != nil {
+		return nil, err
+	}
 	isolation := probeIsolation(program)
 	fmt.Fprintf(os.Stderr, "mount namespaces of containers: %s\n", isolation)
 	host, port := o.Address, fmt.Sprint(o.APIPort)
 	return &runtime{
-		store: store, shim: program, isolation: isolation, env: inherited(os.Environ()),
+		store: store, streams: streams, shim: program, isolation: isolation, env: inherited(os.Environ()),
 		// No Service address leads anywhere here, so the one to the API server is replaced by the server itself.
 		override: map[string]string{
 			"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port, "KUBERNETES_SERVICE_PORT_HTTPS": port,

@@ -1,7 +1,10 @@
 package node
 
 import (
+	"bytes"
 	"context"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -92,6 +95,55 @@ func TestAnotherKubeletFindsTheRecords(t *testing.T) {
 		t.Errorf("next sandbox %+v, %v", next, err)
 	}
 }
+
+func TestAPortForwardEndsWithThePodsAnswer(t *testing.T) {
+	s, err := openStore(t.TempDir(), "127.16.1.", "127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"s", "stopped"} {
+		if _, err := s.addSandbox(Sandbox{ID: id, HostNetwork: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.stopSandbox("stopped"); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	go func() { // answers when it has been told all
+		connection, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		asked, _ := io.ReadAll(connection)
+		connection.Write(append([]byte("heard "), asked...))
+		connection.Close()
+	}()
+	port := int32(listener.Addr().(*net.TCPAddr).Port)
+	var answer bytes.Buffer
+	if err := (forwards{s}).PortForward(context.Background(), "s", port, client{strings.NewReader("hello"), &answer}); err != nil {
+		t.Fatal(err)
+	}
+	if answer.String() != "heard hello" {
+		t.Errorf("got %q", answer.String())
+	}
+	for _, id := range []string{"stopped", "never"} {
+		if err := (forwards{s}).PortForward(context.Background(), id, port, client{strings.NewReader(""), &answer}); err == nil {
+			t.Errorf("%s: no error", id)
+		}
+	}
+}
+
+type client struct {
+	io.Reader
+	io.Writer
+}
+
+func (client) Close() error { return nil }
 
 func TestWhatCannotRunSaysWhy(t *testing.T) {
 	s, err := openStore(t.TempDir(), "127.16.1.", "127.16.0.1")

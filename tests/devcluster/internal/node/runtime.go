@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/cri-streaming/pkg/streaming"
 
 	"rerank.dev/devcluster/internal/pods"
 	"rerank.dev/devcluster/internal/shim"
@@ -26,11 +27,12 @@ const (
 	watchEvery = 5 * time.Millisecond
 )
 
-// runtime is a container runtime whose containers are local processes. It has no goroutines of its own: how a container stands is read
-// from its shim's files whenever the kubelet asks, which is what makes a restart of the kubelet harmless.
+// runtime is a container runtime whose containers are local processes. It has no goroutines of its own but those of port-forwards: how a
+// container stands is read from its shim's files whenever the kubelet asks, which is what makes a restart of the kubelet harmless.
 type runtime struct {
 	unsupported
 	store     *store
+	streams   streaming.Server
 	shim      string // the program
 	isolation shim.Isolation
 	env       []string          // what every container inherits

@@ -28,10 +28,6 @@ func (unsupported) Attach(context.Context, *runtimeapi.AttachRequest) (*runtimea
 	return nil, cannot("attach; use logs")
 }
 
-func (unsupported) PortForward(context.Context, *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
-	return nil, cannot("port-forward; the pod's address can be reached from this machine")
-}
-
 func (unsupported) CheckpointContainer(context.Context, *runtimeapi.CheckpointContainerRequest) error {
 	return cannot("checkpoints")
 }
