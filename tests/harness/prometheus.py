@@ -50,8 +50,9 @@ def exporter(tell: Callable[[], str], kind: str = TEXT) -> Generator[int]:
             self.send_response(200)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # who asked may be gone
+                self.end_headers()
+                self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:
             """Says nothing."""
@@ -210,7 +211,7 @@ def of_pods(
 ) -> Generator[Prometheus]:
     """A Prometheus that scrapes the pods that ``changes`` leave, as PodMonitors choose and relabel them."""
     with exporter(lambda: discovered(changes()), "application/json") as port:
-        discovery = {"url": f"http://127.0.0.1:{port}/", "refresh_interval": "1s"}
+        discovery = {"url": f"http://127.0.0.1:{port}/", "refresh_interval": "3s"}
         configuration = {
             "global": {"scrape_interval": interval, "evaluation_interval": interval},
             "rule_files": [str(path) for path in rules],
