@@ -95,10 +95,9 @@ class Prometheus:
 
     def ask(self, path: str, **parameters: object) -> Any:
         """``data`` of an answer of its HTTP API. Raises CommandError with what Prometheus says."""
-        content = urllib.parse.urlencode(parameters).encode()
-        request = urllib.request.Request(f"{self.url}/api/v1/{path}", data=content or None)
+        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(url, timeout=60) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             raise CommandError(f"{path} {parameters}: {error.code} {error.read().decode()[:2000]}") from None
