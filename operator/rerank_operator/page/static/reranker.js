@@ -12,9 +12,9 @@ const VERDICTS = { pass: ["✓ pass", "good"], fail: ["✗ fail", "bad"], hold: 
 const TOPICS = { scaling: "Scaling", rollout: "Rollout", condition: "Condition" };
 const MODES = {
   Auto: "Demand decides",
-  Recommend: "Demand only recommends (spec.scaling.mode)",
-  Paused: "Held, for the annotation rerank.dev/scaling-paused is set",
-  ByHand: "By hand, for spec.replicas is set",
+  Recommend: "Demand only recommends",
+  Paused: "Held",
+  ByHand: "By hand",
   Suspended: "Suspended",
 };
 
