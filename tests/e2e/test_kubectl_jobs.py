@@ -117,7 +117,7 @@ def test_calibrate_finds_the_temperature_and_a_canary_brings_it(
     def mirrored() -> bool:
         return kube.get("reranker", NAME, "-n", test_namespace)["status"].get("rollout", {}).get("phase") == "Mirror"
 
-    # A new revision as any other: with a golden set it is a canary, which ranks as stable does and waits for users.
+    # A new revision as any other: a canary, which ranks as stable does and waits for users.
     wait_for("a canary that has ranked the golden set", mirrored, timeout=300)
     plugin("promote", "--force")
     settled = wait_settled(kube, NAME, test_namespace, timeout=300)
