@@ -382,7 +382,7 @@ def _canary() -> list[Panel]:
                 24,
                 6,
             ),
-            Column("", f"max by ({EACH}, revision, phase) (rerank_operator_rollout_phase{{{RERANKER}}})"),
+            Column("", f"max by ({EACH}, revision, phase) (rerank_operator_rollout_phase{{{RERANKER}}}) == 1"),
         ),
         lines(
             About(
