@@ -220,7 +220,7 @@ def test_everything_is_repeated_while_there_is_time(monkeypatch: pytest.MonkeyPa
 
 
 @given(st.floats(300.0, 100_000.0), st.floats(0.05, 20.0))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_time_is_kept_but_for_the_least_that_says_anything(
     checkpoint: Checkpoint, rate: float, seconds: float
 ) -> None:
