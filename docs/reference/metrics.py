@@ -45,7 +45,7 @@ def render() -> str:
 def _gateway() -> CollectorRegistry:
     metrics = GatewayMetrics(clock=lambda: 0.0)
     queues = Queues(limits=None, clock=lambda: 0.0)  # ty: ignore[invalid-argument-type]
-    metrics.observe(queues, RoutingTable, Caches(0, lambda: 0.0), lambda: 0, lambda: 0)
+    metrics.observe(queues, RoutingTable, Caches(0, lambda: 0.0), lambda: 0, lambda: 0, lambda: True)
     return metrics.registry
 
 

@@ -28,7 +28,7 @@ from rerank_gateway.cluster.state import Key
 from rerank_gateway.cluster.watch import Source
 from rerank_gateway.demand import Demand, add_demand
 from rerank_gateway.errors import ApiError, errors_as_json
-from rerank_gateway.health import HEALTH_PATH, add_health, add_metrics, add_readiness
+from rerank_gateway.health import HEALTH_PATH, add_health, add_metrics, add_readiness, unready
 from rerank_gateway.metrics import Metrics
 from rerank_gateway.mirroring import Mirroring
 from rerank_gateway.routes import add_routes
@@ -94,6 +94,7 @@ class Gateway:
             self._caches,
             held_bytes=lambda: self.held_bytes,
             demand_readers=lambda: self._demand.readers,
+            ready=lambda: unready(source, self.draining) is None,
         )
         self._capture = Capture(self._metrics, clock)
         self._session: aiohttp.ClientSession | None = None

@@ -38,11 +38,16 @@ def add_health(app: web.Application, source: Source, clock: Callable[[], float])
 
 def add_readiness(app: web.Application, source: Source, draining: Callable[[], bool]) -> None:
     async def readyz(_: web.Request) -> web.Response:
-        if draining():
-            return _answer("shutting down")
-        return _answer(None if source.synced else "Rerankers and Pods were not read yet")
+        return _answer(unready(source, draining()))
 
     app.router.add_get(READY_PATH, readyz)
+
+
+def unready(source: Source, draining: bool) -> str | None:
+    """Why the gateway should get no requests; None: it should."""
+    if draining:
+        return "shutting down"
+    return None if source.synced else "Rerankers and Pods were not read yet"
 
 
 def add_metrics(app: web.Application, metrics: Metrics, source: Source) -> None:

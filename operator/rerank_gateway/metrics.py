@@ -293,6 +293,7 @@ class Metrics:
         caches: Caches,
         held_bytes: Callable[[], int],
         demand_readers: Callable[[], int],
+        ready: Callable[[], bool],
     ) -> None:
         """Registers the gauges that are read when scraped."""
         self.registry.register(_LiveGauges(queues, table, caches, self._in_maintenance))
@@ -304,6 +305,12 @@ class Metrics:
             registry=self.registry,
         )
         readers.set_function(demand_readers)
+        is_ready = Gauge(
+            "rerank_gateway_ready",
+            "1 where the gateway's readiness probe succeeds: it knows its Rerankers and is not going down; else 0.",
+            registry=self.registry,
+        )
+        is_ready.set_function(ready)
 
     def _in_maintenance(self, key: Key) -> bool:
         return self._wall() < self._maintenance.get(key, 0.0)

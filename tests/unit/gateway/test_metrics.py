@@ -161,6 +161,14 @@ async def test_the_objectives_are_told(house: House) -> None:
     assert await house.metric("rerank_gateway_objective_ratio") == 0
 
 
+async def test_ready_is_what_the_probe_says(house: House) -> None:
+    for synced, draining, ready in ((True, False, 1), (False, False, 0), (True, True, 0), (True, False, 1)):
+        house.source.synced, house.gateway.draining = synced, draining
+        assert await house.metric("rerank_gateway_ready ") == ready
+        async with house.client.get(house.admin_url + "/readyz") as response:
+            assert (response.status == 200) == bool(ready)
+
+
 async def test_a_maintenance_ends_by_itself(open_house) -> None:
     now = 0.0
     house = await open_house(wall=lambda: now)

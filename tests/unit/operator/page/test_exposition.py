@@ -18,7 +18,7 @@ def gateway() -> Metrics:
     metrics = Metrics(lambda: 0.0)
     table = build_table([Policy(*KEY, traffic=(("r1", 100),)), Policy("search", "other", traffic=(("r1", 100),))], [])
     metrics.update(table)
-    metrics.observe({}, lambda: table, {}, lambda: 0, lambda: 0)  # ty: ignore[invalid-argument-type]
+    metrics.observe({}, lambda: table, {}, lambda: 0, lambda: 0, lambda: True)  # ty: ignore[invalid-argument-type]
     for name, code, seconds in (("products", 200, 0.04), ("products", 503, 2.0), ("other", 200, 0.04)):
         revision = "r1" if code == 200 else ""
         metrics.answered(Record("", namespace="search", reranker=name, revision=revision, code=code), seconds)
