@@ -22,6 +22,9 @@ _FACTORS = {
     "Ti": 2**40,
 }
 
+LATEST_INSTANT = 253_402_300_799
+"""9999-12-31T23:59:59Z, Unix seconds: a calendar with years of four digits has no later one."""
+
 
 def parse_duration(text: str) -> float:
     """Seconds in a Go-style duration such as ``"5ms"``, ``"1m30s"`` or ``"0s"``.
@@ -51,14 +54,18 @@ def parse_quantity(value: str | int) -> int:
 
 
 def parse_instant(text: str) -> float:
-    """Unix seconds of an RFC 3339 time, which has a zone, such as ``"2026-11-22T18:00:00Z"``.
+    """Unix seconds of an RFC 3339 time, which has a zone, such as ``"2026-11-22T18:00:00Z"``: 0 to LATEST_INSTANT.
 
-    Raises ValueError when the text is not one.
+    Raises ValueError when the text is not one, or one that cannot be told in UTC: with their zones, the first and the
+    last hours of the calendar lie outside of it.
     """
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
-        found = None
-    if found is None or found.tzinfo is None:
-        raise ValueError(f"{text[:100]!r} is no RFC 3339 time with its zone: write it such as 2026-11-22T18:00:00Z")
-    return found.timestamp()
+        seconds = found.timestamp() if found.tzinfo is not None else None
+    except (ValueError, OverflowError):
+        seconds = None
+    if seconds is None or not 0 <= seconds <= LATEST_INSTANT:
+        raise ValueError(
+            f"{text[:100]!r} is no RFC 3339 time with its zone from 1970 to 9999: write it such as 2026-11-22T18:00:00Z"
+        )
+    return seconds

@@ -4,12 +4,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from rerank_api import names
 from rerank_api.reranker import QualityStatus
 from rerank_operator.controller.kinds import RERANKERS
 from rerank_operator.controller.notices import Measured
 from rerank_operator.controller.plan import Plan, make_plan
 from rerank_operator.controller.times import format_time
+from unit.api.test_units import TIMES
 from unit.operator.build import KEY, MODEL_A, WORKER, World
 
 QUALITY = {"slo": {"quality": {"minimum": 0.9}}, "rollout": {"goldenSet": {"configMap": "golden"}}}
@@ -165,3 +168,27 @@ def test_a_time_that_cannot_be_read_silences_nothing_and_is_told(text: str):
     world.annotate(names.ANNOTATION_MAINTENANCE, "")
     world.step()
     assert "Maintenance" not in world.types
+
+
+# --- what anybody may write ---
+
+READ = [
+    names.ANNOTATION_MAINTENANCE,
+    names.ANNOTATION_RETRY,
+    names.ANNOTATION_PROMOTE,
+    names.ANNOTATION_ABORT,
+    names.ANNOTATION_ROLLOUT_PAUSED,
+    names.ANNOTATION_SCALING_PAUSED,
+]
+
+
+@given(st.dictionaries(st.sampled_from(READ), st.text() | TIMES))
+@example({names.ANNOTATION_MAINTENANCE: "9999-12-31T23:59:59-08:00"})
+@example({names.ANNOTATION_MAINTENANCE: "9999-12-31T23:59:59.9999999Z"})
+@example({names.ANNOTATION_RETRY: "0001-01-01T00:00:00"})
+def test_no_text_of_an_annotation_keeps_a_plan_from_being_made(annotations: dict[str, str]):
+    world = Noticed()
+    for name, text in annotations.items():
+        world.annotate(name, text)
+    plan = world.step()
+    assert (plan.actions, world.condition("Ready")[0]) == ((), "True")

@@ -16,6 +16,6 @@ def test_what_is_written_is_read(microseconds: int):
     assert parse_time(format_time(seconds)) == int(seconds)
 
 
-@pytest.mark.parametrize("text", [None, "", "yesterday", "2027-13-01T00:00:00Z"])
+@pytest.mark.parametrize("text", [None, "", "yesterday", "2027-13-01T00:00:00Z", "0001-01-01T00:00:00"])
 def test_what_is_no_time(text: str | None):
     assert time_or_zero(text) == 0.0
