@@ -5,6 +5,7 @@ Gauges are read when scraped, so they cannot drift from the truth. Counting is o
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
@@ -45,20 +46,24 @@ T = TypeVar("T", Counter, Histogram)
 
 class _Series(dict[tuple[str, ...], T]):
     """The series of one metric by their labels' values, each made at its first use: prometheus_client's own look-up
-    takes longer than the count."""
+    takes longer than the count, and its removal by some of the labels looks at all series for each that goes."""
 
-    def __init__(self, metric: T) -> None:
+    def __init__(self, metric: T, owner: tuple[str, ...]) -> None:
+        """``owner``: the first labels, of the revision or Reranker with which a series is forgotten."""
         super().__init__()
         self._metric = metric
+        self._owner = len(owner)
+        self._owned: defaultdict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
 
     def __missing__(self, labels: tuple[str, ...]) -> T:
         series = self[labels] = self._metric.labels(*labels)
+        self._owned[labels[: self._owner]].append(labels)
         return series
 
-    def forget(self, **labels: str) -> None:
-        """Drops the series that have all of these labels."""
-        self._metric.remove_by_labels(labels)
-        self.clear()
+    def forget(self, owner: tuple[str, ...]) -> None:
+        for labels in self._owned.pop(owner, ()):
+            del self[labels]
+            self._metric.remove(*labels)
 
 
 class Metrics:
@@ -191,12 +196,13 @@ class Metrics:
         )
 
     def _counter(self, name: str, documentation: str, labels: tuple[str, ...]) -> _Series[Counter]:
-        return _Series(Counter(name, documentation, labels, registry=self.registry))
+        return _Series(Counter(name, documentation, labels, registry=self.registry), _owner(labels))
 
     def _histogram(
         self, name: str, documentation: str, labels: tuple[str, ...], buckets: tuple[float, ...]
     ) -> _Series[Histogram]:
-        return _Series(Histogram(name, documentation, labels, buckets=buckets, registry=self.registry))
+        histogram = Histogram(name, documentation, labels, buckets=buckets, registry=self.registry)
+        return _Series(histogram, _owner(labels))
 
     def answered(self, record: Record, duration: float) -> None:
         """Counts a request that has ended after so many seconds."""
@@ -323,15 +329,19 @@ class Metrics:
             if now - self._gone_since.setdefault(labels, now) > FORGET_AFTER:
                 del self._gone_since[labels]
                 self._known.discard(labels)
-                namespace, reranker, revision = labels
                 self._duration.forget(labels)
                 for metric in self._by_revision:
-                    metric.forget(namespace=namespace, reranker=reranker, revision=revision)
-                if (namespace, reranker) not in table.routes:
+                    metric.forget(labels)
+                if labels[:2] not in table.routes:
                     for metric in self._by_reranker:
-                        metric.forget(namespace=namespace, reranker=reranker)
+                        metric.forget(labels[:2])
         for labels in present & self._gone_since.keys():
             del self._gone_since[labels]
+
+
+def _owner(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of a metric's labels that say with what its series are forgotten."""
+    return _REVISION if labels[: len(_REVISION)] == _REVISION else _RERANKER
 
 
 def _maintenance_end(policy: Policy) -> float:

@@ -3,13 +3,16 @@
 import logging
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.core import Metric
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -282,6 +285,47 @@ def test_nothing_is_left_of_what_is_gone() -> None:
     _use(metrics, "ns", "gone", "r")
     assert [sample.value for sample in left(reranker="gone", revision="r", code="502")] == [1]
     assert [sample.value for sample in left(reranker="gone", revision="r", sli="availability")] == [2, 1]
+
+
+def test_to_forget_takes_as_many_steps_as_there_are_series_to_forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scrape after a wave of deletions holds requests up while it forgets."""
+    now = 0.0
+    metrics = Metrics(lambda: now)
+    policies = [Policy("ns", f"rr-{number}", traffic=(("r", 100),)) for number in range(100)]
+    metrics.update(build_table(policies, []))
+    for policy in policies:
+        _use(metrics, "ns", policy.name, "r")
+
+    looked_at = 0
+
+    def counted(original: Callable[..., None], scans: bool) -> Callable[..., None]:
+        def call(metric: MetricWrapperBase, *arguments: Any) -> None:
+            nonlocal looked_at
+            looked_at += len(metric._metrics) if scans else 1
+            original(metric, *arguments)
+
+        return call
+
+    # What looks at every series of a metric counts for all of them.
+    for name, scans in (("remove", False), ("remove_by_labels", True)):
+        monkeypatch.setattr(MetricWrapperBase, name, counted(getattr(MetricWrapperBase, name), scans))
+
+    def series() -> Counter[str]:
+        """How many of each Reranker."""
+        families = [family for family in metrics.registry.collect() if not family.name.startswith("process_")]
+        return Counter(sample.labels["reranker"] for family in families for sample in family.samples)
+
+    table = build_table(policies[:50], [])
+    metrics.update(table)
+    metrics.forget_gone(table)
+    before, now = series(), FORGET_AFTER + 1
+    metrics.forget_gone(table)
+    present = {policy.name for policy in policies[:50]}
+    assert series() == {name: count for name, count in before.items() if name in present}
+    assert 0 < looked_at <= sum(count for name, count in before.items() if name not in present)
+    looked_at = 0
+    metrics.forget_gone(table)
+    assert looked_at == 0
 
 
 async def test_clients_cannot_make_series(house: House) -> None:
