@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 """Between two looks at who is due."""
+SKEW_SECONDS = 60.0
+"""That the clock of a leader before may be ahead: a result that is dated later does not say when it was found."""
 AT_ONCE = 2
 """Rerankers: their golden sets pass through this process."""
 RESULTS = ("ok", "failed")
@@ -115,7 +117,8 @@ class QualityRuns:
         known = counting(reranker.spec, asked.revision, latest)
         if watched.ranked not in (None, asked):
             known = None
-        watched.last = min(time_or_zero(known.time), self._wall()) if known is not None else None
+        watched.last = last_ranked(known, self._wall())
+        watched.tried = min(watched.tried, self._wall())  # a clock that was set back
         watched.interval = parse_duration(objective.interval)
         watched.waits = hindrance(observed)
         if watched.waits and watched.task is not None:
@@ -247,6 +250,12 @@ class QualityRuns:
             revision=asked.revision,
             time=format_time(self._wall()),
         )
+
+
+def last_ranked(latest: QualityStatus | None, now: float) -> float | None:
+    """When that was; None: it is not known, so that it is ranked again now."""
+    at = time_or_zero(latest.time) if latest is not None else 0.0
+    return min(at, now) if 0 < at <= now + SKEW_SECONDS else None
 
 
 def hindrance(observed: Observed) -> str:

@@ -156,6 +156,29 @@ async def test_a_restart_ranks_nothing_that_was_ranked_lately():
         assert worker.asked == 40
 
 
+@pytest.mark.parametrize(("ahead", "asked"), [(59.0, 20), (61.0, 40), (30 * 24 * HOUR, 40)])
+async def test_a_result_of_a_leader_whose_clock_was_ahead_keeps_nothing_from_being_ranked(ahead: float, asked: int):
+    async with measuring() as (world, worker):
+        world.now += ahead
+        await world.after()
+        world.runs.reset()
+        world.restart()
+        await world.after(-ahead)
+        assert worker.asked == asked
+        await world.after()
+        assert worker.asked == asked, "once"
+
+
+async def test_a_clock_that_was_set_back_keeps_no_failure_from_being_tried_again():
+    async with measuring() as (world, worker):
+        data, world.api.data = world.api.data, None
+        await world.after()
+        world.api.data = data
+        await world.after(-24 * HOUR)
+        await world.after(31)
+        assert worker.asked == 20
+
+
 async def test_metrics_tell_of_the_latest_result_and_go_with_the_reranker():
     async with measuring() as (world, worker):
         runs = {"result": "ok"}, {"result": "failed"}
