@@ -294,7 +294,7 @@ and on (namespace, pool)
 
 
 def fleet_alerts() -> Group:
-    gone = 'max by (namespace) (max_over_time(up{job="rerank-%s"}[1h]))\nunless on (namespace)\n  %s'
+    gone = 'max by (namespace) (max_over_time(up{job="rerank-%s"}[1d])) == 1\nunless on (namespace)\n  %s'
     return Group(
         "rerank-fleet",
         "30s",
@@ -302,15 +302,21 @@ def fleet_alerts() -> Group:
             Alert(
                 name="RerankGatewayDown",
                 severity="page",
-                expr=gone % ("gateway", 'max by (namespace) (up{job="rerank-gateway"}) == 1'),
-                why="""There was a gateway within the last hour and none can be scraped now, so probably no request
-                gets through; and what gateways do not count, no other alert sees. 3 minutes: restarts and gaps of
-                scrapes are shorter.""",
-                summary="no gateway in {{ $labels.namespace }} can be reached",
-                description="Prometheus has not reached any gateway in {{ $labels.namespace }} for 3 minutes. Requests "
-                "of all Rerankers go through them.",
+                expr=either(
+                    gone % ("gateway", 'max by (namespace) (up{job="rerank-gateway"}) == 1'),
+                    "max by (namespace) (rerank_gateway_ready) == 0",
+                ),
+                why="""There was a gateway within the last day and none can be scraped now; or gateways run, and none
+                would answer its readiness probe (rights lost, a CRD missing, never synced), so their Service has no
+                endpoint. Either way no request gets through, and what gateways do not count, no other alert sees. A
+                day: targets that are gone are gone from up, too, and an outage must not end its own page; what never
+                was up is RerankTelemetryMissing's. 3 minutes: restarts and gaps of scrapes are shorter.""",
+                summary="no gateway in {{ $labels.namespace }} is ready",
+                description="{{ if eq $value 0.0 }}Gateways run in {{ $labels.namespace }}, and none has been ready"
+                "{{ else }}Prometheus has not reached any gateway in {{ $labels.namespace }}{{ end }} for 3 minutes. "
+                "Requests of all Rerankers go through them.",
                 look="kubectl -n {{ $labels.namespace }} get pods -l app.kubernetes.io/component=gateway -o wide",
-                means="no gateway can be scraped for 3 m, and there was one",
+                means="no gateway is ready, or none can be scraped and there was one in the last day, for 3 m",
                 hold="3m",
                 keep="5m",
             ),
@@ -319,12 +325,13 @@ def fleet_alerts() -> Group:
                 severity="ticket",
                 expr=gone % ("operator", "sum by (namespace) (rerank_operator_leader) >= 1"),
                 why="""Requests are served without an operator, but nothing is scaled, woken or rolled back. A
-                standby leads 15 s after the leader was lost, so 5 minutes are no fail-over.""",
+                standby leads 15 s after the leader was lost, so 5 minutes are no fail-over. A day: as with
+                gateways.""",
                 summary="no operator leads in {{ $labels.namespace }}",
                 description="No operator in {{ $labels.namespace }} has led for 5 minutes: the number of workers stays "
                 "as it is, nothing is woken, and canaries are not judged.",
                 look="kubectl -n {{ $labels.namespace }} get pods,lease -l app.kubernetes.io/component=operator",
-                means="no operator leads for 5 m, and there was one",
+                means="no operator leads for 5 m, and there was one in the last day",
                 hold="5m",
                 keep="5m",
             ),
@@ -345,7 +352,7 @@ def fleet_alerts() -> Group:
 )"""),
                     *(
                         f"""sum by (missing) (label_replace(
-  absent_over_time(up{{job="rerank-{what}"}}[1h]),
+  absent(max_over_time(up{{job="rerank-{what}"}}[1d]) == 1),
   "missing", "{what}s", "", ""
 ))"""
                         for what in ("gateway", "operator")
@@ -353,8 +360,8 @@ def fleet_alerts() -> Group:
                 ),
                 why="""What is not measured raises no alarm, so that it is not measured must. workers: gateways use
                 workers that are not scraped. golden set: three tries in an hour failed and none succeeded (they
-                come every 10 minutes at least). gateways, operators: none was scraped for an hour, or ever; what
-                was there before is told of by RerankGatewayDown and RerankOperatorWithoutLeader in that hour. 15
+                come every 10 minutes at least). gateways, operators: none was scraped for a day, or ever; what
+                was there before is told of by RerankGatewayDown and RerankOperatorWithoutLeader in that day. 15
                 minutes: a Prometheus that starts.""",
                 summary="no data about {{ $labels.missing }}{{ with $labels.reranker }} of " + NAME + "{{ end }}",
                 description="Alerts that need data about {{ $labels.missing }} cannot fire{{ with $labels.reranker }} "

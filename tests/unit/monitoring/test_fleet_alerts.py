@@ -29,10 +29,46 @@ def test_a_fleet_whose_gateways_do_not_answer_pages_within_four_minutes(tmp_path
     check(tmp_path, series + healthy(200, "gateway"), {60: [], 64: [DOWN], 89: [DOWN], 97: []}, end=140)
 
 
-def test_gateways_that_are_gone_page_for_an_hour_and_are_a_ticket_then(tmp_path: Path):
+def test_gateways_that_are_gone_page_for_a_day_and_are_a_ticket_then(tmp_path: Path):
+    """Nothing of them is scraped any more, which is no reason for the outage to be over."""
     missing = alert("RerankTelemetryMissing", missing="gateways")
-    series = [up("gateway", (60, 1)), *healthy(300, "gateway")]
-    check(tmp_path, series, {60: [], 65: [DOWN], 115: [DOWN], 140: [missing], 200: [missing]}, end=250)
+    series = [up("gateway", (60, 1)), *healthy(1700, "gateway")]
+    seen = {60: [], 70: [DOWN], 180: [DOWN], 1490: [DOWN], 1520: [missing], 1600: [missing]}
+    check(tmp_path, series, seen, end=1650, tick=5)
+
+
+def test_gateways_that_do_not_come_back_page_for_a_day(tmp_path: Path):
+    series = [up("gateway", (60, 1), (600, 0)), *healthy(700, "gateway")]
+    check(tmp_path, series, {60: [], 70: [DOWN], 180: [DOWN], 650: [DOWN]}, end=655, tick=5)
+
+
+def test_gateways_that_never_were_up_are_a_ticket(tmp_path: Path):
+    missing = alert("RerankTelemetryMissing", missing="gateways")
+    check(tmp_path, [up("gateway", (120, 0)), *healthy(120, "gateway")], {14: [], 17: [missing]}, end=110)
+
+
+def ready(*spans: Span | tuple[int, float], pod: str = "1") -> Series:
+    return gauge("rerank_gateway_ready", *spans, **HOME, pod=pod)
+
+
+def test_gateways_that_run_and_are_not_ready_page(tmp_path: Path):
+    """Their rights were taken away, or the CRD: each is scraped as if nothing were wrong."""
+    series = [up("gateway", (160, 1), pod="2"), *(ready((60, 1), (30, 0), (60, 1), pod=pod) for pod in ("1", "2"))]
+    said = {
+        "summary": "no gateway in rerank-system is ready",
+        "description": "Gateways run in rerank-system, and none has been ready for 3 minutes. "
+        "Requests of all Rerankers go through them.",
+        "look": "kubectl -n rerank-system get pods -l app.kubernetes.io/component=gateway -o wide",
+        "runbook_url": "docs/runbooks/RerankGatewayDown.md",
+    }
+    annotations = [(70, "RerankGatewayDown", [({**HOME, "severity": "page"}, said)])]
+    seen = {60: [], 64: [DOWN], 89: [DOWN], 97: []}
+    check(tmp_path, series + healthy(200), seen, end=140, annotations=annotations)
+
+
+def test_gateways_that_are_not_ready_and_then_gone_page_once(tmp_path: Path):
+    series = [up("gateway", (80, 1), (60, 0)), ready((60, 1), (20, 0))]
+    check(tmp_path, series + healthy(200, "gateway"), {60: [], 64: [DOWN], 82: [DOWN], 120: [DOWN]}, end=130)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +77,8 @@ def test_gateways_that_are_gone_page_for_an_hour_and_are_a_ticket_then(tmp_path:
         ("one of two", [up("gateway", (120, 1)), up("gateway", (60, 1), (60, 0), pod="2")]),
         ("a rolling update", [up("gateway", (60, 1)), up("gateway", gap(58, 0), (60, 1), pod="2")]),
         ("two failed scrapes", [up("gateway", (60, 1), (2, 0), (58, 1))]),
+        ("one of two is not ready", [up("gateway", (120, 1)), ready((120, 1)), ready((60, 1), (60, 0), pod="2")]),
+        ("a start", [up("gateway", (120, 1)), ready((2, 0), (118, 1))]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -62,6 +100,13 @@ def test_nobody_leads_is_a_ticket(tmp_path: Path):
 def test_operators_that_are_gone_are_a_ticket(tmp_path: Path):
     series = [up("operator", (60, 1)), gauge("rerank_operator_leader", (60, 1), **HOME, pod="1")]
     check(tmp_path, series + healthy(200, "operator", "leader"), {60: [], 67: [HEADLESS], 100: [HEADLESS]}, end=110)
+
+
+def test_operators_that_are_gone_stay_a_ticket_for_a_day(tmp_path: Path):
+    missing = alert("RerankTelemetryMissing", missing="operators")
+    series = [up("operator", (60, 1)), gauge("rerank_operator_leader", (60, 1), **HOME, pod="1")]
+    seen = {60: [], 70: [HEADLESS], 1490: [HEADLESS], 1520: [missing]}
+    check(tmp_path, series + healthy(1700, "operator", "leader"), seen, end=1600, tick=5)
 
 
 def test_a_fail_over_is_silent(tmp_path: Path):
