@@ -123,6 +123,8 @@ class Row(_View, frozen=True):
     paused: bool = False
     maintenance: float | None = None
     """Alerts are silent until then."""
+    maintenance_trouble: str = ""
+    """Why the time that is asked for cannot be read; alerts are not silent then."""
     spark: list[float | None] = []
     """Requests a second, of each minute of the last hour."""
 
@@ -247,6 +249,7 @@ def row(body: dict[str, Any], seen: Seen, figures: Figures, apart: float) -> Row
     burn, burning = max(burns, default=(None, ""))
     rollout = reranker.status.rollout
     going = rollout is not None and rollout.phase not in ENDED
+    maintenance, maintenance_trouble = _maintenance(reranker, seen.time)
     return Row(
         namespace=key[0],
         name=key[1],
@@ -267,7 +270,8 @@ def row(body: dict[str, Any], seen: Seen, figures: Figures, apart: float) -> Row
         canary=rollout.phase if rollout is not None and going else "",
         percent=rollout.percent if rollout is not None and going else 0,
         paused=bool(rollout is not None and going and rollout.paused),
-        maintenance=_maintenance(reranker, seen.time),
+        maintenance=maintenance,
+        maintenance_trouble=maintenance_trouble,
         spark=_spark(figures, key, seen.time - apart),
     )
 
@@ -450,9 +454,16 @@ def _fresh(seen: Seen) -> bool:
     return seen.looked is not None and seen.time - seen.looked <= seen.patience
 
 
-def _maintenance(reranker: Reranker, now: float) -> float | None:
-    until = time_or_zero(reranker.metadata.annotations.get(names.ANNOTATION_MAINTENANCE))
-    return until if until > now else None
+def _maintenance(reranker: Reranker, now: float) -> tuple[float | None, str]:
+    """Its end, and why it cannot be read: as gateways read it, which do or do not silence the alerts."""
+    text = reranker.metadata.annotations.get(names.ANNOTATION_MAINTENANCE, "")
+    if not text:
+        return None, ""
+    try:
+        until = units.parse_instant(text)
+    except ValueError as error:
+        return None, str(error)
+    return until if until > now else None, ""
 
 
 def _seconds(text: str) -> float | None:

@@ -26,6 +26,7 @@ export function tag(text, tone = "calm") {
 }
 
 export function maintenance(row) {
+  if (row.maintenanceTrouble) return h("small", { class: "warn", title: row.maintenanceTrouble }, "no maintenance: its time cannot be read");
   return known(row.maintenance) ? h("small", { title: "alerts are silent until then" }, `maintenance until ${at(row.maintenance).slice(0, 5)}`) : null;
 }
 

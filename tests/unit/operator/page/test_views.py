@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from rerank_api import names
 from rerank_api.reranker import parse_reranker
 from rerank_operator.page import views
 from unit.operator.page.world import CANARY, STABLE, World
@@ -81,6 +82,26 @@ def test_figures_of_now(rows: dict[str, views.Row]):
     assert questions.burn == pytest.approx(7.15, rel=0.05)
     assert rows["suggestions"].waiting == 3
     assert rows["faq"].maintenance == NOW + 5400
+
+
+@pytest.mark.parametrize(
+    ("text", "until", "trouble"),
+    [
+        ("2027-01-15T09:00:00Z", NOW + 3600, ""),
+        ("2027-01-15T07:00:00Z", None, ""),
+        ("", None, ""),
+        ("2027-01-15T09:00:00", None, "no RFC 3339 time with its zone"),
+        ("2027-01-16", None, "no RFC 3339 time with its zone"),
+        ("9999-12-31T23:59:59-08:00", None, "no RFC 3339 time with its zone"),
+    ],
+)
+def test_maintenance_is_what_gateways_take_for_it(world: World, text: str, until: float | None, trouble: str):
+    body = world.bodies["search", "products"]
+    body = body | {"metadata": body["metadata"] | {"annotations": {names.ANNOTATION_MAINTENANCE: text}}}
+    row = views.row(body, world.seen(), world.figures, 0.0)
+    assert row.maintenance == until
+    assert trouble in row.maintenance_trouble
+    assert bool(row.maintenance_trouble) == bool(trouble)
 
 
 def test_no_requests_are_no_burn_and_no_latency(rows: dict[str, views.Row]):
