@@ -206,19 +206,22 @@ def capacity_alerts() -> Group:
                 expr=quiet(f"""
 rerank:utilization:ratio30m < 0.05
 and {OF_RERANKER}
-  rerank:workers:count > on (namespace, reranker) max {BY_RERANKER} (rerank_operator_minimum_replicas)
+  rerank:workers:count
+    > on (namespace, reranker) clamp_min(max {BY_RERANKER} (rerank_operator_minimum_replicas), 1)
 {_NO_ROLLOUT}
 """),
                 why="""More workers than minReplicas and schedules ask for, and less than 3 of 60 minutes of each
-                are used. Scaling would have taken them away after idleTimeout (5 minutes), so something keeps them:
-                spec.replicas, the annotation scaling-paused, a loan that is not given back. What minReplicas asks
-                for was asked for.""",
+                are used. Scaling would have taken them away, so something keeps them: spec.replicas, the annotation
+                scaling-paused, a loan that is not given back. What minReplicas asks for was asked for. And one
+                worker is never too many: idleTimeout counts from the last request, so one short request a minute
+                keeps one for ever, and a long idleTimeout keeps it for long; both are as asked.""",
                 summary="workers of " + NAME + " are idle",
                 description=NAME
                 + ": its workers computed {{ $value | humanizePercentage }} of the last 30 minutes, and "
-                "are more than minReplicas and schedules ask for.",
+                "are more than one and than minReplicas and schedules ask for.",
                 look=DESCRIBE,
-                means="workers compute for under 5 % of the time, and are more than minReplicas and schedules ask for",
+                means="workers compute for under 5 % of the time, and are more than one and than minReplicas "
+                "and schedules ask for",
                 hold="30m",
                 keep="5m",
             ),

@@ -296,6 +296,8 @@ def test_idle_workers_that_nothing_asks_for_are_a_ticket_within_the_hour(tmp_pat
     ("what", "series"),
     [
         ("asked for by minReplicas", workers(120, 2, ((120, 0),), minimum=2)),
+        ("one request a minute keeps the one that it needs", workers(120, 1, ((120, 0.5),), minimum=0)),
+        ("one in a long idleTimeout", workers(120, 1, ((120, 0),), minimum=0)),
         ("used a little", workers(120, 2, ((120, 4),), minimum=0)),
         ("idle for 20 minutes, then at zero", workers(20, 2, ((20, 0),), minimum=0)),
         ("nothing is known of what is asked for", workers(120, 2, ((120, 0),), minimum=0)[1:]),
