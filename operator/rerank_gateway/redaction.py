@@ -1,4 +1,5 @@
-r"""Takes from a text what may name or open something: addresses, numbers, tokens and the secret parts of URLs.
+r"""Takes from a text what may name or open something: addresses, numbers, tokens, what is called a password or secret,
+and the secret parts of URLs.
 
 Pure. For texts that are written to the log while capture is on. Rather takes too much (a date, a part number) than too
 little; but the names of people and places are words like others and stay: what is captured is still confidential.
@@ -16,14 +17,23 @@ longer (RFC 5321: 254)."""
 
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]*+://)([^\s/?#]*+)([^\s?#]*+)([?#]\S*+)?")
 _QUERY_STRING = re.compile(r"\?[^\s?=]{1,100}+=\S++")
+_AT = re.compile(r"[@\uff20]")
+_SECRET = re.compile(
+    r"((?:passwor[dt]|passwd|passphrase|passcode|pwd|token|secret|authorization|sess(?:ion)?[_-]?id"
+    r"|(?:api|access|auth|private|secret)[ _-]?key)[\\\"']{0,2}\s{0,3}[:=\uff1a\uff1d]\s{0,3})"
+    r"""(?:"(?:[^"\\]|\\.){0,256}+"?|'(?:[^'\\]|\\.){0,256}+'?|(?:(?:basic|bearer)\s{1,3})?\S++)""",
+    re.IGNORECASE,
+)
 _EMAIL = re.compile(r"(?<!\S)[@\uff20]*+[^\s@\uff20]++[@\uff20]\S++")
 _ESCAPED_EMAIL = re.compile(r"(?<!\S)(?:(?!%40)\S)++%40\S++")
 _IPV6 = re.compile(r"(?<![0-9A-Za-z])[0-9A-Fa-f]*+:[0-9A-Fa-f:.]++")
 _IPV4 = re.compile(r"(?<![0-9])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?!\.?[0-9])")
 _TOKEN = re.compile(r"[A-Za-z0-9_+/=-]{20,}+")
-# Between two digits of one number may stand: white space, hyphens and dashes, dots, slashes, brackets, and marks that
-# nobody sees. No commas: lists of numbers have them.
-_NUMBER = re.compile(r"\+?\(?\d(?:[\s./()_\u00ad\u00b7\u200b-\u200f\u2010-\u2015\u2060\u2212\ufeff\uff0d-]{0,5}\d)++")
+# Between two digits of one number may stand: white space, hyphens and dashes, dots, slashes, brackets, stars, bars,
+# tildes, and marks that nobody sees. No commas: lists of numbers have them.
+_NUMBER = re.compile(
+    r"\+?\(?\d(?:[\s./()_*|~\u00ad\u00b7\u200b-\u200f\u2010-\u2015\u2060-\u2064\u2212\ufeff\uff0d-]{0,5}\d)++"
+)
 
 _NO_WORD = 40
 """From so many characters on a run of letters is no word."""
@@ -37,6 +47,8 @@ def redact(text: str) -> str:
     """``text`` with a mark such as ``[email]`` in the place of each thing that was taken out."""
     text = _URL.sub(_bare_url, text)
     text = _QUERY_STRING.sub("?[query]", text)
+    # After the URLs, whose credentials may look like this: of them no part may stay.
+    text = _SECRET.sub(_secret, text)
     text = _EMAIL.sub("[email]", text)
     if "%40" in text:
         text = _ESCAPED_EMAIL.sub("[email]", text)
@@ -66,8 +78,18 @@ def redact_beginning(text: str, characters: int) -> str:
 
 def _bare_url(found: re.Match[str]) -> str:
     scheme, authority, path, rest = found.groups()
+    if _AT.search(path) or (rest and _AT.search(rest)):
+        # Of a password with such a character in it, not escaped, nobody can tell where it ends.
+        return f"{scheme}[credentials]"
     _, credentials, host = authority.rpartition("@")
     return f"{scheme}{'[credentials]' if credentials else ''}{host}{path}{rest[0] + '[query]' if rest else ''}"
+
+
+def _secret(found: re.Match[str]) -> str:
+    """Quotes stay, so that it can be seen where it ended."""
+    name = found.group(1)
+    first = found.group()[len(name)]
+    return f"{name}{first}[secret]{first}" if first in "\"'" else f"{name}[secret]"
 
 
 def _ipv6(found: re.Match[str]) -> str:

@@ -44,6 +44,9 @@ CARD = "4111111111111111"
         ("4111 1111 1111 1111", "[card]"),
         ("4111-1111-1111-1111", "[card]"),
         ("4111_1111_1111_1111", "[card]"),
+        ("4111*1111*1111*1111", "[card]"),
+        ("4111|1111~1111 | 1111", "[card]"),
+        ("4111\u20611111\u20621111\u20631111\u20641", "[card]"),
         ("3782 822463 10005", "[card]"),
         (f"{CARD} {CARD}", "[number]"),
         # what is short enough to be neither
@@ -66,10 +69,31 @@ CARD = "4111111111111111"
         ("https://example.com/a#access=x", "https://example.com/a#[query]"),
         ("postgres://app:s3cret@db.example/orders", "postgres://[credentials]db.example/orders"),
         ("redis://:s3c@ret@db/0", "redis://[credentials]db/0"),
-        ("ftp://me:p/w@host/", "[email]"),
+        ("ftp://me:p/w@host/", "ftp://[credentials]"),
+        ("postgres://admin:pa#ss1@db/x", "postgres://[credentials]"),
+        ("at https://bob:se?cret@host/x now", "at https://[credentials] now"),
+        ("https://bob:se/c?r=e#t\uff20host/", "https://[credentials]"),
+        ("https://me@host/a?mail=jo@example.com", "https://[credentials]"),
         ("example.com/find?name=jo", "example.com/find?[query]"),
         ("really?yes=no", "really?[query]"),
         ("really? x = y", "really? x = y"),
+        # what is called a secret
+        ("password=hunter2", "password=[secret]"),
+        ("my Password : hunter2, thanks", "my Password : [secret] thanks"),
+        ("token: abc123", "token: [secret]"),
+        ("access_token=abc&refresh_token=def", "access_token=[secret]"),
+        ("DB_SECRET=p@ss", "DB_SECRET=[secret]"),
+        ("x-api-key: k1", "x-api-key: [secret]"),
+        ("apikey=k1 api_key=k2 private key: k3", "apikey=[secret] api_key=[secret] private key: [secret]"),
+        ("/shop;jsessionid=1A2B", "/shop;jsessionid=[secret]"),
+        ("https://shop.example/a;jsessionid=1A2B?x=y", "https://shop.example/a;jsessionid=[secret]"),
+        ('{"password":"hunter2","query":"shoes"}', '{"password":"[secret]","query":"shoes"}'),
+        ("{'secret': 'of \\'two\\' words', 'size': 42}", "{'secret': '[secret]', 'size': 42}"),
+        ("pwd='never closed", "pwd='[secret]'"),
+        ("Authorization: Basic am86cHc= -v", "Authorization: [secret] -v"),
+        ("\u0070assword\uff1ahunter2", "password\uff1a[secret]"),
+        ("password reset, max_tokens: 512", "password reset, max_tokens: 512"),
+        ("secret garden", "secret garden"),
         # tokens
         ("key sk_live_9aBcDeFgHiJkLmNoPqRs", "key [token]"),
         ("AKIAIOSFODNN7EXAMPLE", "[token]"),
@@ -88,7 +112,9 @@ def test_what_is_taken_out(text: str, redacted: str) -> None:
 _WORDS = st.text(string.ascii_lowercase + "äß中 ,.!?()<>\"'\n", max_size=60)
 _LOCAL = st.text(string.ascii_letters + string.digits + ".!#$&'*+-/=?^_`{|}~é", min_size=1, max_size=64)
 _LABEL = st.text(string.ascii_lowercase + string.digits + "-", min_size=1, max_size=20)
-_SEPARATOR = st.sampled_from(["", " ", "-", ".", "/", " - ", ") ", "\u00a0", "\u2011", "\u200b", "\t", "\n"])
+_SEPARATOR = st.sampled_from(
+    ["", " ", "-", ".", "/", " - ", ") ", "\u00a0", "\u2011", "\u200b", "\t", "\n", "*", " | ", "~", "\u2063"]
+)
 
 
 @st.composite
@@ -142,6 +168,32 @@ def test_no_credentials_and_no_query_of_a_url_survive(before: str, password: str
     assert "example.com/path" in kept
 
 
+@given(
+    _WORDS,
+    st.sampled_from(["password", "access_token", "client-secret", "API_KEY", "JSESSIONID", "Authorization"]),
+    st.sampled_from(["=", ":", ": ", " = ", '": "', "':'", "\n:\t"]),
+    st.text(string.ascii_letters + string.digits + "!$%&()*+,;=.~_@-", min_size=4, max_size=40),
+    _WORDS,
+)
+def test_nothing_that_is_called_a_secret_survives(
+    before: str, name: str, separator: str, value: str, after: str
+) -> None:
+    assume(value not in before and value not in after)
+    kept = redact(f"{before} {name}{separator}{value} {after}")
+    assert value not in kept
+    assert redact(kept) == kept
+
+
+@given(
+    st.sampled_from(["postgres://", "https://"]),
+    st.text(string.ascii_lowercase + "/?#:@=", min_size=8, max_size=40),
+)
+def test_no_credentials_survive_whatever_is_in_them(scheme: str, credentials: str) -> None:
+    kept = redact(f"{scheme}{credentials}@db")
+    assert kept in (f"{scheme}[credentials]db", f"{scheme}[credentials]")
+    assert redact(kept) == kept
+
+
 @given(_WORDS, st.text(string.ascii_letters + string.digits + "_-", min_size=20, max_size=80), _WORDS)
 def test_no_token_survives(before: str, token: str, after: str) -> None:
     assume(re.search(r"[0-9]", token) and re.search(r"[A-Za-z]", token))
@@ -180,6 +232,7 @@ def test_a_text_is_cut_to_the_limit_and_no_shorter(length: int, kept: int) -> No
     [
         "a", "1", "@", "a@", "@a", ":", "1:", "::1", "a:", "1.", "/", "://", "a://", "a://b@", "?", "?a", "?a=", "?=",
         "%40", "a%40", "%", "-", "1-", "1     ", "+(", "(1", "a.", "=", "\uff20", " ", "1\u200b", "f:", "1.1.1.",
+        "1*", "1\u2061", "secret", "password=", "token: ", "token:'", 'pwd="\\', "authorization:basic ", "a://?@",
     ],
 )  # fmt: skip
 def test_no_text_takes_long(unit: str) -> None:
