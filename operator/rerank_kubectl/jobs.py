@@ -22,6 +22,7 @@ from rerank_kubectl import calibrate, samples, tune, workers
 from rerank_kubectl.changes import Refused
 from rerank_kubectl.commands import Call
 from rerank_kubectl.kubectl import Failed, Kubectl
+from rerank_kubectl.rendering import one_line
 from rerank_kubectl.workers import Worker
 
 
@@ -192,12 +193,18 @@ def _samples(options: argparse.Namespace, kubectl: Kubectl, call: Call, width: i
         raise Refused(
             f"no gateway was found by its labels, {samples.GATEWAYS}: --gateway-namespace names another place"
         )
-    lines: list[str] = []
+    places = sorted({pod["metadata"]["namespace"] for pod in pods})
+    if len(places) > 1 and options.gateway_namespace is None:
+        raise Refused(
+            f"gateways were found in {len(places)} namespaces, {', '.join(places)}, and anybody may give a pod their "
+            "labels: name the one that is meant with --gateway-namespace NAME"
+        )
+    logs: dict[str, list[str]] = {}
     unread: list[str] = []
     for pod in pods:
         namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
         try:
-            lines += kubectl.log_lines(
+            logs[f"{namespace}/{name}"] = kubectl.log_lines(
                 namespace,
                 name,
                 "--container=gateway",
@@ -206,12 +213,12 @@ def _samples(options: argparse.Namespace, kubectl: Kubectl, call: Call, width: i
             )
         except Failed as failed:
             unread.append(f"{namespace}/{name}: {failed}")
-    found = samples.read(lines, reranker, options.disagreements)
+    found = samples.read(logs, reranker, options.disagreements)
     if options.json:
         for line in found:
             print(line.text)
     elif found:
-        print(samples.page([line.sample for line in found], width), end="")
+        print(samples.page(found, width), end="")
     for text in unread:
         print(f"kubectl rerank: the log of gateway {text}", file=sys.stderr)
     if not found:
@@ -230,6 +237,7 @@ class Progress:
         self._last, self._told, self._shown = "", float("-inf"), False
 
     def show(self, text: str) -> None:
+        text = one_line(text)
         if text == self._last or not (self._terminal or time.monotonic() - self._told >= self.EVERY):
             return
         self._last, self._told, self._shown = text, time.monotonic(), True

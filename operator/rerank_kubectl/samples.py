@@ -1,11 +1,12 @@
 """Requests that gateways have captured, out of their logs: as text for a terminal. Pure.
 
-What is shown was redacted and cut by the gateway; nothing is asked for that was not logged.
+What is shown was redacted and cut by the gateway; nothing is asked for that was not logged. Whoever may write a
+gateway's log may have written any of it: no field of it moves a terminal's cursor.
 """
 
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 from rerank_api.reranker import Reranker
@@ -44,15 +45,18 @@ class Line(msgspec.Struct, frozen=True):
     text: str
     """As the gateway wrote it."""
     sample: Sample
+    gateway: str
+    """Namespace and pod whose log has it."""
 
 
 _decoder = msgspec.json.Decoder(Sample)
 
 
-def read(lines: Iterable[str], reranker: Reranker, disagreements: bool) -> list[Line]:
-    """Those of this Reranker, oldest first. ``disagreements``: only mirrored ones that a canary ranked otherwise."""
+def read(logs: Mapping[str, Sequence[str]], reranker: Reranker, disagreements: bool) -> list[Line]:
+    """Those of this Reranker, oldest first. ``logs``: lines by gateway. ``disagreements``: only mirrored ones that a
+    canary ranked otherwise."""
     owner, found = reranker.metadata, []
-    for text in lines:
+    for gateway, text in ((gateway, text) for gateway, lines in logs.items() for text in lines):
         try:
             sample = _decoder.decode(text)
         except msgspec.DecodeError:
@@ -60,13 +64,13 @@ def read(lines: Iterable[str], reranker: Reranker, disagreements: bool) -> list[
         if sample.logger != LOGGER or (sample.namespace, sample.reranker) != (owner.namespace, owner.name):
             continue
         if sample.reason == DISAGREEMENT or not disagreements:
-            found.append(Line(text, sample))
+            found.append(Line(text, sample, gateway))
     return sorted(found, key=lambda line: line.sample.time)
 
 
-def page(samples: Iterable[Sample], width: int = 80) -> str:
+def page(lines: Iterable[Line], width: int = 80) -> str:
     """Each with its documents, best first."""
-    return "\n".join(_sample(sample, width) for sample in samples)
+    return "\n".join(_sample(line.sample, line.gateway, width) for line in lines)
 
 
 def none_found(reranker: Reranker, gateways: int, since: float, disagreements: bool, call: Call) -> str:
@@ -86,12 +90,13 @@ def none_found(reranker: Reranker, gateways: int, since: float, disagreements: b
     )
 
 
-def _sample(sample: Sample, width: int) -> str:
+def _sample(sample: Sample, gateway: str, width: int) -> str:
     lines = [
-        f"{sample.time}  {one_line(sample.id)}  {sample.reason}",
-        f"  revision {sample.revision}",
-        *([f"  canary   {sample.canary}, {_differs(sample)}"] if sample.canary else []),
-        *([f"  trace    {sample.trace_id}"] if sample.trace_id else []),
+        one_line(f"{sample.time}  {sample.id}  {sample.reason}"),
+        one_line(f"  gateway  {gateway}"),
+        one_line(f"  revision {sample.revision}"),
+        *([one_line(f"  canary   {sample.canary}, {_differs(sample)}")] if sample.canary else []),
+        *([one_line(f"  trace    {sample.trace_id}")] if sample.trace_id else []),
         *wrapped(one_line(sample.query), width, "  query    ", " " * 11),
     ]
     canary = sample.canary_scores

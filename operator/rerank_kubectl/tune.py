@@ -14,6 +14,7 @@ from rerank_api.reranker import Reranker
 
 from rerank_kubectl.changes import Refused
 from rerank_kubectl.kubectl import Failed
+from rerank_kubectl.rendering import one_line
 from rerank_kubectl.state import canary
 
 BATCH_SIZES = (8, 16, 32, 64)
@@ -193,9 +194,9 @@ def report_of(log: Sequence[str], as_json: bool) -> str | None:
     """What is printed at the end; None: there is no report in the log."""
     first = _REPORT["json" if as_json else "text"]
     start = next((number for number, line in enumerate(log) if first.match(line)), None)
-    return None if start is None else "\n".join(log[start:]) + "\n"
+    return None if start is None else "\n".join(map(one_line, log[start:])) + "\n"
 
 
 def failure(found: Stage, log: Sequence[str]) -> str:
-    last = "".join(f"\n  {line}" for line in log[-TOLD:])
-    return f"the measuring failed: {found.why}; its log ends with:{last or ' nothing'}"
+    last = "".join(f"\n  {one_line(line)}" for line in log[-TOLD:])
+    return f"the measuring failed: {one_line(found.why)}; its log ends with:{last or ' nothing'}"

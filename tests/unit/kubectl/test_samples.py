@@ -32,6 +32,7 @@ def line(time: str = "2026-11-22T03:00:00.000+00:00", **more: Any) -> str:
     return json.dumps(fields | more)
 
 
+GATEWAY = "rerank/gateway-1"
 OTHERS = [
     line(reranker="other"),
     line(namespace="other"),
@@ -51,15 +52,18 @@ DISAGREED = line(
 
 
 def test_only_this_rerankers_lines_are_read_oldest_first():
-    found = samples.read([line(), *OTHERS, DISAGREED], reranker(), disagreements=False)
+    found = samples.read({GATEWAY: [line(), *OTHERS, DISAGREED]}, reranker(), disagreements=False)
     assert [one.sample.id for one in found] == ["r-2", "r-1"]
-    assert [one.sample.id for one in samples.read([line(), DISAGREED], reranker(), disagreements=True)] == ["r-2"]
+    assert [one.sample.id for one in samples.read({GATEWAY: [line(), DISAGREED]}, reranker(), disagreements=True)] == [
+        "r-2"
+    ]
 
 
 def test_documents_are_shown_best_first_and_move_no_cursor():
-    (found,) = samples.read([line()], reranker(), disagreements=False)
-    assert samples.page([found.sample]).splitlines() == [
+    (found,) = samples.read({GATEWAY: [line()]}, reranker(), disagreements=False)
+    assert samples.page([found]).splitlines() == [
         "2026-11-22T03:00:00.000+00:00  r-1  sampled",
+        "  gateway  rerank/gateway-1",
         f"  revision {STABLE}",
         "  trace    0af7651916cd43dd8448eb211c80319c",
         "  query    wireless mouse",
@@ -69,37 +73,49 @@ def test_documents_are_shown_best_first_and_move_no_cursor():
     ]
 
 
+FIELDS = ["time", "id", "revision", "reason", "query", "trace_id", "canary"]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_no_field_of_a_forged_line_moves_a_cursor(field: str):
+    forged = line(**{"canary": CANARY, field: "\x1b]0;owned\x07\x9b2J\r\n\u202eabc"})
+    (found,) = samples.read({GATEWAY: [forged]}, reranker(), disagreements=False)
+    shown = samples.page([found])
+    assert "]0;owned  2J   abc" in shown
+    assert all(letter.isprintable() for letter in shown.replace("\n", ""))
+
+
 def test_a_disagreement_shows_both_scores():
-    (found,) = samples.read([DISAGREED], reranker(), disagreements=True)
-    lines = samples.page([found.sample]).splitlines()
-    assert lines[2] == f"  canary   {CANARY}, agreement -1.000, largest difference 0.738"
-    assert lines[5].split() == ["SCORE", "CANARY", "DOCUMENT"]
-    assert lines[7] == "  0.1250   0.7500   a keyboard"
+    (found,) = samples.read({GATEWAY: [DISAGREED]}, reranker(), disagreements=True)
+    lines = samples.page([found]).splitlines()
+    assert lines[3] == f"  canary   {CANARY}, agreement -1.000, largest difference 0.738"
+    assert lines[6].split() == ["SCORE", "CANARY", "DOCUMENT"]
+    assert lines[8] == "  0.1250   0.7500   a keyboard"
 
 
 def test_a_request_without_a_trace_and_a_canary_without_an_order_are_told_as_such():
     text = line(trace_id=None, canary=CANARY, canary_scores=[0.5, 0.5], agreement=None, drift=None)
-    (found,) = samples.read([text], reranker(), disagreements=False)
-    lines = samples.page([found.sample]).splitlines()
-    assert lines[2] == f"  canary   {CANARY}, no order to compare"
-    assert lines[3].startswith("  query")
+    (found,) = samples.read({GATEWAY: [text]}, reranker(), disagreements=False)
+    lines = samples.page([found]).splitlines()
+    assert lines[3] == f"  canary   {CANARY}, no order to compare"
+    assert lines[4].startswith("  query")
 
 
 def test_a_genuine_gateways_line_is_read():
     record = logging.LogRecord(samples.LOGGER, logging.INFO, "", 0, "captured", (), None)
     record.fields = {key: value for key, value in json.loads(line()).items() if key not in ("time", "logger")}
-    (found,) = samples.read([JsonFormatter().format(record)], reranker(), disagreements=False)
+    (found,) = samples.read({GATEWAY: [JsonFormatter().format(record)]}, reranker(), disagreements=False)
     assert found.sample.id == "r-1"
 
 
 def test_what_the_gateway_has_cut_is_told():
-    (found,) = samples.read([line(scores=[0.5, 0.25, 0.125, 0.0])], reranker(), disagreements=False)
-    assert "and 2 documents more, which were not captured" in samples.page([found.sample])
+    (found,) = samples.read({GATEWAY: [line(scores=[0.5, 0.25, 0.125, 0.0])]}, reranker(), disagreements=False)
+    assert "and 2 documents more, which were not captured" in samples.page([found])
 
 
 def test_lines_fit_the_terminal():
-    (found,) = samples.read([line(query="wide " * 100, documents=["long " * 100, "b"])], reranker(), False)
-    assert max(map(len, samples.page([found.sample], 60).splitlines())) <= 60
+    (found,) = samples.read({GATEWAY: [line(query="wide " * 100, documents=["long " * 100, "b"])]}, reranker(), False)
+    assert max(map(len, samples.page([found], 60).splitlines())) <= 60
 
 
 CAPTURING = body(updatedRevision=STABLE)
@@ -120,6 +136,24 @@ def test_the_logs_of_all_gateways_are_asked(kubectl: FakeKubectl, capsys: pytest
     assert run(["samples", "products", "--disagreements", "--gateway-namespace", "rerank"]) == 0
     assert capsys.readouterr().out.count("canary_disagreement") == 1
     assert ["get", "pods", selector, "--namespace=rerank", "--output=json"] in kubectl.calls
+
+
+def test_a_stranger_with_a_gateways_labels_is_not_taken_for_one(
+    kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str]
+):
+    kubectl.has(CAPTURING)
+    stranger = {"metadata": {"namespace": "elsewhere", "name": "gateway-3"}}
+    kubectl.answers("pods", {"items": [*GATEWAYS["items"], stranger]})
+    for name in ("gateway-1", "gateway-2", "gateway-3"):
+        kubectl.logs(name, line() + "\n")
+    assert run(["samples", "products"]) == 2
+    streams = capsys.readouterr()
+    assert "in 2 namespaces, elsewhere, rerank" in streams.err
+    assert "--gateway-namespace NAME" in streams.err
+    assert (streams.out, any(call[0] == "logs" for call in kubectl.calls)) == ("", False)
+    kubectl.answers("pods", GATEWAYS)
+    assert run(["samples", "products", "--gateway-namespace", "rerank"]) == 0
+    assert "gateway  rerank/gateway-2" in capsys.readouterr().out
 
 
 def test_a_gateway_whose_log_cannot_be_read_is_told_and_the_others_shown(

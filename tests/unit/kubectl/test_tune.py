@@ -230,6 +230,18 @@ def test_the_report_is_printed_and_the_job_removed(cluster: FakeKubectl, capsys:
     assert cluster.calls[-1] == REMOVED
 
 
+def test_nothing_that_the_job_prints_moves_a_cursor(cluster: FakeKubectl, capsys: pytest.CaptureFixture[str]):
+    forged = "\x1b]0;owned\x07\x9b2J"
+    jobs.Progress().show(f"round 1 {forged}")
+    cluster.logs("p", f"50 pairs, 5400 tokens {forged}\n{forged}\n")
+    assert run(["tune", "products"]) == 0
+    cluster.answers("pods", {"items": [pod("Failed", {"terminated": {"exitCode": 71, "reason": forged}})]})
+    assert run(["tune", "products"]) == 2
+    shown = capsys.readouterr()
+    assert all(letter.isprintable() for letter in (shown.out + shown.err).replace("\n", ""))
+    assert "round 1  ]0;owned  2J\n" in shown.err
+
+
 def test_a_failed_job_is_told_with_the_end_of_its_log_and_removed(
     cluster: FakeKubectl, capsys: pytest.CaptureFixture[str]
 ):
