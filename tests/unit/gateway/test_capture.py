@@ -98,7 +98,7 @@ async def test_the_command_reads_the_lines(house: House, caplog: pytest.LogCaptu
 
     def read() -> bool:
         lines = [logs.JsonFormatter().format(record) for record in caplog.records]
-        found[:] = samples.read(lines, parse_reranker(MANIFEST), disagreements=False)
+        found[:] = samples.read({"rerank/gateway": lines}, parse_reranker(MANIFEST), disagreements=False)
         return bool(found)
 
     await until(read, "the line")
