@@ -130,9 +130,13 @@ and {OF_SLI}
   ({late} - 3 * sqrt({late})) / rerank:sli_requests:increase10m > rerank:error_budget:ratio
 and {OF_SLI}
   {late} >= 10
-and {OF_SLI}
-  rerank:sli_requests:increase10m
-    >= 0.9 * avg_over_time(rerank:sli_requests:increase30m[1d:30m] offset 30m) / 3
+unless {OF_SLI}
+  (
+    rerank:sli_requests:increase10m
+      < 0.9 * avg_over_time(rerank:sli_requests:increase30m[1d:30m] offset 30m) / 3
+    unless {OF_SLI}
+      ALERTS{{alertname="RerankLatencyBreach", alertstate="firing"}} == 1
+  )
 {silent("10m")}
 {_now_told("RerankErrorBudgetBurn")}
 """,
@@ -141,14 +145,17 @@ and {OF_SLI}
                 to judge. Counted, not read off a histogram. Surely more: less 3 standard deviations, so that a
                 service whose p95 lies at its threshold is not paged for by chance (of 200 answers 26 must be late,
                 of 20,000 1,100). 5 minutes: what 3 minutes of cold workers or of a compile after a deploy cost is
-                over by then. 0.9: traffic that never changes is at its mean, not above it. Silent while
+                over by then. 0.9: traffic that never changes is at its mean, not above it. A
+                Reranker of the last half hour has no mean, and is not silent for that. Once it fires, less traffic
+                does not end it: the fault goes on, and the budget would page for it again. Silent while
                 RerankErrorBudgetBurn tells of the same, and the other way round.""",
                 summary="answers of " + NAME + " are late",
                 description=NAME
                 + ": {{ $value | humanizePercentage }} of the answers of the last 10 minutes came after"
                 " the threshold of its objective" + _THRESHOLD + _P95 + ".",
                 look=STATUS,
-                means="more answers late than the quantile allows, over 10 m and 2 m, at no less than the mean traffic",
+                means="more answers late than the quantile allows, over 10 m and 2 m; it begins at no less than the "
+                "mean traffic",
                 hold="5m",
                 keep="5m",
             ),

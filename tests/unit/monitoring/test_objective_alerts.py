@@ -192,6 +192,20 @@ def test_where_the_budget_has_paged_late_answers_do_not(tmp_path: Path):
     check(tmp_path, series + promised(730), seen, end=720)
 
 
+def test_late_answers_go_on_being_one_page_while_traffic_wanes(tmp_path: Path):
+    """By day the fault begins, by night there is half of the traffic; all answers are late until the end."""
+    spans: tuple[tuple[int, float], ...] = ((600, 600), (60, 600), (120, 300), (60, 300))
+    bad: tuple[tuple[int, float], ...] = ((600, 0), (60, 600), (120, 300), (60, 0))
+    seen = {605: [], 610: [BREACH], 690: [BREACH], 720: [BREACH], 780: [BREACH], 800: []}
+    check(tmp_path, indicator("latency", spans, bad) + promised(850), seen, end=835)
+
+
+def test_a_new_reranker_whose_answers_are_late_pages(tmp_path: Path):
+    """30 % of the answers are six times the budget, and no more: no burn is fast enough. There is no mean yet."""
+    series = indicator("latency", ((25, 600),), ((25, 180),))
+    check(tmp_path, series + promised(30), {3: [], 20: [BREACH]}, end=24)
+
+
 @pytest.mark.parametrize(
     ("what", "requests", "bad"),
     [
