@@ -83,6 +83,17 @@ class TestEveryAlert:
             assert "$labels.namespace" in alert.summary + alert.description
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/runbooks").glob("*.md")), ids=lambda path: path.stem)
+def test_what_is_pasted_from_a_runbook_makes_nothing_smaller_by_chance(path: Path):
+    """A number that is right for one Reranker takes workers or room from another: its reader looks, and then says N."""
+    text = path.read_text()
+    sizes = re.findall(r'"(minReplicas|maxReplicas|maxBatchTokens)":(\w+)', text)
+    assert [(what, size) for what, size in sizes if size not in ("N", "1")] == []
+    if any(size == "N" for _, size in sizes):
+        before = text[: text.index(":N}")]
+        assert "-o jsonpath='{.spec.scaling}" in before or "-o jsonpath='{.spec.batching}" in before
+
+
 def test_every_metric_exists():
     """In the reference, or recorded by a rule before."""
     known = {"up", "ALERTS"} | set(rules.OTHERS)
