@@ -27,6 +27,7 @@ from rerank_gateway.capture import Capture
 from rerank_gateway.cluster.state import Key
 from rerank_gateway.cluster.watch import Source
 from rerank_gateway.demand import Demand, add_demand
+from rerank_gateway.ending import Ending
 from rerank_gateway.errors import ApiError, errors_as_json
 from rerank_gateway.health import HEALTH_PATH, add_health, add_metrics, add_readiness, unready
 from rerank_gateway.metrics import Metrics
@@ -97,6 +98,7 @@ class Gateway:
             ready=lambda: unready(source, self.draining) is None,
         )
         self._capture = Capture(self._metrics, clock)
+        self._ending = Ending()
         self._session: aiohttp.ClientSession | None = None
         self._mirroring: Mirroring | None = None
         self._api: web.AppRunner | None = None
@@ -151,7 +153,7 @@ class Gateway:
             self._threshold,
             options.access_log_sample,
         )
-        middlewares = [observed, errors_as_json]
+        middlewares = [observed, errors_as_json, self._ending.middleware]
         if options.api_keys_file is not None:
             middlewares.append(require_key(ApiKeys(options.api_keys_file, self._clock), frozenset({HEALTH_PATH})))
         api = web.Application(middlewares=middlewares)
@@ -171,7 +173,9 @@ class Gateway:
         if self._api is not None:
             # What nobody has begun to score by then is told so, rather than cut off: its client tries another gateway.
             last_call = max(0.0, self._options.drain_timeout - LAST_WORDS)
-            asyncio.get_running_loop().call_later(last_call, self._refuse_waiting)
+            loop = asyncio.get_running_loop()
+            loop.call_later(last_call, self._refuse_waiting)
+            loop.call_later(self._options.drain_timeout, self._ending.cut)
             await self._api.cleanup()
         if self._admin is not None:
             await self._admin.cleanup()

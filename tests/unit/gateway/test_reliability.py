@@ -1,6 +1,7 @@
 """What a client sees while workers are busy, gone, frozen or broken, and while the gateway goes down."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -511,6 +512,32 @@ async def test_who_still_waits_when_the_gateway_must_end_gets_an_answer(open_hou
     status, answer = await waiting
     assert (status, answer["error"]["code"]) == (503, "shutting_down")
     await stopping
+
+
+async def test_what_is_in_flight_when_the_gateway_must_end_gets_an_answer_and_counts_as_failed(
+    open_house, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "rerank_gateway.access")
+    house = await open_house(drain_timeout=0.1)
+
+    async def freeze(worker: Worker, query: wire.ScoreRequest) -> None:
+        await asyncio.Event().wait()
+
+    worker = await house.worker(behave=freeze)
+    house.serve(worker)
+    in_flight = house.rerank()
+    gone = house.rerank()
+    await until(lambda: len(worker.seen) == 2, "the requests are at the worker")
+    gone.cancel()
+    await until(lambda: worker.cancelled == 1, "its client went away")
+    stopping = asyncio.create_task(house.gateway.stop(asyncio.Event()))
+    status, answer = await in_flight
+    assert (status, answer["error"]["code"]) == (503, "shutting_down")
+    await stopping
+    await until(lambda: worker.cancelled == 2, "the worker is told")
+    lines = [getattr(record, "fields", {}) for record in caplog.records if record.message == "request"]
+    assert [(line["code"], line.get("error")) for line in lines] == [(499, None), (503, "shutting_down")]
+    assert house.gateway.held_bytes == 0
 
 
 def _accepts(port: int) -> bool:
