@@ -6,6 +6,7 @@ What it starts it ends: a port-forward and a Job are gone when it is, also after
 
 import argparse
 import json
+import secrets
 import signal
 import sys
 import time
@@ -25,6 +26,8 @@ from rerank_kubectl.kubectl import Failed, Kubectl
 from rerank_kubectl.rendering import one_line
 from rerank_kubectl.workers import Worker
 
+_ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 class Stopped(KeyboardInterrupt):
     """A person or the system has had enough; ``code``: the exit status that says so."""
@@ -36,18 +39,25 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Generator[None]:
-    """Signals that end a command raise Stopped, so that what it has started is ended first."""
+    """The first signal that ends a command raises Stopped, so that what it has started is ended first; that is not
+    disturbed by further ones."""
 
     def stop(number: int, _: Any) -> NoReturn:
+        undisturbed()
         raise Stopped(number)
 
-    known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, stop) for number in known}
+    before = {number: signal.signal(number, stop) for number in _ENDING}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def undisturbed() -> None:
+    """From now on signals that end a command are not heard, until ``stoppable`` ends: what is begun is seen through."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def run(options: argparse.Namespace, kubectl: Kubectl, call: Call, width: int) -> int:
@@ -158,9 +168,16 @@ def _tune(options: argparse.Namespace, kubectl: Kubectl, call: Call, width: int)
             f"the room of one more worker may be needed: {'; '.join(hindrances)}. To measure all the same: --yes"
         )
     deployment = kubectl.deployment(metadata.namespace, object_name(metadata.name, revision))
-    name = kubectl.create_job(tune.job(deployment, reranker, options.seconds, options.wait, options.json))
+    name = tune.job_name(metadata.name, secrets.token_hex(4))
+    job = tune.job(name, deployment, reranker, options.seconds, options.wait, options.json)
     progress, container = Progress(), f"--container={names.WORKER_CONTAINER}"
+    made = True  # as long as nobody says that it was not: no answer is none
     try:
+        try:
+            kubectl.create_job(job)
+        except Failed as failed:
+            made = failed.passing
+            raise
         found = tune.follow(
             look=lambda: tune.stage(kubectl.pods(metadata.namespace, f"batch.kubernetes.io/job-name={name}")),
             progress=lambda pod: "".join(kubectl.log_lines(metadata.namespace, pod, container, "--tail=1")[-1:]),
@@ -172,8 +189,12 @@ def _tune(options: argparse.Namespace, kubectl: Kubectl, call: Call, width: int)
         )
         log = kubectl.log_lines(metadata.namespace, found.pod, container) if found.pod else []
     finally:
-        progress.end()
-        kubectl.delete_job(metadata.namespace, name)
+        try:  # a signal may come before it is not heard any more
+            undisturbed()
+        finally:
+            progress.end()
+            if made:
+                kubectl.delete_job(metadata.namespace, name)
     report = tune.report_of(log, options.json)
     if found.state == "failed" or report is None:
         raise Refused(tune.failure(found, log))

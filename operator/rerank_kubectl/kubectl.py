@@ -7,6 +7,7 @@ Every call has a time limit. It never asks anything on the terminal, and never w
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -87,14 +88,21 @@ class Kubectl:
     def deployment(self, namespace: str, name: str) -> Any:
         return self._get("deployments.apps", name, f"--namespace={namespace}")
 
-    def create_job(self, manifest: Mapping[str, Any]) -> str:
-        """Its name, which the API server makes of metadata.generateName."""
-        told = self._run("create", "--filename=-", "--output=name", stdin=json.dumps(manifest).encode())
-        return told.decode(errors="replace").strip().rpartition("/")[2]
+    def create_job(self, manifest: Mapping[str, Any]) -> None:
+        self._run("create", "--filename=-", "--output=name", stdin=json.dumps(manifest).encode())
 
     def delete_job(self, namespace: str, name: str) -> None:
-        """With its pods; nothing where there is none."""
-        self._run("delete", JOBS, name, f"--namespace={namespace}", "--ignore-not-found", "--wait=false")
+        """With its pods; nothing where there is none. A terminal's Ctrl-C does not reach it. Raises Failed, which tells
+        the command that removes the Job."""
+        words = ["delete", JOBS, name, f"--namespace={namespace}", "--ignore-not-found"]
+        try:
+            self._run(*words, "--wait=false", apart=True)
+        except Failed as failed:
+            by_hand = shlex.join(["kubectl", *words, *self._flags])
+            raise Failed(
+                f"{failed}. Job {namespace}/{name} may be left and hold a GPU; to remove it: {by_hand}",
+                passing=failed.passing,
+            ) from None
 
     def log_lines(self, namespace: str, pod: str, *more: str, holding: bytes = b"") -> list[str]:
         """What the pod has printed so far: the lines that hold those bytes, the last MOST_LINES of them. ``more``:
@@ -184,11 +192,16 @@ class Kubectl:
         except msgspec.DecodeError as error:
             raise Failed(f"kubectl answered what is not JSON ({error}): is another program named kubectl?") from None
 
-    def _run(self, *args: str, stdin: bytes = b"") -> bytes:
+    def _run(self, *args: str, stdin: bytes = b"", apart: bool = False) -> bytes:
+        """``apart``: in a session of its own, so that what a terminal sends to this command does not end it."""
         # kubectl asks for a user name where it has no credentials: without a terminal it ends instead.
         try:
             done = subprocess.run(
-                [_program(), *args, *self._flags], input=stdin, capture_output=True, timeout=self._seconds
+                [_program(), *args, *self._flags],
+                input=stdin,
+                capture_output=True,
+                timeout=self._seconds,
+                start_new_session=apart,
             )
         except subprocess.TimeoutExpired:
             raise Failed(

@@ -57,7 +57,12 @@ def hindrances(reranker: Reranker) -> list[str]:
     return found
 
 
-def job(deployment: Any, reranker: Reranker, seconds: float, wait: float, as_json: bool) -> dict[str, Any]:
+def job_name(reranker: str, suffix: str) -> str:
+    """Chosen here and not by the API server: a Job of which no answer tells has to be removed, too."""
+    return f"{reranker[:40].rstrip('.-')}-tune-{suffix}"
+
+
+def job(name: str, deployment: Any, reranker: Reranker, seconds: float, wait: float, as_json: bool) -> dict[str, Any]:
     """The manifest. ``deployment``: of the revision whose workers are meant, as the API server returned it. Raises
     Refused where it has no worker."""
     template = deployment["spec"]["template"]
@@ -83,7 +88,7 @@ def job(deployment: Any, reranker: Reranker, seconds: float, wait: float, as_jso
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "generateName": f"{metadata.name[:40].rstrip('.-')}-tune-",
+            "name": name,
             "namespace": metadata.namespace,
             "labels": own,
             # Not the one that controls it: that asks for rights on the Reranker's finalizers.

@@ -13,7 +13,7 @@ if [ -e "{folder}/stderr" ]; then cat "{folder}/stderr" >&2; exit 1; fi
 case "$1 $2" in
   "get rerankers.rerank.dev") cat "{folder}/rerankers" ;;
   "get controllerrevisions.apps") cat "{folder}/revisions" ;;
-  "create --filename=-") cat > "{folder}/created"; cat "{folder}/create" ;;
+  "create --filename=-") cat > "{folder}/created" ;;
   "annotate "*|"patch "*|"delete "*) ;;
   "port-forward "*)
     echo "Forwarding from 127.0.0.1:$(cat "{folder}/port") -> 8080"
@@ -48,6 +48,13 @@ class FakeKubectl:
     def forwards(self, port: int) -> None:
         """Every port-forward leads to that port of this machine."""
         (self.folder / "port").write_text(str(port))
+
+    def does(self, verb: str, commands: str) -> None:
+        """Calls of that verb run these commands of the shell and nothing else."""
+        script = self.folder / "kubectl"
+        script.write_text(
+            script.read_text().replace('case "$1 $2" in', f'case "$1 $2" in\n  "{verb} "*) {commands} ;;')
+        )
 
     def fails(self, stderr: str) -> None:
         (self.folder / "stderr").write_text(stderr)

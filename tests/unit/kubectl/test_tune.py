@@ -35,10 +35,11 @@ REVISION = RevisionSpec(
 )
 DEPLOYMENT = deployment(Metadata("products", "search"), STABLE, REVISION, 2, "10s", WorkerImage("worker:1"))
 RERANKER = reranker(updatedRevision=STABLE)
+NAME = "products-tune-0a1b2c3d"
 
 
 def made(seconds: float = 60, as_json: bool = False) -> dict[str, Any]:
-    return tune.job(DEPLOYMENT, RERANKER, seconds, 600, as_json)
+    return tune.job(NAME, DEPLOYMENT, RERANKER, seconds, 600, as_json)
 
 
 def test_the_job_runs_where_a_worker_would_and_measures_the_workers_own_configuration():
@@ -85,9 +86,8 @@ def test_the_job_ends_by_itself_and_goes_with_its_reranker():
 
 
 def test_a_long_name_leaves_room_for_the_jobs_own():
-    metadata = Metadata("a" * 39 + ".b" * 5, "search")
-    found = tune.job(DEPLOYMENT, Reranker(metadata, RERANKER.spec), 60, 600, False)["metadata"]["generateName"]
-    assert found == "a" * 39 + "-tune-"
+    assert tune.job_name("a" * 39 + ".b" * 5, "0a1b2c3d") == "a" * 39 + "-tune-0a1b2c3d"
+    assert len(tune.job_name("a" * 253, "0a1b2c3d")) + len("-xxxxx") <= 63, "with what its pod's name has more"
 
 
 def busy(going: RolloutStatus | None = None, ready: int = 1, **more: Any) -> Reranker:
@@ -214,11 +214,11 @@ def cluster(kubectl: FakeKubectl, monkeypatch: pytest.MonkeyPatch) -> FakeKubect
     kubectl.answers("deployments.apps", DEPLOYMENT)
     kubectl.answers("pods", {"items": [pod("Succeeded", {"terminated": {"exitCode": 0}})]})
     kubectl.logs("p", "\n".join(LOG) + "\n")
-    (kubectl.folder / "create").write_text("job.batch/products-tune-x7k2p\n")
+    monkeypatch.setattr(jobs.secrets, "token_hex", lambda _: "0a1b2c3d")
     return kubectl
 
 
-REMOVED = ["delete", "jobs.batch", "products-tune-x7k2p", "--namespace=search", "--ignore-not-found", "--wait=false"]
+REMOVED = ["delete", "jobs.batch", NAME, "--namespace=search", "--ignore-not-found", "--wait=false"]
 
 
 def test_the_report_is_printed_and_the_job_removed(cluster: FakeKubectl, capsys: pytest.CaptureFixture[str]):
@@ -273,6 +273,62 @@ def test_a_person_who_has_had_enough_leaves_no_job(
     monkeypatch.setattr(jobs.tune, "follow", had_enough)
     assert run(["tune", "products"]) == 128 + number
     assert cluster.calls[-1] == REMOVED
+
+
+def test_a_person_who_cannot_wait_for_the_removal_leaves_no_job(cluster: FakeKubectl, monkeypatch: pytest.MonkeyPatch):
+    def had_enough(**_: Callable[..., Any]) -> Stage:
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(30)
+        return DONE
+
+    monkeypatch.setattr(jobs.tune, "follow", had_enough)
+    signals = "; ".join(f"kill -{name} $PPID" for name in ("INT", "TERM", "HUP"))
+    folder = cluster.folder
+    cluster.does("delete", f"{signals}; sleep 0.2; cut -d ' ' -f 6 /proc/$$/stat > {folder}/session")
+    assert run(["tune", "products"]) == 128 + signal.SIGINT
+    assert cluster.calls[-1] == REMOVED
+    assert int((folder / "session").read_text()) != os.getsid(0), "where no terminal's Ctrl-C comes to"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_while_an_ended_job_is_removed_changes_nothing(
+    cluster: FakeKubectl, capsys: pytest.CaptureFixture[str]
+):
+    cluster.does("delete", f"kill -INT $PPID; sleep 0.2; echo > {cluster.folder}/deleted")
+    assert run(["tune", "products"]) == 0
+    assert (cluster.folder / "deleted").exists()
+    assert capsys.readouterr().out.startswith("50 pairs")
+
+
+def test_a_job_that_is_being_made_is_removed_too(cluster: FakeKubectl):
+    cluster.does("create", f"cat > {cluster.folder}/created; kill -INT $PPID; exec sleep 30")
+    assert run(["tune", "products"]) == 128 + signal.SIGINT
+    assert cluster.created["metadata"]["name"] == NAME
+    assert cluster.calls[-1] == REMOVED
+
+
+def test_a_job_that_cannot_be_removed_is_told_with_the_command_that_does(
+    cluster: FakeKubectl, capsys: pytest.CaptureFixture[str]
+):
+    cluster.does("delete", "echo 'error: connection refused' >&2; exit 1")
+    assert run(["tune", "products", "--context", "blue"]) == 2
+    by_hand = f"kubectl delete jobs.batch {NAME} --namespace=search --ignore-not-found --context=blue"
+    assert f"connection refused. Job search/{NAME} may be left and hold a GPU; to remove it: {by_hand}" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "removed"),
+    [("Error from server (Forbidden): jobs.batch is forbidden", False), ("Unable to connect to the server: EOF", True)],
+)
+def test_a_job_that_was_refused_is_none(
+    cluster: FakeKubectl, capsys: pytest.CaptureFixture[str], said: str, removed: bool
+):
+    cluster.does("create", f"echo '{said}' >&2; exit 1")
+    assert run(["tune", "products"]) == 2
+    assert said in capsys.readouterr().err
+    assert (cluster.calls[-1] == REMOVED) is removed
 
 
 def test_what_may_hinder_others_is_asked_for_by_yes(cluster: FakeKubectl, capsys: pytest.CaptureFixture[str]):
