@@ -316,6 +316,22 @@ async def test_another_golden_set_is_ranked_at_once_and_a_result_of_the_one_befo
         assert worker.asked == 60
 
 
+async def test_other_content_of_the_same_golden_set_counts_when_it_is_due_and_another_key_at_once():
+    async with measuring() as (world, worker):
+        await world.after()
+        assert world.api.data is not None
+        (text,) = world.api.data.values()
+        world.api.change(text)
+        await world.after(60)
+        assert worker.asked == 20
+        await world.after(2 * HOUR)
+        assert worker.asked == 40
+        source = {"configMap": "golden", "key": "golden.json"}
+        world.want(MODEL_A, **(world.spec | {"rollout": {"goldenSet": source}}))
+        await world.after(60)
+        assert worker.asked == 60
+
+
 async def test_who_does_not_lead_ranks_nothing_and_who_has_led_stops():
     async with measuring() as (world, worker):
         world.leading = False
