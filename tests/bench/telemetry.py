@@ -11,7 +11,8 @@ does meets all of them:
 
 Gateway: 16 clients ask for 50 documents as fast as they are answered, before a paced worker that takes no time for a
 batch; what counts is the CPU time of the gateway's process a request. Worker: 16 clients, the demo model on one
-core; what counts is pairs a second. Ratios are of medians over the rounds, with the range of the rounds' own ratios.
+core; what counts is pairs a second. Ratios are of medians over the rounds, with the range of the rounds' own ratios. Beside it the series of one
+Reranker with one revision at a gateway, and those of a worker.
 """
 
 import argparse
@@ -184,10 +185,19 @@ async def _gateway_rounds(options: argparse.Namespace, started: Mapping[str, tup
                     one = await gateways.rate_of_a_core(client, f"{api}/v2/rerank", body, options.seconds, pid)
                 cpu[variant.name].append(1000 * one["gateway_cpu_seconds"] / one["requests"])
                 rate[variant.name].append(one["requests_per_second"])
+        series = await _series(client, f"{started['on'][2]}{METRICS_PATH}", 'reranker="served"')
     return {
+        "series_a_reranker": series,
         "cpu_a_request": compared(cpu, "ms of the gateway's process"),
         "throughput": compared(rate, "requests/s, clients and worker on the same cores"),
     }
+
+
+async def _series(client: aiohttp.ClientSession, url: str, named: str = "") -> int:
+    """Series at ``url`` that have ``named`` among their labels."""
+    async with client.get(url) as response:
+        text = await response.text()
+    return sum(not line.startswith("#") and named in line for line in text.splitlines())
 
 
 def of_workers(options: argparse.Namespace, endpoint: str) -> dict[str, Any]:
@@ -238,7 +248,9 @@ async def _worker_rounds(
                 scored = len(bodies) * workload.DOCUMENTS
                 pairs[variant.name].append(scored / seconds)
                 cpu[variant.name].append(1000 * (cpu_seconds(server.pid) - before) / scored)
+        series = await _series(client, f"http://127.0.0.1:{servers['on'].place.port}{METRICS_PATH}")
     return {
+        "series_a_worker": series,
         "throughput": compared(pairs, "pairs/s"),
         "cpu_a_pair": compared(cpu, "ms of the worker's process"),
     }
