@@ -10,9 +10,9 @@ does meets all of them:
 - traced: the same with every request traced.
 
 Gateway: 16 clients ask for 50 documents as fast as they are answered, before a paced worker that takes no time for a
-batch; what counts is the CPU time of the gateway's process a request. Worker: 16 clients, the demo model on one
-core; what counts is pairs a second. Ratios are of medians over the rounds, with the range of the rounds' own ratios. Beside it the series of one
-Reranker with one revision at a gateway, and those of a worker.
+batch; what counts is the CPU time of the gateway's process a request. Worker: 16 clients, the demo model on one core;
+what counts is pairs a second. Ratios are of medians over the rounds, with the range of the rounds' own ratios. Beside
+it the series of one Reranker with one revision at a gateway, and those of a worker.
 """
 
 import argparse
