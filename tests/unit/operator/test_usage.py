@@ -38,8 +38,9 @@ def test_who_is_forgotten_begins_anew():
     assert meter.look(KEY, {OWN: 2}, 10.0) == {}
 
 
-@given(st.lists(st.tuples(st.floats(0, 120), st.floats(0, 1), st.integers(0, 9)), min_size=1, max_size=30))
+@given(st.lists(st.tuples(st.floats(0, 119), st.floats(0, 1), st.integers(0, 9)), min_size=1, max_size=30))
 def test_more_looks_at_the_same_make_no_more_seconds(steps: list[tuple[float, float, int]]):
+    # Waits of just the longest gap would be longer or not as sums of floats are rounded.
     rare, often, now, held = Meter(120), Meter(120), 0.0, 0
     rare.look(KEY, {OWN: held}, now)
     often.look(KEY, {OWN: held}, now)
