@@ -22,6 +22,12 @@ _NO_ROLLOUT = f"""unless {OF_RERANKER}
 """A canary's workers come on top, on purpose; one that is forgotten is told of by RerankCanaryHeld."""
 
 _REVISION = NAME + ", revision {{ $labels.revision }}"
+_SAMPLES = "kubectl rerank samples {{ $labels.reranker }} -n {{ $labels.namespace }}"
+_ITS_PODS = "-l rerank.dev/reranker={{ $labels.reranker }},rerank.dev/revision={{ $labels.revision }}"
+
+
+def _in_phase(phase: str) -> str:
+    return quiet(f'max {BY_REVISION} (rerank_operator_rollout_phase{{phase="{phase}"}}) == 1')
 
 
 def model_alerts() -> Group:
@@ -66,7 +72,7 @@ max by (namespace, reranker, revision, measure) (rerank_operator_golden_quality)
                 description=_REVISION
                 + ": the expected calibration error is {{ $value | humanize }}, over 0.05 more than "
                 "before. The order of documents is not touched; thresholds on scores are.",
-                look="kubectl rerank samples {{ $labels.reranker }} -n {{ $labels.namespace }}",
+                look=_SAMPLES,
                 means="the calibration error has risen by 0.05: of users' labels or of the golden set",
                 hold="15m",
                 keep="1h",
@@ -83,7 +89,7 @@ max by (namespace, reranker, revision, measure) (rerank_operator_golden_quality)
                 description=_REVISION
                 + ": the population stability index of the last 6 hours against the reference day is "
                 "{{ $value | humanize }}.",
-                look="kubectl rerank samples {{ $labels.reranker }} -n {{ $labels.namespace }}",
+                look=_SAMPLES,
                 means="scores of the last 6 h against a day that ended a day ago: PSI over 0.25, 1,000 scores in each",
                 hold="2h",
                 keep="1h",
@@ -128,8 +134,7 @@ count {BY_REVISION} (
                 summary="workers of " + _REVISION + " serve different models",
                 description=_REVISION + ": its workers have {{ $value }} different pairs of checksums of model and "
                 "tokenizer.",
-                look="kubectl -n {{ $labels.namespace }} get pods -o wide "
-                "-l rerank.dev/reranker={{ $labels.reranker }},rerank.dev/revision={{ $labels.revision }}",
+                look="kubectl -n {{ $labels.namespace }} get pods -o wide " + _ITS_PODS,
                 means="workers of one revision have different checksums of model or tokenizer for 15 m",
                 hold="15m",
                 keep="5m",
@@ -137,7 +142,7 @@ count {BY_REVISION} (
             Alert(
                 name="RerankCanaryRolledBack",
                 severity="ticket",
-                expr=quiet(f'max {BY_REVISION} (rerank_operator_rollout_phase{{phase="RolledBack"}}) == 1'),
+                expr=_in_phase("RolledBack"),
                 why="""Stable serves everything, so nobody is to be woken; but what the spec asks for does not
                 serve, and will not by itself. It ends when the spec changes, or with kubectl rerank retry.""",
                 summary="canary {{ $labels.revision }} of " + NAME + " was taken back",
@@ -149,7 +154,7 @@ count {BY_REVISION} (
             Alert(
                 name="RerankCanaryHeld",
                 severity="ticket",
-                expr=quiet(f'max {BY_REVISION} (rerank_operator_rollout_phase{{phase="Paused"}}) == 1'),
+                expr=_in_phase("Paused"),
                 why="""Paused: its deadline is over without a verdict, or somebody paused it and has not come back.
                 Two sets of workers are paid for meanwhile. 30 minutes for who paused it to look at something.""",
                 summary="canary {{ $labels.revision }} of " + NAME + " waits for a decision",
@@ -195,8 +200,7 @@ def capacity_alerts() -> Group:
                 summary="workers of " + _REVISION + " run out of memory",
                 description=_REVISION + ": {{ $value | humanize }} batches did not fit, or workers were killed, in the "
                 "last hour.",
-                look="kubectl -n {{ $labels.namespace }} describe pods "
-                "-l rerank.dev/reranker={{ $labels.reranker }},rerank.dev/revision={{ $labels.revision }}",
+                look="kubectl -n {{ $labels.namespace }} describe pods " + _ITS_PODS,
                 means="3 batches did not fit into memory, or a worker was killed for its memory, in 1 h",
                 keep="10m",
             ),

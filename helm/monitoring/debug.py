@@ -22,15 +22,11 @@ MANY: Steps = ((None, "green"), (1.0, "red"))
 
 
 def debug() -> dashboard.Dashboard:
-    """Why does this model behave as it does?"""
     return board(
-        uid="rerank-debug",
-        title="Rerank / Debug",
-        description="Models, memory, batches, tokens, scores and the operator's own work, for engineers.",
+        "Debug",
+        "Models, memory, batches, tokens, scores and the operator's own work, for engineers.",
         since="now-1h",
-        refresh="30s",
-        variables=("namespace", "reranker", "revision"),
-        links=(to_board("rerank-on-call", "On-call"), to_runbooks()),
+        links=(to_board("On-call"), to_runbooks()),
         parts=(
             ("Models", [_models()]),
             ("Memory", _memory()),
@@ -41,6 +37,10 @@ def debug() -> dashboard.Dashboard:
             ("The operator's work", _work()),
         ),
     )
+
+
+def _median_and_p95(histogram: str, selector: str) -> tuple[Query, ...]:
+    return tuple(Query(quantile(q, histogram, selector), f"{NAME} p{100 * q:g}") for q in (0.5, 0.95))
 
 
 def _models() -> Panel:
@@ -170,10 +170,7 @@ def _batches() -> list[Panel]:
                 "s",
                 8,
             ),
-            *(
-                Query(quantile(q, "rerank_worker_engine_time_seconds", REVISION), f"{NAME} p{100 * q:g}")
-                for q in (0.5, 0.95)
-            ),
+            *_median_and_p95("rerank_worker_engine_time_seconds", REVISION),
         ),
         lines(
             About(
@@ -259,10 +256,7 @@ def _tokens() -> list[Panel]:
                 "short",
                 8,
             ),
-            *(
-                Query(quantile(q, "rerank_gateway_request_documents", RERANKER), f"{NAME} p{100 * q:g}")
-                for q in (0.5, 0.95)
-            ),
+            *_median_and_p95("rerank_gateway_request_documents", RERANKER),
         ),
         lines(
             About(

@@ -12,15 +12,13 @@ LOW_IS_BAD: Steps = ((None, "red"), (0.0, "orange"), (0.25, "green"))
 
 
 def executive() -> dashboard.Dashboard:
-    """Is the fleet worth its money, and does it keep its promises?"""
     return board(
-        uid="rerank-executive",
-        title="Rerank / Executive",
-        description="Traffic, cost, objectives and ranking quality of all Rerankers, over weeks.",
+        "Executive",
+        "Traffic, cost, objectives and ranking quality of all Rerankers, over weeks.",
         since="now-30d",
         refresh="5m",
         variables=("namespace", "reranker"),
-        links=(to_board("rerank-on-call", "On-call"),),
+        links=(to_board("On-call"),),
         parts=(
             ("Each Reranker", [_summary()]),
             ("Traffic and cost", _cost()),

@@ -34,6 +34,11 @@ _WORST_REVISION = (
 )
 """Only asked while an alert fires, and only said where several revisions have traffic."""
 
+_SLI = "{{ $labels.sli }} of " + NAME
+_BURNS = (
+    f"{NAME}: {{{{ $labels.sli }}}}: the error budget of 30 days burns {{{{ $value | humanize }}}} times as fast as it "
+    "may." + _WORST_REVISION
+)
 
 _THRESHOLD = (
     "{{ with printf `max(rerank_gateway_latency_threshold_seconds{namespace=%q,reranker=%q})` $labels.namespace "
@@ -89,10 +94,6 @@ def _burn(factor: str, long: str, short: str, *, bad: int, unless: str) -> str:
 
 
 def objective_alerts() -> Group:
-    burns = (
-        f"{NAME}: {{{{ $labels.sli }}}}: the error budget of 30 days burns {{{{ $value | humanize }}}} times as fast"
-        " as it may."
-    )
     others = "RerankLatencyBreach|RerankNoWorkers"
     late = "rerank:sli_errors:increase10m"
     return Group(
@@ -113,8 +114,8 @@ def objective_alerts() -> Group:
                 where 100 come in an hour, two that fail are 20 times the budget and no reason to get up. By chance
                 alone a service that keeps its promise has 10 bad ones where it should have 0.7 once in 300 million
                 hours.""",
-                summary="{{ $labels.sli }} of " + NAME + " fails its users fast",
-                description=burns + _WORST_REVISION,
+                summary=_SLI + " fails its users fast",
+                description=_BURNS,
                 look=STATUS,
                 means="14.4 times the budget over 1 h and 5 m, or 6 times over 6 h and 30 m",
                 keep="5m",
@@ -193,8 +194,8 @@ label_replace(
                 "At least 20 bad requests: a service of 10,000 requests a day that just keeps 99.9 % has 10, and 20 by "
                 "chance on one day of 290. At least 40 of 48 half hours are known: a leak that RerankErrorBudgetBurn "
                 "sees, it sees first.",
-                summary="{{ $labels.sli }} of " + NAME + " has failed its users all day",
-                description=burns + _WORST_REVISION,
+                summary=_SLI + " has failed its users all day",
+                description=_BURNS,
                 look=STATUS,
                 means="twice the budget over 1 d and 2 h, and no other page in that day",
                 keep="2h",
@@ -209,8 +210,8 @@ label_replace(
                 why="3 times over a day is 10 % of the budget, once over 3 days is 10 %, too: at that rate all of it "
                 "is spent when the 30 days are over. Silent where a page of the same Reranker and sli has fired in the "
                 "short window: that incident's requests are still in it.",
-                summary="{{ $labels.sli }} of " + NAME + " will not keep its objective",
-                description=burns + _WORST_REVISION,
+                summary=_SLI + " will not keep its objective",
+                description=_BURNS,
                 look=STATUS,
                 means="3 times the budget over 1 d and 2 h, or all of it over 3 d and 6 h, and no page meanwhile",
                 keep="1h",

@@ -26,15 +26,11 @@ BUSY: Steps = ((None, "green"), (0.8, "orange"), (0.95, "red"))
 
 
 def on_call() -> dashboard.Dashboard:
-    """What is wrong, since when, and where to look next?"""
     return board(
-        uid="rerank-on-call",
-        title="Rerank / On-call",
-        description="What is wrong now and where to look: alerts, latency, errors, capacity, canary.",
+        "On-call",
+        "What is wrong now and where to look: alerts, latency, errors, capacity, canary.",
         since="now-3h",
-        refresh="30s",
-        variables=("namespace", "reranker", "revision"),
-        links=(to_board("rerank-debug", "Debug"), to_board("rerank-executive", "Executive"), to_runbooks()),
+        links=(to_board("Debug"), to_board("Executive"), to_runbooks()),
         parts=(
             ("What is wrong", _wrong()),
             ("Latency", _latency()),

@@ -159,18 +159,18 @@ def states(about: About, query: Query, texts: Mapping[str, tuple[str, str]]) -> 
 
 
 def board(
-    uid: str,
-    title: str,
+    name: str,
     description: str,
     since: str,
-    refresh: str,
-    variables: Sequence[str],
     links: Sequence[builders.DashboardLink],
     parts: Sequence[tuple[str, Sequence[Panel]]],
+    refresh: str = "30s",
+    variables: Sequence[str] = ("namespace", "reranker", "revision"),
 ) -> dashboard.Dashboard:
     """A dashboard: ``parts`` are titled rows of panels. ``variables``: of _VARIABLES, besides the datasource."""
-    made = builders.Dashboard(title).uid(uid).description(description).tags(["rerank"]).readonly().timezone("browser")
-    made.time(since, "now").refresh(refresh).tooltip(dashboard.DashboardCursorSync.CROSSHAIR).links(list(links))
+    made = builders.Dashboard(f"Rerank / {name}").uid(_uid(name)).description(description)
+    made.tags(["rerank"]).readonly().timezone("browser").time(since, "now").refresh(refresh).links(list(links))
+    made.tooltip(dashboard.DashboardCursorSync.CROSSHAIR)
     made.with_variable(builders.DatasourceVariable("datasource").label("Prometheus").type("prometheus"))
     for name in variables:
         made.with_variable(_variable(name))
@@ -184,9 +184,9 @@ def board(
     return made.build()
 
 
-def to_board(uid: str, title: str) -> builders.DashboardLink:
+def to_board(name: str) -> builders.DashboardLink:
     """With the variables and the time of the dashboard that it leaves."""
-    return _link(title, f"/d/{uid}").include_vars(True).keep_time(True).icon("dashboard")
+    return _link(name, f"/d/{_uid(name)}").include_vars(True).keep_time(True).icon("dashboard")
 
 
 def to_runbooks() -> builders.DashboardLink:
@@ -217,6 +217,10 @@ def _variable(name: str) -> builders.QueryVariable:
     made.refresh(dashboard.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(dashboard.VariableSort.ALPHABETICAL_ASC)
     made.current(dashboard.VariableOption(selected=True, text="All", value="$__all"))
     return made.multi(True).include_all(True).all_value(".*")
+
+
+def _uid(board: str) -> str:
+    return f"rerank-{board.lower()}"
 
 
 def _link(title: str, url: str) -> builders.DashboardLink:
