@@ -50,6 +50,9 @@ class Trace:
         """While a worker has the request. ``number``: from 1; ``mirrored``: a canary is asked, and no user waits."""
         return nullcontext(Attempt(self._headers))
 
+    def cut(self) -> None:
+        """The gateway is about to end the request, and not its client: the time of a drain is over."""
+
     def end(self, record: "Record", ended: float) -> None:
         """The answer has gone out, or its client has. ``ended``: of the clock by which the trace began."""
 

@@ -43,6 +43,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from rerank_gateway.cluster.state import Endpoint
+from rerank_gateway.ending import SHUTTING_DOWN
 from rerank_gateway.errors import ApiError
 from rerank_gateway.record import Record
 from rerank_gateway.slo import CLIENT_WENT_AWAY
@@ -56,6 +57,8 @@ LAST_SPANS = 2.0
 SERVER_ERROR = 500
 COMPLAIN_EVERY = 60.0
 """Seconds between lines about a collector that does not take spans."""
+
+_WENT_AWAY = "client_went_away"
 
 _propagator = TraceContextTextMapPropagator()
 _NO_CONTEXT = Context()
@@ -117,6 +120,8 @@ class _Sampled(Trace):
         self._context = set_span_in_context(server)
         self._clock = clock
         self._zero = zero
+        self._cut = False
+        """The gateway ends the request."""
 
     @contextmanager
     def waiting(self) -> Generator[None]:
@@ -133,13 +138,16 @@ class _Sampled(Trace):
             "rerank.revision": endpoint.revision,
             "rerank.attempt": number,
         }
-        with self._child("mirror" if mirrored else "score", SpanKind.CLIENT, attributes) as span:
+        with self._child("mirror" if mirrored else "score", SpanKind.CLIENT, attributes, mirrored) as span:
             attempt = Attempt(_headers(span))
             try:
                 yield attempt
             finally:
                 if attempt.status:
                     span.set_attribute("http.response.status_code", attempt.status)
+
+    def cut(self) -> None:
+        self._cut = True
 
     def end(self, record: Record, ended: float) -> None:
         if record.candidate_fetch is not None:
@@ -153,12 +161,15 @@ class _Sampled(Trace):
         self._server.end(self._at(ended))
 
     @contextmanager
-    def _child(self, name: str, kind: SpanKind, attributes: Mapping[str, str | int]) -> Generator[Span]:
+    def _child(
+        self, name: str, kind: SpanKind, attributes: Mapping[str, str | int], unasked: bool = False
+    ) -> Generator[Span]:
+        """``unasked``: no client waits for it, so that only the gateway may cancel it."""
         span = self._tracer.start_span(name, self._context, kind, attributes, start_time=self._at(self._clock()))
         try:
             yield span
         except BaseException as error:
-            _failed(span, error)
+            _failed(span, error, SHUTTING_DOWN if unasked or self._cut else _WENT_AWAY)
             raise
         finally:
             span.end(self._at(self._clock()))
@@ -194,16 +205,16 @@ def _attributes(record: Record) -> dict[str, str | int | float]:
 
 def _error_of(record: Record) -> str:
     if record.code == CLIENT_WENT_AWAY:
-        return "client_went_away"
+        return _WENT_AWAY
     return record.error or (str(record.code) if record.code >= SERVER_ERROR else "")
 
 
-def _failed(span: Span, error: BaseException) -> None:
-    """Told are its code or its kind only: what it says may quote the request."""
+def _failed(span: Span, error: BaseException, cancelled: str) -> None:
+    """Told are its code or its kind only: what it says may quote the request. ``cancelled``: what it was if that."""
     if isinstance(error, ApiError):
         kind = error.code
     elif isinstance(error, asyncio.CancelledError):
-        kind = "client_went_away"
+        kind = cancelled
     else:
         kind = type(error).__name__.strip("_").lower()
     span.set_attribute("error.type", kind)

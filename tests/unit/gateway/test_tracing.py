@@ -235,6 +235,43 @@ async def test_a_client_that_goes_away_ends_its_spans(traced: House, collector: 
     assert attributes(await collector.one("score"))["error.type"] == "client_went_away"
 
 
+async def test_a_drain_that_ends_a_request_is_not_told_as_a_client_that_went_away(
+    collector: Collector, open_house: Callable[..., Awaitable[House]]
+) -> None:
+    house = await open_house(tracing=Tracing(time.monotonic), drain_timeout=0.1)
+
+    async def freezes(worker: Worker, query: object) -> None:
+        await asyncio.Event().wait()
+
+    worker = await house.worker(behave=freezes)
+    house.serve(worker)
+    asked = house.rerank()
+    await until(lambda: bool(worker.seen), "the attempt")
+    await house.gateway.stop(asyncio.Event())
+    status, _ = await asked
+    found = attributes(await collector.one("POST /v2/rerank"))
+    assert (status, found["http.response.status_code"], found["error.type"]) == (503, 503, "shutting_down")
+    score = await collector.one("score")
+    assert attributes(score)["error.type"] == "shutting_down"
+    assert score.status.code == 2
+
+
+async def test_a_mirrored_request_that_a_drain_ends_had_no_client_that_went_away(
+    collector: Collector, open_house: Callable[..., Awaitable[House]]
+) -> None:
+    async def freezes(worker: Worker, query: object) -> None:
+        await asyncio.Event().wait()
+
+    house = await open_house(tracing=Tracing(time.monotonic))
+    stable, canary = await house.worker("stable"), await house.worker("canary", freezes)
+    traffic, mirror = (("stable", 100), ("canary", 0)), MirrorPolicy("canary", "stable", 100)
+    house.serve(stable, canary, traffic=traffic, mirror=mirror)
+    assert (await house.rerank())[0] == 200
+    await until(lambda: bool(canary.seen), "the mirrored request")
+    await house.gateway.stop(asyncio.Event())
+    assert attributes(await collector.one("mirror"))["error.type"] == "shutting_down"
+
+
 async def test_a_wait_that_ends_in_an_error_is_a_span_too(traced: House, collector: Collector) -> None:
     traced.serve(wake_timeout=0.05)
     assert (await traced.rerank())[0] in (503, 504)
