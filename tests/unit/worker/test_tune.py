@@ -17,7 +17,7 @@ from rerank_api import names
 from rerank_api.reranker import RerankerSpec
 from rerank_api.worker_config import ModelSource, WorkerConfig
 from rerank_worker import cli, memory
-from rerank_worker.commands import trials, tune
+from rerank_worker.commands import advice, trials, tune_report
 from rerank_worker.commands.trials import Contender, Measured, Trial, Way
 from rerank_worker.engine import EngineOutOfMemory, Pair, capacity, select
 from rerank_worker.loading.checkpoint import Checkpoint
@@ -62,21 +62,21 @@ ONNX = contender("onnxruntime")
     ],
 )
 def test_recommendation(measured: list[Trial], expected: int, reason: str) -> None:
-    found = tune.recommend(measured)
+    found = advice.recommend(measured)
     assert found is not None
     assert found[0] is measured[expected]
     assert re.search(reason, found[1])
 
 
 def test_nothing_measured_recommends_nothing() -> None:
-    assert tune.recommend([]) is None
-    assert tune.recommend([trial(FLAT, 32, 100, "pairs"), trial(POOR, 2_048, 100)]) is None
-    assert tune.best_batch_size([]) is None
+    assert advice.recommend([]) is None
+    assert advice.recommend([trial(FLAT, 32, 100, "pairs"), trial(POOR, 2_048, 100)]) is None
+    assert advice.best_batch_size([]) is None
 
 
 def test_the_best_batch_size_is_the_exercise() -> None:
     measured = [trial(FLAT, size, speed, "pairs") for size, speed in ((8, 60), (16, 66), (32, 50), (64, 40))]
-    best = tune.best_batch_size([*measured, trial(FLAT, 2_048, 100), trial(WRONG, 64, 200, "pairs")])
+    best = advice.best_batch_size([*measured, trial(FLAT, 2_048, 100), trial(WRONG, 64, 200, "pairs")])
     assert best is not None
     assert best.way == Way("pairs", 16)
 
@@ -98,7 +98,7 @@ def checkpoint(tiny_bert: Path) -> Checkpoint:
 
 
 def test_the_settings_are_a_rerankers_own(checkpoint: Checkpoint) -> None:
-    text = tune.settings(
+    text = advice.settings(
         trial(contender("onnxruntime", "int8"), 1_024, 9),
         WorkerConfig(model=ModelSource(path="/model"), max_length=48),
         checkpoint,
@@ -265,7 +265,9 @@ def test_engines_that_there_is_no_time_to_load_are_named(
     assert engine.now < 15.0
     assert [one.contender.name for one in found.trials] == ["torch-flat"]
     assert [one.reason for one in found.contenders] == [None, trials.NO_TIME, trials.NO_TIME]
-    said = tune.as_text(found, WorkerConfig(model=ModelSource(path="/m")), checkpoint, pairs, False)
+    said = tune_report.as_text(
+        tune_report.Run(found, WorkerConfig(model=ModelSource(path="/m")), checkpoint, pairs, False)
+    )
     assert "There was no time for torch-padded in float32, onnxruntime in float32: raise --seconds" in said
     assert "not served here" not in said
 
