@@ -300,6 +300,15 @@ and on (namespace, pool)
     )
 
 
+def _answers(which: str) -> str:
+    """Of the last 10 minutes, by the namespace of the gateways: the counter's own is that of the Reranker, if any."""
+    return f"""sum by (namespace) (
+  max by (namespace, pod) (present_over_time(up{{job="rerank-gateway"}}[10m]))
+  * on (pod) group_left ()
+    sum by (pod) (increase(rerank_gateway_requests_total{{{which}}}[10m]))
+)"""
+
+
 def fleet_alerts() -> Group:
     gone = 'max by (namespace) (max_over_time(up{job="rerank-%s"}[1d])) == 1\nunless on (namespace)\n  %s'
     return Group(
@@ -325,6 +334,30 @@ def fleet_alerts() -> Group:
                 look="kubectl -n {{ $labels.namespace }} get pods -l app.kubernetes.io/component=gateway -o wide",
                 means="no gateway is ready, or none can be scraped and there was one in the last day, for 3 m",
                 hold="3m",
+                keep="5m",
+            ),
+            Alert(
+                name="RerankKeysRefused",
+                severity="ticket",
+                expr=f"""
+{_answers('code="401"')} >= 20
+unless on (namespace)
+{_answers('reranker!=""')} > 0
+""",
+                why="""Not one request has got past the check of its key, and 20 and more in 10 minutes have not: the
+                Secret with the keys was emptied or replaced by another one. It is no failure by any
+                objective, for a wrong key is the client's own fault, and before the key is known no Reranker is.
+                That a Reranker was asked, with whatever result, proves that some key is good; answers without a
+                Reranker prove nothing, for /healthz needs no key. 20: a client or scanner that has no key, and tries
+                again once a minute at night, is no outage. 5 minutes: a Secret and its clients that are changed one
+                after the other.""",
+                summary="gateways in {{ $labels.namespace }} refuse every API key",
+                description="Gateways in {{ $labels.namespace }} have answered {{ $value | humanize }} requests of the "
+                "last 10 minutes with 401 and not let any other one through.",
+                look="kubectl -n {{ $labels.namespace }} logs -l app.kubernetes.io/component=gateway --tail=-1 --prefix"
+                " | grep 'API keys'",
+                means="at least 20 requests in 10 m have no valid key and none has one, for 5 m",
+                hold="5m",
                 keep="5m",
             ),
             Alert(

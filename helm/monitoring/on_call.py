@@ -163,7 +163,8 @@ def _errors() -> list[Panel]:
             About(
                 "Answers by code",
                 "429: no room, more replicas or a longer queue. 503 and 504: no worker, or none in time; look at the "
-                "pods. 400 and 422: the client's. 499: the client went away, often because it waited too long.",
+                "pods. 400 and 422: the client's. 401 alone: no key is valid any more (RerankKeysRefused). 499: the "
+                "client went away, often because it waited too long.",
                 "reqps",
             ),
             Query(f"sum by (code) (rate(rerank_gateway_requests_total{{{REVISION}}}[$__rate_interval]))", "{{code}}"),

@@ -92,6 +92,63 @@ def test_a_gap_of_all_scrapes_is_silent(tmp_path: Path):
     check(tmp_path, series, {61: [], 63: [], 120: []}, end=120)
 
 
+# --- keys ---
+
+REFUSED = alert("RerankKeysRefused", **HOME)
+
+
+def answers(code: str, *spans: Span | tuple[int, float], pod: str = "1", **of: str) -> Series:
+    """As they are scraped: where no Reranker is known the labels are gone, that of the gateway's namespace too."""
+    return counter("rerank_gateway_requests_total", *spans, **of, code=code, pod=pod)
+
+
+def test_keys_that_are_all_refused_are_a_ticket_within_twenty_minutes(tmp_path: Path):
+    """The Secret is emptied after an hour and repaired half an hour later; both gateways read it."""
+    series = [
+        answers("401", (60, 0), (30, 30), (60, 0)),
+        answers("401", (60, 0), (30, 30), (60, 0), pod="2"),
+        answers("200", (60, 30), (30, 0), (60, 30), **WHO, revision="r1"),
+        answers("200", (60, 30), (30, 0), (60, 30), pod="2", **WHO, revision="r1"),
+        # Load balancers ask /healthz, which needs no key.
+        answers("200", (150, 12)),
+        up("gateway", (150, 1), pod="2"),
+    ]
+    said = {
+        "summary": "gateways in rerank-system refuse every API key",
+        "description": "Gateways in rerank-system have answered 600 requests of the last 10 minutes with 401 and not "
+        "let any other one through.",
+        "look": "kubectl -n rerank-system logs -l app.kubernetes.io/component=gateway --tail=-1 --prefix"
+        " | grep 'API keys'",
+        "runbook_url": "docs/runbooks/RerankKeysRefused.md",
+    }
+    annotations = [(85, "RerankKeysRefused", [({**HOME, "severity": "ticket"}, said)])]
+    seen = {60: [], 70: [], 76: [REFUSED], 90: [REFUSED], 97: []}
+    check(tmp_path, series + healthy(200), seen, end=145, annotations=annotations)
+
+
+@pytest.mark.parametrize(
+    ("what", "series"),
+    [
+        ("one client of two has a bad key", [answers("401", (60, 30)), answers("200", (60, 1), **WHO, revision="r1")]),
+        ("its Reranker has no worker", [answers("401", (60, 30)), answers("503", (60, 1), **WHO)]),
+        ("few ask", [answers("401", (60, 1))]),
+        ("nobody asks", [answers("401", (60, 0)), answers("200", (60, 0), **WHO, revision="r1")]),
+        ("only /healthz is asked", [answers("200", (60, 12))]),
+        ("no data", []),
+        ("for 10 minutes", [answers("401", (20, 0), (10, 30), (30, 0)),
+                            answers("200", (20, 30), (10, 0), (30, 30), **WHO, revision="r1")]),
+        ("one gateway of two has read it", [answers("401", (60, 30)), up("gateway", (60, 1), pod="2"),
+                                            answers("200", (60, 30), pod="2", **WHO, revision="r1")]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_keys_are_silent(tmp_path: Path, what: str, series: list[Series]):
+    check(tmp_path, series + healthy(60), {40: [], 59: []}, end=59)
+
+
+# --- operators ---
+
+
 def test_nobody_leads_is_a_ticket(tmp_path: Path):
     leads = gauge("rerank_operator_leader", (60, 1), (30, 0), (60, 1), **HOME, pod="1")
     check(tmp_path, [leads, *healthy(200, "leader")], {63: [], 67: [HEADLESS], 100: []}, end=140)
