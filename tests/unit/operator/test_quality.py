@@ -18,7 +18,7 @@ from rerank_operator.controller.plan import Plan, make_plan
 from rerank_operator.controller.quality import AT_ONCE, QualityRuns
 from rerank_operator.rollout.golden import workers
 from unit.operator.build import KEY, MODEL_A, MODEL_B, NAME, NAMESPACE, WORKER, World
-from unit.operator.test_rollouts import Api, Worker
+from unit.operator.golden import Api, Worker, listening
 
 HOUR = 3600.0
 SPEC: dict[str, Any] = {
@@ -100,19 +100,15 @@ class Asked(Worker):
 @asynccontextmanager
 async def measuring(**spec: Any) -> AsyncGenerator[tuple[Measuring, Asked]]:
     worker = Asked()
-    app = web.Application()
-    app.router.add_post(wire.SCORE_PATH, worker.score)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    address = f"127.0.0.1:{runner.addresses[0][1]}"
-    async with aiohttp.ClientSession() as session:
+    async with (
+        listening(web.post(wire.SCORE_PATH, worker.score)) as address,
+        aiohttp.ClientSession() as session,
+    ):
         world = Measuring(session, address, **spec)
         try:
             yield world, worker
         finally:
             world.runs.reset()
-            await runner.cleanup()
 
 
 def sample(name: str, **labels: str) -> float | None:

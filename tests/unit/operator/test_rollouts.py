@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import aiohttp
 import msgspec
@@ -13,29 +12,11 @@ from prometheus_client import REGISTRY
 from rerank_api import wire
 from rerank_api.answers import ANSWERS_PATH, Answers, Mirrored, MirroredAnswers
 from rerank_api.reranker import RolloutCheck
-from rerank_operator.controller.api import ApiError
 from rerank_operator.controller.kinds import PODS
 from rerank_operator.controller.rollouts import KEEP_SECONDS, RETRY_SECONDS, Rollouts
 from unit.operator.build import KEY, MODEL_B
+from unit.operator.golden import QUERIES, Api, Worker, listening
 from unit.operator.test_canary_plans import CANARY, Rollout, check
-
-QUERIES = [{"query": f"q{n}", "documents": ["good", "bad"], "labels": [1, 0]} for n in range(20)]
-
-
-class Api:
-    """Has one ConfigMap, or none."""
-
-    def __init__(self) -> None:
-        self.data: dict[str, str] | None = {"golden.json": json.dumps({"queries": QUERIES})}
-        self.version = 1
-
-    async def get(self, kind: object, namespace: str, name: str) -> dict[str, Any]:
-        if self.data is None:
-            raise ApiError(404, "NotFound", "there is none")
-        return {"metadata": {"resourceVersion": str(self.version)}, "data": self.data}
-
-    def change(self, text: str) -> None:
-        self.data, self.version = {"golden.json": text}, self.version + 1
 
 
 class Asked:
@@ -75,35 +56,18 @@ class Asked:
         return findings.mirror if findings is not None else None
 
 
-class Worker:
-    def __init__(self) -> None:
-        self.asked = 0
-        self.go = asyncio.Event()
-        self.go.set()
-
-    async def score(self, request: web.Request) -> web.Response:
-        self.asked += 1
-        await self.go.wait()
-        texts = (await request.json())["documents"]
-        return web.json_response({"scores": [1.0 if text == "good" else 0.0 for text in texts], "tokens": 1})
-
-
 @asynccontextmanager
 async def asking(world: Rollout, gateways: list[str] | None = None) -> AsyncGenerator[tuple[Asked, Worker]]:
     worker = Worker()
-    app = web.Application()
-    app.router.add_post(wire.SCORE_PATH, worker.score)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    address = f"127.0.0.1:{runner.addresses[0][1]}"
-    async with aiohttp.ClientSession() as session:
+    async with (
+        listening(web.post(wire.SCORE_PATH, worker.score)) as address,
+        aiohttp.ClientSession() as session,
+    ):
         asked = Asked(world, session, address, gateways or [])
         try:
             yield asked, worker
         finally:
             asked.rollouts.reset()
-            await runner.cleanup()
 
 
 async def test_the_same_golden_set_is_not_ranked_twice_and_another_one_is():
@@ -187,12 +151,10 @@ async def test_the_requests_that_differed_most_are_named():
         mirrored = [MirroredAnswers(world.b, len(told), told)]
         return web.Response(body=msgspec.json.encode(Answers("gateway-1", mirrored=mirrored)))
 
-    app = web.Application()
-    app.router.add_get(ANSWERS_PATH, answers)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    async with asking(world, [f"127.0.0.1:{runner.addresses[0][1]}"]) as (asked, _):
+    async with (
+        listening(web.get(ANSWERS_PATH, answers)) as gateway,
+        asking(world, [gateway]) as (asked, _),
+    ):
         await asked.look()  # from here on it counts
         told += [Mirrored(0.1, 0.1, agreement=1 - n / 10, drift=0.1, request_id=f"r-{n}") for n in range(8)]
         world.now += KEEP_SECONDS
@@ -200,7 +162,6 @@ async def test_the_requests_that_differed_most_are_named():
         findings = asked.rollouts.findings(world.observe())
         assert findings is not None
         assert [one.request_id for one in findings.differed] == ["r-7", "r-6", "r-5", "r-4", "r-3"]
-    await runner.cleanup()
 
 
 async def test_verdicts_that_come_and_go_are_written_from_time_to_time_only():
