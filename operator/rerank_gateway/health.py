@@ -21,6 +21,9 @@ from rerank_gateway.metrics import Metrics
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
 METRICS_PATH = "/metrics"
+ONLY = "name[]"
+"""In the query of METRICS_PATH, as prometheus_client's own server has it: a series that is asked for. What no one asks
+for is not collected."""
 
 _Format = tuple[str, Callable[[Collector], bytes]]
 """Content type and writer."""
@@ -57,9 +60,11 @@ def add_metrics(app: web.Application, metrics: Metrics, source: Source) -> None:
         content_type, encode = _TEXT
         if _OPENMETRICS_TYPE in request.headers.get("Accept", ""):
             content_type, encode = _OPENMETRICS
+        asked = request.query.getall(ONLY, None)
+        registry = metrics.registry if asked is None else metrics.registry.restricted_registry(asked)
         # Of one moment, so that no part exceeds its whole. But to write thousands of series down, a quarter of a
         # second's work for a hundred Rerankers, would hold requests up.
-        families = _Collected(list(metrics.registry.collect()))
+        families = _Collected(list(registry.collect()))
         body = await asyncio.to_thread(encode, families)
         return web.Response(body=body, headers={"Content-Type": content_type})
 

@@ -69,7 +69,7 @@ class _Series(dict[tuple[str, ...], T]):
 class Metrics:
     def __init__(self, clock: Callable[[], float], wall: Callable[[], float] = time.time) -> None:
         """``wall``: Unix time, of exemplars and for the ends of maintenances."""
-        self.registry = CollectorRegistry()
+        self.registry = CollectorRegistry(auto_describe=True)  # so that each series can be asked for by its name
         self._clock = clock
         self._wall = wall
         self._policies: dict[Key, Policy] = {}
@@ -366,9 +366,6 @@ class _LiveGauges(Collector):
         self._table = table
         self._caches = caches
         self._in_maintenance = in_maintenance
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
 
     def collect(self) -> Iterable[Metric]:
         waiting = GaugeMetricFamily(

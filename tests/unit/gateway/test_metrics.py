@@ -142,6 +142,31 @@ async def test_openmetrics_is_for_those_who_accept_it(house: House, accept: str 
     assert _samples(families, "process_resident_memory_bytes")[0].value > 0
 
 
+async def test_only_what_is_asked_for_is_told(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.serve(await house.worker())
+    await house.rerank()
+
+    async def told(*names: str) -> set[tuple[str, frozenset[tuple[str, str]]]]:
+        query = [("name[]", name) for name in names]
+        async with house.client.get(house.admin_url + "/metrics", params=query) as response:
+            families = list(parse_text(await response.text()))
+        return {(sample.name, frozenset(sample.labels.items())) for family in families for sample in family.samples}
+
+    everything = await told()
+    names = {name for name, _ in everything}
+    assert {f"{DURATION}_bucket", "rerank_gateway_waiting_requests", "process_start_time_seconds"} <= names
+    for name in names:
+        assert await told(name) == {series for series in everything if series[0] == name}
+    assert await told(*names) == everything
+    assert await told("absent", "") == set()
+
+    def collected(_: Durations) -> Iterable[Metric]:
+        pytest.fail("collected, which nobody asked for")
+
+    monkeypatch.setattr(Durations, "collect", collected)
+    assert await told("rerank_gateway_waiting_requests", "process_start_time_seconds")
+
+
 async def test_an_edge_stands_exactly_at_the_threshold(house: House) -> None:
     house.serve(await house.worker(), objectives=Objectives(threshold=0.123))
     await house.rerank()
