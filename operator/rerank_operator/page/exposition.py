@@ -27,7 +27,9 @@ _COUNTERS = {
     "rerank_gateway_request_duration_seconds_bucket": ("le/", "le"),
 }
 """A counter to what its series are called here: what stands before or behind the label's value, and the label."""
-_WANTED = (*(f"{name}{{" for name in (*_COUNTERS, _WAITING, _IN_FLIGHT)), f"{_BEGAN} ")
+SERIES = (*_COUNTERS, _WAITING, _IN_FLIGHT, _BEGAN)
+"""By name, all that are read: what gateways are to be asked for."""
+_WANTED = tuple(name + after for name in SERIES for after in "{ ")
 
 
 _Place = tuple[str, Key, str, str]

@@ -20,13 +20,15 @@ from rerank_operator.controller.leader import steady_clock
 from rerank_operator.controller.observe import pod_state
 from rerank_operator.controller.store import Store
 from rerank_operator.page import views
-from rerank_operator.page.exposition import Reader, Sample
+from rerank_operator.page.exposition import SERIES, Reader, Sample
 from rerank_operator.page.figures import STEP_SECONDS, Figures
 from rerank_operator.page.history import History
 
 log = logging.getLogger(__name__)
 
 METRICS_PATH = "/metrics"
+ONLY = "name[]"
+"""In the query, a series that is to be told. Older gateways tell all whatever is asked."""
 DEADLINE_SECONDS = 4.0
 """For one gateway's answer."""
 MOST_AT_ONCE = 8
@@ -203,7 +205,8 @@ async def _ask(session: aiohttp.ClientSession, address: str, limit: asyncio.Sema
     try:
         async with limit, asyncio.timeout(DEADLINE_SECONDS):
             headers = {"Accept": "text/plain;version=0.0.4", "Accept-Encoding": "identity"}
-            async with session.get(f"http://{address}{METRICS_PATH}", headers=headers) as answer:
+            only = [(ONLY, series) for series in SERIES]
+            async with session.get(f"http://{address}{METRICS_PATH}", params=only, headers=headers) as answer:
                 if answer.status != 200:
                     raise ValueError(f"its metrics are answered with status {answer.status}")
                 text = bytearray()

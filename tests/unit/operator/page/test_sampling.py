@@ -10,13 +10,15 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import ClientSession, web
+from rerank_gateway import health
 from rerank_operator.controller.kinds import PODS, RERANKERS
 from rerank_operator.controller.store import Store
 from rerank_operator.page import sampling, server
+from rerank_operator.page.exposition import SERIES
 from rerank_operator.page.sampling import Sampling, Standing
 from unit.operator.build import KEY, pod, reranker
 
-SERIES = 'namespace="search",reranker="products"'
+LABELS = 'namespace="search",reranker="products"'
 
 
 async def until(what: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -32,13 +34,16 @@ class Gateway:
     def __init__(self) -> None:
         self.requests = 0
         self.asked = 0
+        self.asked_for: list[str] = []
         self.spoilt: Callable[[], web.Response] | None = None
         self.hangs = False
         self.go = asyncio.Event()
         self.address = ""
 
-    async def metrics(self, _: web.Request) -> web.Response:
+    async def metrics(self, request: web.Request) -> web.Response:
+        """All that it has, whatever is asked for, as an old gateway does."""
         self.asked += 1
+        self.asked_for = request.query.getall(health.ONLY)
         if self.hangs:
             await self.go.wait()
         if self.spoilt is not None:
@@ -46,8 +51,9 @@ class Gateway:
         self.requests += 10
         return web.Response(
             text="# HELP of what follows\n"
-            f'rerank_gateway_requests_total{{{SERIES},revision="a",code="200"}} {self.requests}\n'
-            f"rerank_gateway_waiting_requests{{{SERIES}}} 3\n"
+            f'rerank_gateway_requests_total{{{LABELS},revision="a",code="200"}} {self.requests}\n'
+            f"rerank_gateway_waiting_requests{{{LABELS}}} 3\n"
+            f'rerank_gateway_tokens_total{{{LABELS},revision="a"}} 1e9\n'
         )
 
 
@@ -115,11 +121,17 @@ async def test_what_a_gateway_says_is_on_the_page(world: World):
     assert await world.sampling.reranker(("search", "nobody")) is None
 
 
+async def test_gateways_are_asked_for_what_is_read_and_no_more(world: World):
+    """To collect all their metrics for every look would hold requests up."""
+    await world.looks(1)
+    assert world.gateway.asked_for == list(SERIES)
+
+
 @pytest.mark.parametrize(
     ("spoilt", "words"),
     [
         pytest.param(lambda: web.Response(status=500), "status 500", id="an error"),
-        pytest.param(lambda: web.Response(text=f"rerank_gateway_waiting_requests{{{SERIES}}} x\n"), "x", id="nonsense"),
+        pytest.param(lambda: web.Response(text=f"rerank_gateway_waiting_requests{{{LABELS}}} x\n"), "x", id="nonsense"),
         pytest.param(lambda: web.Response(body=b"\xff" * 10), "utf-8", id="no text"),
         pytest.param(lambda: web.Response(text="a" * 5000), "longer", id="too long"),
     ],
