@@ -325,6 +325,8 @@ class QualityStatus(_Resource, frozen=True):
     brier: float | None = None
     """None, as ``ece``: scores are no probabilities."""
     ece: float | None = None
+    digest: str = ""
+    """Of the golden set; empty: an earlier version ranked it."""
 
 
 class ScalingStatus(_Resource, frozen=True):

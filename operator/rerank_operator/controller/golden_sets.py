@@ -4,6 +4,7 @@ The edge to the cluster: it decides nothing, starts no worker and writes nothing
 """
 
 import asyncio
+import hashlib
 
 import msgspec
 from rerank_api.reranker import GoldenSetSource
@@ -23,6 +24,8 @@ class Stored(msgspec.Struct, frozen=True):
     text: str
     version: str
     """Of its ConfigMap."""
+    digest: str
+    """Of its ConfigMap's name, the key that the spec names, and its text."""
 
     async def parsed(self) -> GoldenSet:
         """Raises BadGoldenSet. Aside: what a user has made large or deep must not keep the lease from being renewed."""
@@ -44,7 +47,8 @@ async def stored_golden_set(api: KubeApi, namespace: str, source: GoldenSetSourc
         raise BadGoldenSet(f"{where} has {len(data)} keys: name one of them in key")
     if name not in data:
         raise BadGoldenSet(f"{where} has no key {name}: it has {', '.join(sorted(data)) or 'none'}")
-    return Stored(f"{where}, key {name}", data[name], found["metadata"]["resourceVersion"])
+    digest = hashlib.sha256(msgspec.json.encode((source.config_map, source.key, data[name]))).hexdigest()[:16]
+    return Stored(f"{where}, key {name}", data[name], found["metadata"]["resourceVersion"], digest)
 
 
 def worker_of(observed: Observed, revision: str) -> str:

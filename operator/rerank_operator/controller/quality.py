@@ -20,7 +20,7 @@ from rerank_operator.controller import metrics
 from rerank_operator.controller.api import ApiError, KubeApi, Unreachable
 from rerank_operator.controller.golden_sets import stored_golden_set, worker_of
 from rerank_operator.controller.kinds import Key
-from rerank_operator.controller.notices import Measured, counting
+from rerank_operator.controller.notices import RANKING_QUALITY, Measured, counting
 from rerank_operator.controller.observe import Observed, observe
 from rerank_operator.controller.store import Store
 from rerank_operator.controller.times import format_time, time_or_zero
@@ -66,7 +66,11 @@ class _Watched:
     latest: QualityStatus | None = None
     """Of this process."""
     ranked: _Asked | None = None
-    """What the latest is of."""
+    """What the latest is of, as far as this process knows."""
+    compared: bool = False
+    """Whether the golden set is the one that a process before this one had ranked, has been looked at."""
+    digest: str = ""
+    """Of that one; empty: there is no such result."""
     failed: str = ""
     failures: int = 0
     tried: float = 0.0
@@ -107,7 +111,7 @@ class QualityRuns:
         watched = self._watched.get(key)
         if watched is None or watched.uid != observed.metadata.uid:
             self.forget(key)
-            watched = self._watched[key] = _Watched(observed.metadata.uid, asked)
+            watched = self._watched[key] = _Watched(observed.metadata.uid, asked, failed=told_failure(observed))
             for result in RESULTS:
                 metrics.GOLDEN_RUNS.labels(*key, result)
         if watched.asked != asked:  # what failed was of something else
@@ -115,8 +119,9 @@ class QualityRuns:
             watched.asked, watched.failed, watched.failures = asked, "", 0
         latest = watched.latest or observed.quality
         known = counting(reranker.spec, asked.revision, latest)
-        if watched.ranked not in (None, asked):
+        if watched.compared and watched.ranked != asked:
             known = None
+        watched.digest = known.digest if known is not None else ""
         watched.last = last_ranked(known, self._wall())
         watched.tried = min(watched.tried, self._wall())  # a clock that was set back
         watched.interval = parse_duration(objective.interval)
@@ -168,10 +173,36 @@ class QualityRuns:
 
     # --- ranking ---
 
+    async def compare(self) -> None:
+        """A golden set that is another one than a process before this one had ranked is due, whatever the time."""
+        for key, watched in list(self._watched.items()):
+            if watched.compared or not self._active():
+                continue
+            asked = watched.asked
+            same = await self._is_same(key, watched)
+            if same is None:
+                return
+            if self._watched.get(key) is watched and watched.asked == asked:
+                watched.compared, watched.ranked = True, asked if same else None
+                watched.last = watched.last if same else None
+
+    async def _is_same(self, key: Key, watched: _Watched) -> bool | None:
+        """None: the API server cannot tell now."""
+        if not watched.digest or watched.failed:
+            return False
+        try:
+            stored = await stored_golden_set(self._api, key[0], watched.asked.source)
+        except Exception as error:
+            if isinstance(error, Unreachable) or (isinstance(error, ApiError) and error.passing):
+                return None
+            return False  # it is ranked now, and that tells what is wrong
+        return stored.digest == watched.digest
+
     async def run(self) -> None:
         async with aiohttp.ClientSession(auto_decompress=False, trust_env=False) as session:
             try:
                 while True:
+                    await self.compare()
                     self.start_due(session)
                     await asyncio.sleep(LOOK_SECONDS)
             finally:
@@ -219,7 +250,7 @@ class QualityRuns:
             return  # it says nothing about what is asked for by now
         if found is not None:
             metrics.GOLDEN_RUNS.labels(*key, "ok").inc()
-            watched.latest, watched.ranked, watched.last = found, asked, self._wall()
+            watched.latest, watched.ranked, watched.last, watched.compared = found, asked, self._wall(), True
             watched.failed, watched.failures = "", 0
         else:
             watched.failures, watched.tried = watched.failures + 1, self._wall()
@@ -241,7 +272,7 @@ class QualityRuns:
             if found is not None and not any(p.address == worker and p.ready and p.counts for p in found.pods):
                 raise _WorkerLeft from None
             raise
-        return await asyncio.to_thread(
+        found = await asyncio.to_thread(
             summary,
             golden,
             scores,
@@ -250,12 +281,19 @@ class QualityRuns:
             revision=asked.revision,
             time=format_time(self._wall()),
         )
+        return msgspec.structs.replace(found, digest=stored.digest)
 
 
 def last_ranked(latest: QualityStatus | None, now: float) -> float | None:
     """When that was; None: it is not known, so that it is ranked again now."""
     at = time_or_zero(latest.time) if latest is not None else 0.0
     return min(at, now) if 0 < at <= now + SKEW_SECONDS else None
+
+
+def told_failure(observed: Observed) -> str:
+    """Why it could not be ranked, as the status says: that stands until somebody has ranked it."""
+    told = [one for one in observed.status.get("conditions", ()) if one["type"] == RANKING_QUALITY]
+    return told[0]["message"].partition(". Before that, ")[0] if told and told[0]["reason"] == "CannotMeasure" else ""
 
 
 def hindrance(observed: Observed) -> str:

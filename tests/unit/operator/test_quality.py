@@ -1,6 +1,7 @@
 """The golden set ranked on a schedule: a worker's own protocol and a store, with an API and a clock of the test."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from aiohttp import web
 from prometheus_client import REGISTRY
 from rerank_api import wire
 from rerank_api.reranker import QualityStatus
+from rerank_operator.controller.api import ApiError, Unreachable
 from rerank_operator.controller.kinds import PODS, RERANKERS
 from rerank_operator.controller.notices import Measured
 from rerank_operator.controller.observe import Observed, observe
@@ -18,7 +20,7 @@ from rerank_operator.controller.plan import Plan, make_plan
 from rerank_operator.controller.quality import AT_ONCE, QualityRuns
 from rerank_operator.rollout.golden import workers
 from unit.operator.build import KEY, MODEL_A, MODEL_B, NAME, NAMESPACE, WORKER, World
-from unit.operator.golden import Api, Worker, listening
+from unit.operator.golden import QUERIES, Api, Worker, listening
 
 HOUR = 3600.0
 SPEC: dict[str, Any] = {
@@ -67,6 +69,7 @@ class Measuring(World):
         """What is known once all that is due has been ranked, or could not be."""
         self.now += seconds
         self.runs.look(self.observe())
+        await self.runs.compare()
         self.runs.start_due(self.session)
         await self.done()
         self.settle()
@@ -83,6 +86,12 @@ class Measuring(World):
     @property
     def quality(self) -> dict[str, Any]:
         return self.status.get("quality", {})
+
+    @property
+    def noted(self) -> tuple[str, str, str]:
+        """Status, reason and message of the condition."""
+        found = next(c for c in self.status["conditions"] if c["type"] == "RankingQuality")
+        return found["status"], found["reason"], found["message"]
 
 
 class Asked(Worker):
@@ -150,6 +159,108 @@ async def test_a_restart_ranks_nothing_that_was_ranked_lately():
         world.restart()
         await world.after(2 * HOUR)
         assert worker.asked == 40
+
+
+def text_of(queries: int) -> str:
+    """A golden set."""
+    return json.dumps({"queries": QUERIES[:queries]})
+
+
+async def test_a_golden_set_that_was_changed_while_no_operator_ran_is_ranked_soon_after_one_starts():
+    async with measuring() as (world, worker):
+        await world.after()
+        world.runs.reset()
+        world.api.change(text_of(12))
+        world.restart()
+        await world.after(10)
+        assert (worker.asked, world.quality["queries"]) == (32, 12)
+        world.runs.reset()
+        world.api.change(text_of(12))
+        world.restart()
+        await world.after(10)
+        assert worker.asked == 32, "its ConfigMap was written again, with the same in it"
+
+
+async def test_another_golden_set_that_was_named_while_no_operator_ran_is_ranked_soon_after_one_starts():
+    async with measuring() as (world, worker):
+        await world.after()
+        world.runs.reset()
+        world.want(MODEL_A, **(world.spec | {"rollout": {"goldenSet": {"configMap": "other"}}}))
+        world.restart()
+        await world.after(10)
+        assert worker.asked == 40
+
+
+async def test_another_golden_set_is_ranked_at_once_by_an_operator_that_has_ranked_nothing_yet():
+    async with measuring() as (world, worker):
+        await world.after()
+        world.runs.reset()
+        world.restart()
+        await world.after(10)
+        world.want(MODEL_A, **(world.spec | {"rollout": {"goldenSet": {"configMap": "other"}}}))
+        await world.after(10)
+        assert worker.asked == 40
+
+
+async def test_a_result_that_does_not_say_of_which_golden_set_it_is_is_made_anew_once():
+    async with measuring() as (world, worker):
+        await world.after()
+        world.runs.reset()
+        del world.quality["digest"]
+        for _ in range(2):
+            world.restart()
+            await world.after(10)
+            assert worker.asked == 40
+            world.runs.reset()
+
+
+async def test_a_golden_set_that_nobody_can_read_as_an_operator_starts_is_compared_as_soon_as_it_can():
+    async with measuring() as (world, worker):
+        await world.after()
+        world.runs.reset()
+        world.restart()
+        for error in (Unreachable("no answer"), ApiError(503, "", "not now")):
+            world.api.error = error
+            found = await world.after(10)
+            assert (worker.asked, found.failed) == (20, "")
+        world.api.error = None
+        world.api.change(text_of(12))
+        await world.after(10)
+        assert worker.asked == 32
+
+
+async def test_what_could_not_be_ranked_is_not_good_again_for_an_operator_that_starts():
+    async with measuring() as (world, worker):
+        await world.after()
+        data, world.api.data = world.api.data, None
+        await world.after(2 * HOUR)
+        before = world.noted
+        assert before[:2] == ("Unknown", "CannotMeasure")
+        assert "ConfigMap search/golden does not exist: create it. Before that, ndcg@10 is 1.000" in before[2]
+        world.runs.reset()
+        world.restart()
+        world.settle()
+        assert world.noted == before
+        world.want(MODEL_A, **(world.spec | {"replicas": 0}))
+        world.settle()
+        world.api.data = data
+        await world.after(2 * HOUR)
+        assert world.noted == before, "nobody has ranked it since"
+        world.want(MODEL_A, **world.spec)
+        world.settle()
+        await world.after()
+        assert (worker.asked, world.noted[:2]) == (40, ("True", "GoodEnough")), "at once, as it failed before"
+
+
+async def test_a_golden_set_that_is_gone_as_an_operator_starts_is_no_good_ranking():
+    async with measuring() as (world, worker):
+        await world.after()
+        world.runs.reset()
+        world.api.data = None
+        world.restart()
+        found = await world.after(10)
+        assert (worker.asked, world.noted[:2]) == (20, ("Unknown", "CannotMeasure"))
+        assert "ConfigMap search/golden does not exist: create it" in found.failed
 
 
 @pytest.mark.parametrize(("ahead", "asked"), [(59.0, 20), (61.0, 40), (30 * 24 * HOUR, 40)])
