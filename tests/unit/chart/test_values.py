@@ -146,6 +146,29 @@ REFUSED = [
         "gateway.extraEnv: OTEL_TRACES_SAMPLER is set by the chart from tracing",
     ),
     ({"monitoring": {"rules": {"labels": {"release": "x"}}}}, "monitoring.rules.enabled is false"),
+    ({"monitoring": {"rules": {"additionalLabels": {"team": "x"}}}}, "additionalLabels or disabled is given, but"),
+    ({"monitoring": {"rules": {"disabled": ["RerankTruncation"]}}}, "is given, but monitoring.rules.enabled is false"),
+    (
+        {"monitoring": {"rules": {"enabled": True, "disabled": ["RerankIdleReplica"]}}},
+        "monitoring.rules.disabled: RerankIdleReplica is no alert of this chart",
+    ),
+    ({"monitoring": {"rules": {"enabled": True, "disabled": "RerankTruncation"}}}, "/monitoring/rules/disabled"),
+    ({"monitoring": {"rules": {"severities": {"page": ""}}}}, "/monitoring/rules/severities/page"),
+    ({"monitoring": {"rules": {"severities": {"ticket": None}}}}, "missing property 'ticket'"),
+    ({"monitoring": {"rules": {"severities": {"info": "info"}}}}, "/monitoring/rules/severities"),
+    ({"monitoring": {"rules": {"enabled": True, "additionalLabels": {"a.b": "x"}}}}, "a.b"),
+    (
+        {"podMonitor": {"enabled": True, "interval": "61s"}, "monitoring": {"rules": {"enabled": True}}},
+        "podMonitor.interval: 61s is too long for monitoring.rules",
+    ),
+    (
+        {"podMonitor": {"enabled": True, "interval": "2m"}, "monitoring": {"rules": {"enabled": True}}},
+        "podMonitor.interval: 2m is too long for monitoring.rules",
+    ),
+    (
+        {"podMonitor": {"enabled": True, "interval": "60001ms"}, "monitoring": {"rules": {"enabled": True}}},
+        "podMonitor.interval: 60001ms is too long for monitoring.rules",
+    ),
     ({"monitoring": {"dashboards": {"namespace": "grafana"}}}, "monitoring.dashboards.enabled is false"),
     ({"monitoring": {"dashboards": {"annotations": {"a": "b"}}}}, "monitoring.dashboards.enabled is false"),
     ({"monitoring": {"dashboards": {"labels": {"grafana_dashboard": None}}}}, "/monitoring/dashboards/labels"),
@@ -159,6 +182,15 @@ REFUSED = [
         "monitoring.rules.labels: team is set by the chart or by commonLabels",
     ),
 ]
+
+
+@pytest.mark.parametrize(
+    ("interval", "rules"), [("1m", True), ("60s", True), ("60000ms", True), ("5m", False)], ids=str
+)
+def test_a_minute_between_scrapes_is_enough_for_rules(render: Any, interval: str, rules: bool):
+    values = {"podMonitor": {"enabled": True, "interval": interval}, "monitoring": {"rules": {"enabled": rules}}}
+    monitors = [monitor["spec"]["podMetricsEndpoints"][0] for monitor in render(values).of("PodMonitor")]
+    assert [monitor["interval"] for monitor in monitors] == [interval] * 3
 
 
 @pytest.mark.parametrize(("values", "words"), REFUSED, ids=[words for _, words in REFUSED])
