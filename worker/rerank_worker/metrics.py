@@ -27,7 +27,7 @@ _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 13107
 
 _SCORE_BINS = 20
 
-_EDGES = [np.log(edge / (1 - edge)) for edge in np.arange(1, _SCORE_BINS) / _SCORE_BINS]
+_EDGES = np.array([np.log(edge / (1 - edge)) for edge in np.arange(1, _SCORE_BINS) / _SCORE_BINS])
 """Logits at which a probability comes into the next bin, so that none has to be computed."""
 
 _FACTS = ("model", "model_sha256", "tokenizer_sha256", "architecture", "device", "precision")
