@@ -19,16 +19,18 @@ def increase(before: Mapping[str, float], now: Mapping[str, float]) -> Counts:
 def since(before: Sample, now: Sample) -> dict[tuple[str, str], dict[str, Counts]]:
     """What one gateway has counted since ``before``, by Reranker and revision; latencies as ``binned``.
 
-    Nothing of a Reranker that was not looked at before: its series may be those of a namesake that is gone.
+    Nothing of a Reranker that was not looked at before: its series may be those of a namesake that is gone. A process
+    that once does not tell when it began is taken for the same one.
     """
-    known = {} if before.began != now.began else before.counts
+    anew = None not in (before.began, now.began) and before.began != now.began
+    known = {} if anew else before.counts
     return {
         key: {
             revision: binned(increase(known.get(key, {}).get(revision, {}), counts))
             for revision, counts in revisions.items()
         }
         for key, revisions in now.counts.items()
-        if key in known or known is not before.counts
+        if anew or key in known
     }
 
 

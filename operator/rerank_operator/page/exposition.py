@@ -1,9 +1,10 @@
-"""Reads what the page needs from the text of a gateway's /metrics. Pure, and slow for large fleets: not for an event
-loop.
+"""Reads what the page needs from a gateway's /metrics. Pure, and slow for large fleets: not for an event loop.
 
-Only Rerankers that are asked for are kept, so a gateway cannot make the page remember others.
+Only Rerankers that are asked for are kept, so a gateway cannot make the page remember others. Whatever it answers, it
+takes time and memory in proportion to its length.
 """
 
+import io
 import math
 import sys
 from collections.abc import Collection
@@ -29,7 +30,9 @@ _COUNTERS = {
 """A counter to what its series are called here: what stands before or behind the label's value, and the label."""
 SERIES = (*_COUNTERS, _WAITING, _IN_FLIGHT, _BEGAN)
 """By name, all that are read: what gateways are to be asked for."""
-_WANTED = tuple(name + after for name in SERIES for after in "{ ")
+_WANTED = tuple((name + after).encode() for name in SERIES for after in "{ ")
+_LONGEST_LINE = 2000
+"""Bytes: three times what the longest names need. The parser's time grows with the square of it."""
 
 
 _Place = tuple[str, Key, str, str]
@@ -52,35 +55,44 @@ class Sample(msgspec.Struct, frozen=True):
 _MOST_SERIES = 100
 """Of one Reranker, that a reader remembers: two revisions have 80."""
 _FEWEST_SERIES = 10_000
+"""That a reader may remember however few Rerankers there are."""
 
 
 class Reader:
-    """Reads one text after the other. The parser takes 30 us for a line, and labels stay as they are: what a series is
-    called is parsed once, whichever gateway tells it, and later only its value is read."""
+    """Reads one answer after the other. The parser takes 30 us for a line, and labels stay as they are: what a series
+    is called is parsed once, whichever gateway tells it, and later only its value is read."""
 
     def __init__(self) -> None:
-        self._places: dict[str, _Place] = {}
+        self._places: dict[bytes, _Place] = {}
 
-    def read(self, text: str, keys: Collection[Key]) -> Sample:
-        """What ``text`` says about ``keys``. Raises ValueError where it is not in Prometheus' text format."""
-        if len(self._places) > max(_FEWEST_SERIES, _MOST_SERIES * len(keys)):
+    def read(self, answer: bytes, keys: Collection[Key]) -> Sample:
+        """What ``answer`` says about ``keys``. Raises ValueError where it is not in Prometheus' text format, or nothing
+        of a gateway stands in it."""
+        most = max(_FEWEST_SERIES, _MOST_SERIES * len(keys))
+        if len(self._places) >= most:
             self._places.clear()  # of revisions and Rerankers that are gone
         began, counts, waiting, in_flight = None, dict[Key, dict[str, Counts]](), dict[Key, float](), dict[Key, float]()
-        for line in text.split("\n"):
+        told = False
+        for line in io.BytesIO(answer):  # one at a time: all at once they take ten times the room
             if not line.startswith(_WANTED):
                 continue
-            series, _, number = line.rpartition(" ")
+            if len(line) > _LONGEST_LINE:
+                raise _not_understood(line)
+            told = True
+            series, _, number = line.rpartition(b" ")
             place = self._places.get(series)
             if place is None:
                 place, value = _parsed(line)
-                if series.endswith("}"):  # else a time follows the value
+                if series.endswith(b"}") and len(self._places) < most:  # else a time follows the value
                     self._places[series] = place
             else:
                 value = float(number)
             family, key, revision, name = place
+            if not 0 <= value < math.inf:
+                continue
             if family == _BEGAN:
                 began = value
-            elif key not in keys or not math.isfinite(value):
+            elif key not in keys:
                 continue
             elif family == _WAITING:
                 waiting[key] = value
@@ -88,18 +100,26 @@ class Reader:
                 in_flight[key] = value
             else:
                 counts.setdefault(key, {}).setdefault(revision, {})[name] = value
+        if not told:
+            raise ValueError("there are no metrics of a gateway in it")
         return Sample(began, counts, waiting, in_flight)
 
 
-def _parsed(line: str) -> tuple[_Place, float]:
+def _parsed(line: bytes) -> tuple[_Place, float]:
     try:
-        (family,) = text_string_to_metric_families(line + "\n")
+        (family,) = text_string_to_metric_families(line.decode() + "\n")
         (sample,) = family.samples
+        labels = sample.labels
+        affix, label = _COUNTERS.get(sample.name, ("", ""))
+        value = labels.get(label, "")
+        name = affix + value if affix.endswith("/") else value + affix
+        if name.startswith("le/") and math.isnan(float(name[3:])):
+            raise ValueError("an edge is no number")
     except Exception as error:  # the parser's errors are of many kinds
-        raise ValueError(f"a line of its metrics is not understood: {line[:200]!r}") from error
-    labels = sample.labels
+        raise _not_understood(line) from error
     key = (labels.get("namespace", ""), labels.get("reranker", ""))
-    affix, label = _COUNTERS.get(sample.name, ("", ""))
-    value = labels.get(label, "")
-    name = affix + value if affix.endswith("/") else value + affix
     return (sys.intern(sample.name), key, sys.intern(labels.get("revision", "")), sys.intern(name)), sample.value
+
+
+def _not_understood(line: bytes) -> ValueError:
+    return ValueError(f"a line of its metrics is not understood: {line[:200].decode(errors='replace')!r}")

@@ -33,8 +33,10 @@ DEADLINE_SECONDS = 4.0
 """For one gateway's answer."""
 MOST_AT_ONCE = 8
 """Gateways that are asked at a time."""
-LONGEST_ANSWER = 64 * 2**20
-"""Bytes: more than 10,000 Rerankers."""
+LONGEST_ANSWER = 32 * 2**20
+"""Bytes: what 4,000 busy Rerankers take, and only 2,000 at a gateway that tells all whatever is asked."""
+MOST_CHARACTERS = 300
+"""Of why a gateway was not heard."""
 STATUS_SECONDS = 1.0
 """Between two looks at the Rerankers' statuses, which cost next to nothing."""
 SHARE = 10
@@ -120,12 +122,13 @@ class Sampling:
             return
         addresses = list(standing.gateways or ())
         limit = asyncio.Semaphore(MOST_AT_ONCE)
+        # Gateways count up to when they are asked, however long one of them then takes.
+        now, unix = self._steady(), self._wall()
         answers = await asyncio.gather(*(_ask(session, address, limit) for address in addresses))
-        bodies, now, unix = self._bodies(), self._steady(), self._wall()
-        told = dict(zip(addresses, answers, strict=True))
+        told, bodies = dict(zip(addresses, answers, strict=True)), self._bodies()
         await self._apart(lambda: self._take(now, unix, told, bodies))
 
-    def _take(self, now: float, unix: float, told: dict[str, str | Exception], bodies: list[dict[str, Any]]) -> None:
+    def _take(self, now: float, unix: float, told: dict[str, bytes | Exception], bodies: list[dict[str, Any]]) -> None:
         began = time.thread_time()
         staff = {_key(body): views.staff_of(body) for body in bodies}
         samples: dict[str, Sample | None] = {}
@@ -137,8 +140,7 @@ class Sampling:
                 samples[address] = self._reader.read(answer, staff)
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 samples[address] = None
-                why = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-                silent[address] = self._silent.get(address, (unix, ""))[0], why
+                silent[address] = self._silent.get(address, (unix, ""))[0], _why(error)
         self._figures.take(now, samples, staff)
         self._silent = silent
         self._cost = time.thread_time() - began
@@ -200,23 +202,34 @@ class Sampling:
         return [body for body in found if body is not None]
 
 
-async def _ask(session: aiohttp.ClientSession, address: str, limit: asyncio.Semaphore) -> str | Exception:
+async def _ask(session: aiohttp.ClientSession, address: str, limit: asyncio.Semaphore) -> bytes | Exception:
     """The metrics of one gateway, or why there are none."""
+    url, only = f"http://{address}{METRICS_PATH}", [(ONLY, series) for series in SERIES]
+    headers = {"Accept": "text/plain;version=0.0.4", "Accept-Encoding": "identity"}
     try:
-        async with limit, asyncio.timeout(DEADLINE_SECONDS):
-            headers = {"Accept": "text/plain;version=0.0.4", "Accept-Encoding": "identity"}
-            only = [(ONLY, series) for series in SERIES]
-            async with session.get(f"http://{address}{METRICS_PATH}", params=only, headers=headers) as answer:
-                if answer.status != 200:
-                    raise ValueError(f"its metrics are answered with status {answer.status}")
-                text = bytearray()
-                async for part in answer.content.iter_any():
-                    text += part
-                    if len(text) > LONGEST_ANSWER:
-                        raise ValueError(f"its metrics are longer than {LONGEST_ANSWER} bytes")
-                return text.decode()
+        async with (
+            limit,
+            asyncio.timeout(DEADLINE_SECONDS),
+            session.get(url, params=only, headers=headers, allow_redirects=False) as answer,
+        ):
+            if answer.status != 200:
+                raise ValueError(f"its metrics are answered with status {answer.status}")
+            content = bytearray()
+            async for part in answer.content.iter_any():
+                content += part
+                if len(content) > LONGEST_ANSWER:
+                    raise ValueError(f"its metrics are longer than {LONGEST_ANSWER} bytes")
+            return bytes(content)
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         return error
+
+
+def _why(error: Exception) -> str:
+    """In a line."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    words = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)  # else with all of the URL
+    return " ".join(words.split())[:MOST_CHARACTERS] or type(error).__name__
 
 
 def _key(body: dict[str, Any]) -> Key:

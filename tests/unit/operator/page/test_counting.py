@@ -46,6 +46,13 @@ def test_another_process_counts_from_zero_even_where_it_has_counted_more():
     assert found == {KEY: {"a": {"code/200": 8}}}
 
 
+@pytest.mark.parametrize(("before", "now"), [(1.0, None), (None, 1.0), (None, None)])
+def test_a_process_that_does_not_tell_when_it_began_is_not_another_one(before: float | None, now: float | None):
+    """A gateway without a file descriptor to spare cannot read it: all that it ever counted would come again."""
+    found = since(sample(before, a={"code/200": 5}), sample(now, a={"code/200": 8}))
+    assert found == {KEY: {"a": {"code/200": 3}}}
+
+
 def test_a_reranker_that_was_not_looked_at_before_is_where_counting_begins():
     """Its series may be of a namesake that was deleted: they stay in a gateway for a while."""
     assert since(Sample(1.0), sample(1.0, a={"code/200": 8})) == {}

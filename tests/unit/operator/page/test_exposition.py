@@ -47,7 +47,7 @@ def test_a_genuine_gateway_is_understood():
 
 
 def read(registry: Collector) -> Sample:
-    return Reader().read(generate_latest(registry).decode(), {KEY})
+    return Reader().read(generate_latest(registry), {KEY})
 
 
 def test_what_is_asked_for_is_all_that_is_read():
@@ -69,7 +69,7 @@ def test_a_reader_tells_the_same_of_each_text_as_a_new_one(texts: list[list[int]
             f'rerank_gateway_requests_total{{code="200",{labels},revision="a"}} {answered}\n'
             f"rerank_gateway_in_flight_requests{{{labels}}} {at} {1000 + at}\n"
             f"process_start_time_seconds {at}\n"
-        )
+        ).encode()
         found = reader.read(text, {KEY})
         assert found == Reader().read(text, {KEY})
         assert found == Sample(at, {KEY: {"a": {"code/200": answered}}}, {KEY: waiting}, {KEY: at})
@@ -82,30 +82,67 @@ def test_what_a_reader_remembers_has_a_bound():
             f'rerank_gateway_waiting_requests{{namespace="search",reranker="r{number}-{line}"}} 1'
             for line in range(1000)
         )
-        reader.read("\n".join(lines), {KEY})
-        assert len(reader._places) <= exposition._FEWEST_SERIES + 1000
+        reader.read("\n".join(lines).encode(), {KEY})
+        assert len(reader._places) <= exposition._FEWEST_SERIES
+    flood = (f'rerank_gateway_waiting_requests{{namespace="search",reranker="f-{line}"}} 1' for line in range(20_000))
+    reader.read("\n".join(flood).encode(), {KEY})
+    assert len(reader._places) <= exposition._FEWEST_SERIES
 
 
 def test_an_old_gateway_lacks_what_it_does_not_count():
-    text = 'rerank_gateway_requests_total{code="200",namespace="search",reranker="products",revision="a"} 3.0\n'
+    text = b'rerank_gateway_requests_total{code="200",namespace="search",reranker="products",revision="a"} 3.0\n'
     assert Reader().read(text, {KEY}) == Sample(None, {KEY: {"a": {"code/200": 3.0}}}, {}, {})
 
 
-def test_names_with_quotes_and_numbers_that_are_none():
+def test_names_with_quotes():
+    text = b'rerank_gateway_waiting_requests{namespace="a\\"b",reranker="c"} 3.0\n'
+    assert Reader().read(text, {('a"b', "c")}).waiting == {('a"b', "c"): 3.0}
+
+
+@pytest.mark.parametrize("value", [b"NaN", b"+Inf", b"-Inf", b"-1", b"1e999"])
+def test_what_no_process_counts_is_not_known(value: bytes):
+    """A start that is NaN would differ from itself: at each look all that was ever counted would count again."""
+    labels = b'{namespace="search",reranker="products"} '
     text = (
-        'rerank_gateway_waiting_requests{namespace="a\\"b",reranker="c"} 3.0\n'
-        'rerank_gateway_waiting_requests{namespace="search",reranker="products"} NaN\n'
+        b"process_start_time_seconds " + value + b"\n"
+        b"rerank_gateway_waiting_requests" + labels + value + b"\n"
+        b"rerank_gateway_in_flight_requests" + labels + b"2\n"
+        b"rerank_gateway_requests_total" + labels + value + b"\n"
     )
-    assert Reader().read(text, {KEY, ('a"b', "c")}).waiting == {('a"b', "c"): 3.0}
+    reader = Reader()
+    for _ in range(2):  # parsed at first, remembered then
+        assert reader.read(text, {KEY}) == Sample(None, {}, {}, {KEY: 2})
+
+
+LONG = b'rerank_gateway_requests_total{code="' + 40_000 * b"\\\\" + b'"} 1\n'
 
 
 @pytest.mark.parametrize(
-    "text", ["rerank_gateway_waiting_requests{namespace=} x\n", 'rerank_gateway_requests_total{a="b']
+    "line",
+    [
+        pytest.param(b"rerank_gateway_waiting_requests{namespace=} x\n", id="no number"),
+        pytest.param(b'rerank_gateway_requests_total{a="b', id="cut off"),
+        pytest.param(b'rerank_gateway_requests_total{code="\xff"} 1\n', id="no text"),
+        pytest.param(b'rerank_gateway_request_duration_seconds_bucket{le="soon"} 1\n', id="an edge that is no number"),
+        pytest.param(b'rerank_gateway_request_duration_seconds_bucket{le="NaN"} 1\n', id="an edge that is nowhere"),
+        pytest.param(b"rerank_gateway_request_duration_seconds_bucket{} 1\n", id="no edge"),
+        pytest.param(b'rerank_gateway_sli_requests_total{sli="le"} 1\n', id="an objective that reads as an edge"),
+        pytest.param(LONG, id="too long: the parser's time grows with its square"),
+    ],
 )
-def test_what_is_no_exposition_is_refused(text: str):
-    with pytest.raises(ValueError, match="not understood"):
+def test_what_is_no_exposition_is_refused(line: bytes):
+    with pytest.raises(ValueError, match="not understood") as refused:
+        Reader().read(b"process_start_time_seconds 1\n" + line, {KEY})
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("text", [b"", b"<html>not metrics at all</html>\n", b"\xff\xfe", b"up 1\n"])
+def test_what_tells_nothing_is_no_gateway(text: bytes):
+    """Else it would pass for heard, and sums that lack it for whole."""
+    with pytest.raises(ValueError, match="no metrics of a gateway"):
         Reader().read(text, {KEY})
 
 
 def test_what_is_not_wanted_is_not_even_parsed():
-    assert Reader().read("<html>not metrics at all</html>\n", {KEY}) == Sample()
+    text = b"process_start_time_seconds 1\n<html>not metrics at all</html>\n\xff\n\n"
+    assert Reader().read(text, {KEY}) == Sample(1.0)

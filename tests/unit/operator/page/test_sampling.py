@@ -132,7 +132,11 @@ async def test_gateways_are_asked_for_what_is_read_and_no_more(world: World):
     [
         pytest.param(lambda: web.Response(status=500), "status 500", id="an error"),
         pytest.param(lambda: web.Response(text=f"rerank_gateway_waiting_requests{{{LABELS}}} x\n"), "x", id="nonsense"),
-        pytest.param(lambda: web.Response(body=b"\xff" * 10), "utf-8", id="no text"),
+        pytest.param(lambda: web.Response(body=b"\xff" * 10), "no metrics of a gateway", id="no text"),
+        pytest.param(
+            lambda: web.Response(status=302, headers={"Location": "/else"}), "status 302", id="sent elsewhere"
+        ),
+        pytest.param(lambda: web.Response(headers={"X": "a" * 9000}), "more than 8190 bytes", id="heads without end"),
         pytest.param(lambda: web.Response(text="a" * 5000), "longer", id="too long"),
     ],
 )
@@ -146,6 +150,8 @@ async def test_a_gateway_that_is_not_understood(
     (gateway,) = (await world.fleet())["seen"]["gateways"]
     assert not gateway["heard"]
     assert words in gateway["trouble"]
+    assert len(gateway["trouble"]) <= sampling.MOST_CHARACTERS
+    assert sampling.ONLY not in gateway["trouble"]
     since = gateway["since"]
     await world.looks(2)
     assert (await world.fleet())["seen"]["gateways"][0]["since"] == since
@@ -161,6 +167,29 @@ async def test_a_gateway_that_hangs_holds_nobody_up(world: World):
     told = await world.fleet()
     assert told["seen"]["gateways"][0]["trouble"] == "no answer in time"
     assert told["rerankers"][0]["ready"] == 1
+
+
+async def test_one_that_hangs_does_not_change_what_the_others_count(world: World, monkeypatch: pytest.MonkeyPatch):
+    """Who answers at once is asked when a look begins; the time to the next such moment is what its requests took."""
+    now, seconds = 0.0, [0.0, 4.0, 4.0, 0.0, 0.0]
+
+    async def ask(_: ClientSession, address: str, __: asyncio.Semaphore) -> bytes | Exception:
+        nonlocal now
+        if address == "one":
+            return f'rerank_gateway_requests_total{{{LABELS},revision="a",code="200"}} {10 * now}\n'.encode()
+        now += seconds.pop(0)
+        return TimeoutError()
+
+    monkeypatch.setattr(sampling, "_ask", ask)
+    standing = Standing(synced=True, gateways={"one": "gateway-1", "other": "gateway-2"})
+    looking = Sampling(world.store, lambda: standing, steady=lambda: now)
+    async with ClientSession() as session:
+        while seconds:
+            await looking._look_at_gateways(session)
+            now += 2.5
+    points = looking._figures.points(KEY)
+    assert points is not None
+    assert points.columns["rate"][1:] == [10.0] * 4
 
 
 async def test_one_that_cannot_be_reached(world: World):
