@@ -80,7 +80,7 @@ max by (namespace, reranker, revision, measure) (rerank_operator_golden_quality)
             Alert(
                 name="RerankScoreDrift",
                 severity="ticket",
-                expr=quiet("rerank:score_psi > 0.25"),
+                expr=quiet("rerank:score_psi > 0.25", "6h"),
                 why="""By the usual reading 0.1 is a shift to watch and 0.25 a large one: of a bin that held 40 % of
                 the scores, 20 % have moved to another of 20 %. The same revision, so what changed is what is asked
                 or what is found, not the model. With 1,000 scores in each window chance comes to 0.04. 2 hours: one
@@ -97,13 +97,16 @@ max by (namespace, reranker, revision, measure) (rerank_operator_golden_quality)
             Alert(
                 name="RerankTruncation",
                 severity="ticket",
-                expr=quiet(f"""
+                expr=quiet(
+                    f"""
 rerank:truncated_requests:increase1h / (rerank:scored_requests:increase1h >= 100)
   > 2 * sum_over_time(rerank:truncated_requests:increase1h[7d:1h] offset 1h)
     / (sum_over_time(rerank:scored_requests:increase1h[7d:1h] offset 1h) >= 1000)
 and {OF_RERANKER}
   rerank:truncated_requests:increase1h / rerank:scored_requests:increase1h > 0.1
-"""),
+""",
+                    "1h",
+                ),
                 why="""What does not fit is cut in silence, and the ranking gets worse without an error. A share by
                 itself is no news: who ranks books has chosen it. Twice the share of the week before is, where it is
                 at least one request in ten: documents have become longer, or maxLength smaller. By Reranker, so
@@ -191,7 +194,8 @@ def capacity_alerts() -> Group:
                         "    kube_pod_container_status_last_terminated_reason"
                         '{container="worker", reason="OOMKilled"} == 1\n'
                         ")",
-                    )
+                    ),
+                    "1h",
                 ),
                 why="""Batches that did not fit are split and scored, and the worker's budget of tokens shrinks, so
                 once or twice is how it learns; three times in an hour (2.5, for increase() estimates) it goes on,
@@ -232,7 +236,8 @@ and {OF_RERANKER}
             Alert(
                 name="RerankCostAnomaly",
                 severity="ticket",
-                expr=quiet(f"""
+                expr=quiet(
+                    f"""
 rerank:replica_seconds:increase1h / (rerank:pairs:increase1h >= 1000)
   > 2 * sum_over_time(rerank:replica_seconds:increase1h[7d:1h] offset 1h)
     / (sum_over_time(rerank:pairs:increase1h[7d:1h] offset 1h) > 0)
@@ -241,7 +246,9 @@ and {OF_RERANKER}
 and {OF_RERANKER}
   count_over_time(rerank:replica_seconds:increase1h[7d:1h]) >= 24
 {_NO_ROLLOUT}
-"""),
+""",
+                    "1h",
+                ),
                 why="""An inference costs more than twice what it did in the week before (all its time by all its
                 inferences), and more is spent in all: 1.5 times the mean hour. The second, since at night and on
                 Sundays few share the workers that stay, and nothing is wrong. In seconds of workers, which is the
@@ -384,12 +391,15 @@ unless on (namespace)
   unless {OF_RERANKER} rerank:workers:count,
   "missing", "workers", "", ""
 )"""),
-                    quiet(f"""label_replace(
+                    quiet(
+                        f"""label_replace(
   sum {BY_RERANKER} (increase(rerank_operator_golden_runs_total{{result="failed"}}[1h])) >= 2.5
   unless {OF_RERANKER}
     sum {BY_RERANKER} (increase(rerank_operator_golden_runs_total{{result="ok"}}[1h])) > 0,
   "missing", "golden set", "", ""
-)"""),
+)""",
+                        "1h",
+                    ),
                     *(
                         f"""sum by (missing) (label_replace(
   absent(max_over_time(up{{job="rerank-{what}"}}[1d]) == 1),

@@ -69,9 +69,9 @@ def and_a_little(window: str) -> str:
     return f"{seconds(window) / 60 + 5:.0f}m"
 
 
-def quiet(expr: str) -> str:
-    """``expr``, whatever its operators, of Rerankers that are not in maintenance now."""
-    return f"(\n{textwrap.indent(textwrap.dedent(expr).strip(), '  ')}\n)\n{silent('0m')}"
+def quiet(expr: str, window: str = "0m") -> str:
+    """``expr``, whatever its operators, of Rerankers that were not in maintenance in the ``window`` that it sees."""
+    return f"(\n{textwrap.indent(textwrap.dedent(expr).strip(), '  ')}\n)\n{silent(window)}"
 
 
 def either(*sides: str) -> str:

@@ -209,6 +209,12 @@ def test_golden_sets_that_fail(tmp_path: Path, what: str, failed: tuple, ok: tup
     check(tmp_path, [runs("failed", *failed), runs("ok", *ok), *healthy(200)], {80: [], 150: missing}, end=175)
 
 
+def test_a_golden_set_that_failed_in_maintenance_is_no_ticket_when_it_is_over(tmp_path: Path):
+    series = [runs("failed", (60, 0), (60, 0.1), (60, 0)), runs("ok", (180, 0)), *healthy(200)]
+    works = gauge("rerank_gateway_maintenance", (60, 0), (60, 1), (60, 0), **WHO, pod="g1")
+    check(tmp_path, [*series, works], {110: [], 150: []}, end=175)
+
+
 # --- wakes and pools ---
 
 

@@ -345,3 +345,25 @@ NIGHT_AND_DAY = ((720, 4, 4000), (720, 1, 300)) * 3
 )  # fmt: skip
 def test_cost(tmp_path: Path, what: str, series: list[Series], seen: dict[int, list], end: int):
     check(tmp_path, series, seen, end=end, tick=30)
+
+
+# --- after a maintenance ---
+
+
+@pytest.mark.parametrize(
+    ("what", "series", "calm", "worked", "tick"),
+    [
+        ("batches that did not fit", [recoveries((60, 0), (30, 1), (120, 0))], 60, 30, 1),
+        ("long documents", truncated((DAY, 60, 0.1), (60, 60, 0.9), (120, 60, 0.1)), DAY, 60, 10),
+        ("workers on top", spent((DAY + 60, 2, 1000), (60, 12, 1000), (120, 2, 1000)), DAY + 60, 60, 10),
+        ("a trial of other queries", scores((3 * DAY, 10, USUAL), (300, 10, MOVED), (540, 10, USUAL)), 3 * DAY, 300, 30),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_was_in_maintenance_is_no_ticket_when_it_is_over(
+    tmp_path: Path, what: str, series: list[Series], calm: int, worked: int, tick: int
+):
+    """Windows of hours still see it."""
+    end = sum(span.minutes for span in series[0].spans)
+    series = [*series, *maintenance((calm, 0), (worked, 1), (end - calm - worked, 0))]
+    check(tmp_path, series, {end - tick: []}, end=end - tick, tick=tick)
