@@ -16,6 +16,9 @@ MOST_QUERIES, MOST_DOCUMENTS, MOST_GRADE = 10_000, 1_000, 10
 DEEPEST = 16
 """Levels of lists and mappings; a golden set has four."""
 LONGEST_NUMBER = 100
+LONGEST_REASON = 500
+"""Characters of what is wrong: it may quote the set, and stands in statuses, which have bounds."""
+_BYTE_ORDER_MARK = "\ufeff"
 
 _NUMBER = frozenset("0123456789_:.+-")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -83,12 +86,12 @@ def parse_golden_set(text: str, name: str) -> GoldenSet:
 
     ``name``: what it is called in messages. A mebibyte of YAML takes a third of a second. Raises BadGoldenSet.
     """
-    return _parsed(text, name, _are_lines(text), GoldenSet)
+    return _parsed(text, name, GoldenSet)
 
 
 def parse_labels(text: str, name: str) -> Labels:
     """The labelled queries in ``text``, as ``parse_golden_set`` reads a golden set. Raises BadGoldenSet."""
-    return _parsed(text, name, _are_lines(text), Labels)
+    return _parsed(text, name, Labels)
 
 
 def _read(path: Path, kind: type[_Set]) -> _Set:
@@ -98,16 +101,18 @@ def _read(path: Path, kind: type[_Set]) -> _Set:
         raise BadGoldenSet(f"{path}: cannot be read ({error.strerror}): give the path of a golden set") from None
     except UnicodeDecodeError:
         raise BadGoldenSet(f"{path}: is no text in UTF-8") from None
-    return _parsed(text, str(path), path.suffix == ".jsonl" or _are_lines(text), kind)
+    return _parsed(text, str(path), kind, lines=path.suffix == ".jsonl")
 
 
-def _parsed(text: str, name: str, lines: bool, kind: type[_Set]) -> _Set:
+def _parsed(text: str, name: str, kind: type[_Set], *, lines: bool = False) -> _Set:
+    """``lines``: it holds JSON lines, whatever it looks like."""
+    text = text.removeprefix(_BYTE_ORDER_MARK)
     try:
-        found = msgspec.convert({"queries": _lines(text)} if lines else _whole(text), kind)
+        found = msgspec.convert({"queries": _lines(text)} if lines or _are_lines(text) else _whole(text), kind)
     except (yaml.YAMLError, RecursionError) as error:
-        raise BadGoldenSet(f"{name}: is neither YAML nor JSON: {error}") from None
+        raise BadGoldenSet(f"{name}: is neither YAML nor JSON: {str(error)[:LONGEST_REASON]}") from None
     except ValueError as error:
-        raise BadGoldenSet(f"{name}: {error}") from None
+        raise BadGoldenSet(f"{name}: {str(error)[:LONGEST_REASON]}") from None
     # Aliases would make gigabytes of requests out of a kilobyte.
     if sum(len(query.query) + sum(map(len, query.documents)) for query in found.queries) > len(text):
         raise BadGoldenSet(f"{name}: holds more text than it has letters: write texts out instead of YAML's aliases")
@@ -116,7 +121,7 @@ def _parsed(text: str, name: str, lines: bool, kind: type[_Set]) -> _Set:
 
 def _are_lines(text: str) -> bool:
     """JSON lines: the first one is a whole object that is no set; or is broken, and every line begins as one does."""
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     if not lines or not lines[0].startswith("{"):
         return False
     try:
@@ -130,7 +135,10 @@ def _whole(text: str) -> Any:
         with contextlib.suppress(ValueError):
             return json.loads(text)  # as YAML it would take seconds
     _refuse_excess(text)
-    return yaml.load(text, _Loader)  # noqa: S506 (both loaders are safe ones)
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (both loaders are safe ones)
+    except (ValueError, LookupError, AttributeError) as error:  # 2026-13-01, !!int "", !!timestamp soon
+        raise yaml.YAMLError(f"a value is not what its form or tag says ({error}): put texts into quotes") from None
 
 
 def _refuse_excess(text: str) -> None:
@@ -156,7 +164,7 @@ def _refuse_excess(text: str) -> None:
 
 def _lines(text: str) -> list[Any]:
     found = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also do so within texts, at U+2028
         if line.strip():
             try:
                 found.append(json.loads(line))

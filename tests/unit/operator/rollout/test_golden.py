@@ -141,6 +141,30 @@ def test_a_text_that_is_nested_deeply_is_refused_and_ends_no_process(opened: str
         parse_golden_set('{"a": ' + opened * (800_000 // len(opened)) + "\n{}", "ConfigMap x")
 
 
+@pytest.mark.parametrize("text", ["a\u2028b", "a\x85b", "a\u2029b"])
+def test_a_separator_within_a_text_ends_no_line(text: str):
+    line = json.dumps(QUERY | {"query": text}, ensure_ascii=False)
+    assert [query.query for query in parse_golden_set(f"{line}\r\n{line}", "a text").queries] == [text] * 2
+
+
+@pytest.mark.parametrize("text", [f"{LINE}\n{LINE}", json.dumps(WHOLE), yaml.safe_dump(WHOLE)])
+def test_a_byte_order_mark_is_no_part_of_a_set(text: str):
+    assert parse_golden_set("\ufeff" + text, "a text") == parse_golden_set(text, "a text")
+
+
+@pytest.mark.parametrize("value", ["2026-13-01", "!!int ''", "!!timestamp soon", "!!bool maybe", "!!float x"])
+def test_a_value_that_is_not_what_it_says_is_refused_with_the_sets_name(value: str):
+    with pytest.raises(BadGoldenSet, match=r"ConfigMap x: .* is not what its form or tag says .*: put texts into"):
+        parse_golden_set(f"queries: {value}", "ConfigMap x")
+
+
+@pytest.mark.parametrize("text", ["queries: !{0} b", '{{"queries": [], "{0}": 1}}'])
+def test_what_is_wrong_is_told_in_so_few_words_that_a_status_can_hold_them(text: str):
+    with pytest.raises(BadGoldenSet) as refused:
+        parse_golden_set(text.format("a" * 100_000), "ConfigMap x")
+    assert len(str(refused.value)) < 1000
+
+
 def test_a_number_that_would_take_minutes_to_read_is_refused():
     with pytest.raises(BadGoldenSet, match="line 1 has a number of 300000 letters"):
         parse_golden_set("queries: " + "59:" * 99_999 + "590", "ConfigMap x")
