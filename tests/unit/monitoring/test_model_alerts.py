@@ -356,7 +356,7 @@ def test_cost(tmp_path: Path, what: str, series: list[Series], seen: dict[int, l
         ("batches that did not fit", [recoveries((60, 0), (30, 1), (120, 0))], 60, 30, 1),
         ("long documents", truncated((DAY, 60, 0.1), (60, 60, 0.9), (120, 60, 0.1)), DAY, 60, 10),
         ("workers on top", spent((DAY + 60, 2, 1000), (60, 12, 1000), (120, 2, 1000)), DAY + 60, 60, 10),
-        ("a trial of other queries", scores((3 * DAY, 10, USUAL), (300, 10, MOVED), (540, 10, USUAL)), 3 * DAY, 300, 30),
+        ("a trial of queries", scores((3 * DAY, 10, USUAL), (300, 10, MOVED), (540, 10, USUAL)), 3 * DAY, 300, 30),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
