@@ -17,7 +17,7 @@ from rerank_operator.page import counting
 from rerank_operator.page.exposition import Counts, Sample
 
 STEP_SECONDS = 5.0
-"""Between two looks."""
+"""Between two looks, while somebody looks at the page."""
 SPAN_SECONDS = 3600.0
 """That charts show."""
 FULL_DETAIL = 500
@@ -143,11 +143,6 @@ class Figures:
         self._looks = 0
         self._times: list[float] = []
         self._begin_anew(1)
-
-    @property
-    def step(self) -> float:
-        """Seconds between two points, as far as looks come in time."""
-        return STEP_SECONDS * self._every
 
     def _begin_anew(self, every: int) -> None:
         """With points for so many looks. Those that there were are forgotten: they have another distance."""

@@ -1,14 +1,17 @@
 """Looks at all gateways and all Rerankers again and again, and keeps what the page tells. An edge: it decides nothing.
 
 The operator's own work comes first: parsing and adding up happen in one thread of its own and take at most a small part
-of the time; a fleet for which they would take more is looked at less often. Every wait has a deadline, every answer a
-limit. What fails is told on the page and tried again with the next look.
+of the time; a fleet for which they would take more is looked at less often. So is one while nobody asks for the page,
+for users' requests wait while a gateway collects its metrics. Every wait has a deadline, every answer a limit. What
+fails is told on the page and tried again with the next look.
 """
 
 import asyncio
+import contextlib
 import logging
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -26,6 +29,11 @@ from rerank_operator.page.history import History
 
 log = logging.getLogger(__name__)
 
+REST_SECONDS = 30.0
+"""Between two looks at gateways while nobody asks for the page: often enough for a curve of the last hour."""
+WATCHED_SECONDS = 60.0
+"""That somebody is taken to look at the page who has asked for it: a browser asks every 5 s, and every 30 s out of
+sight."""
 METRICS_PATH = "/metrics"
 ONLY = "name[]"
 """In the query, a series that is to be told. Older gateways tell all whatever is asked."""
@@ -82,17 +90,28 @@ class Sampling:
         """Addresses that the last look did not hear: since when (Unix seconds), and why."""
         self._cost = 0.0
         """Seconds that the last look took of the thread."""
+        self._pace = STEP_SECONDS
+        """Seconds until the next look at gateways, as planned after the last one."""
+        self._asked = -math.inf
+        """When the page was last asked for."""
+        self._wanted = asyncio.Event()
+        """It was asked for since the looks began to be few."""
 
     async def run(self) -> None:
         session = aiohttp.ClientSession(auto_decompress=False, trust_env=False)
         try:
             async with session, asyncio.TaskGroup() as group:
                 group.create_task(self._often(STATUS_SECONDS, self._look_at_statuses))
-                group.create_task(self._often(STEP_SECONDS, lambda: self._look_at_gateways(session)))
+                group.create_task(self._often(STEP_SECONDS, lambda: self._look_at_gateways(session), self._rest))
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _often(self, seconds: float, look: Callable[[], Any]) -> None:
+    async def _often(
+        self,
+        seconds: float,
+        look: Callable[[], Awaitable[None]],
+        rest: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         failure = ""
         while True:
             began = self._steady()
@@ -103,7 +122,21 @@ class Sampling:
                 if failure != repr(error):
                     failure = repr(error)
                     log.exception("the page could not look")
-            await asyncio.sleep(max(seconds / 2, max(seconds, SHARE * self._cost) - (self._steady() - began)))
+            await rest(max(seconds / 2, max(seconds, SHARE * self._cost) - (self._steady() - began)))
+
+    async def _rest(self, seconds: float) -> None:
+        """So long, and longer until somebody asks for the page."""
+        watched = self._steady() - self._asked < WATCHED_SECONDS
+        self._pace = STEP_SECONDS if watched else REST_SECONDS
+        self._wanted.clear()
+        await asyncio.sleep(seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._pace - STEP_SECONDS):
+                await self._wanted.wait()
+
+    def _is_asked(self) -> None:
+        self._asked = self._steady()
+        self._wanted.set()
 
     async def _apart(self, work: Callable[[], Made]) -> Made:
         """Runs ``work`` in the page's own thread."""
@@ -149,11 +182,13 @@ class Sampling:
 
     async def fleet(self) -> bytes:
         """views.Fleet as JSON."""
+        self._is_asked()
         bodies, made = self._bodies(), self._seen()
         return await self._apart(lambda: _json(views.fleet(bodies, made(), self._figures, self._clocks())))
 
     async def reranker(self, key: Key) -> bytes | None:
         """views.Detail or views.Invalid as JSON; None: there is no such Reranker."""
+        self._is_asked()
         body = self._store.get(RERANKERS, *key)
         if body is None:
             return None
@@ -187,8 +222,7 @@ class Sampling:
                 gateways_named=standing.gateways is not None,
                 looked=None if figures.last is None else figures.last + apart,
                 since=None if figures.since is None else figures.since + apart,
-                step=figures.step,
-                patience=views.MISSED_LOOKS * max(STEP_SECONDS, SHARE * self._cost),
+                patience=views.MISSED_LOOKS * max(self._pace, SHARE * self._cost),
             )
 
         return made

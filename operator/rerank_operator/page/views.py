@@ -68,8 +68,6 @@ class Seen(_View, frozen=True):
     """When a gateway was last heard."""
     since: float | None
     """Since when this page looks at gateways."""
-    step: float
-    """Seconds between two points of a chart, as far as looks come in time."""
     patience: float = MISSED_LOOKS * STEP_SECONDS
     """Figures that are older, in seconds, are not those of now."""
 

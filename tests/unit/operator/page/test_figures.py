@@ -130,7 +130,6 @@ def test_a_large_fleet_has_fewer_points():
     staff = {("search", str(number)): Staff() for number in range(FULL_DETAIL)} | STAFF
     for look in range(8):
         figures.take(5.0 * look, {"g": sample(10.0 * look)}, staff)
-    assert figures.step == 10
     points = figures.points(KEY)
     assert points is not None
     assert points.times == [5, 15, 25, 35]

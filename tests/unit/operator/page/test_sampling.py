@@ -13,7 +13,7 @@ from aiohttp import ClientSession, web
 from rerank_gateway import health
 from rerank_operator.controller.kinds import PODS, RERANKERS
 from rerank_operator.controller.store import Store
-from rerank_operator.page import sampling, server
+from rerank_operator.page import sampling, server, views
 from rerank_operator.page.exposition import SERIES
 from rerank_operator.page.sampling import Sampling, Standing
 from unit.operator.build import KEY, pod, reranker
@@ -98,6 +98,7 @@ async def gateway() -> AsyncIterator[Gateway]:
 @pytest.fixture
 async def world(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     monkeypatch.setattr(sampling, "STEP_SECONDS", 0.05)
+    monkeypatch.setattr(sampling, "REST_SECONDS", 0.05)
     monkeypatch.setattr(sampling, "STATUS_SECONDS", 0.05)
     monkeypatch.setattr(sampling, "DEADLINE_SECONDS", 0.3)
     made = World(gateway)
@@ -125,6 +126,27 @@ async def test_gateways_are_asked_for_what_is_read_and_no_more(world: World):
     """To collect all their metrics for every look would hold requests up."""
     await world.looks(1)
     assert world.gateway.asked_for == list(SERIES)
+
+
+async def test_nobody_is_asked_often_for_a_page_that_nobody_looks_at(gateway: Gateway, monkeypatch: pytest.MonkeyPatch):
+    """Whatever it costs a gateway; and who then looks is told of now, and soon of how it goes on."""
+    monkeypatch.setattr(sampling, "STEP_SECONDS", 0.05)
+    world = World(gateway)
+    running = asyncio.create_task(world.sampling.run())
+    await world.looks(1)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(world.looks(1), 0.5)
+    at_rest = (await world.fleet())["seen"]
+    assert at_rest["patience"] == views.MISSED_LOOKS * sampling.REST_SECONDS
+    await world.looks(3)
+    seen = (await world.fleet())["seen"]
+    assert seen["looked"] > at_rest["looked"]
+    assert seen["patience"] < 1
+    monkeypatch.setattr(sampling, "WATCHED_SECONDS", 0.0)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(world.looks(3), 1)
+    running.cancel()
+    await asyncio.wait([running], timeout=5)
 
 
 @pytest.mark.parametrize(

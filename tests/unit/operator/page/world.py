@@ -420,7 +420,6 @@ class World:
             gateways_named=True,
             looked=self.figures.last,
             since=self.figures.since,
-            step=self.figures.step,
             **self.standing,
         )
 
