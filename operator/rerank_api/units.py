@@ -3,6 +3,7 @@
 Only parses and formats; which values a field accepts is the CRD's business.
 """
 
+import math
 import re
 from datetime import datetime
 
@@ -37,8 +38,8 @@ def parse_duration(text: str) -> float:
             break
         seconds += float(part[1]) * _SECONDS[part[2]]
         end = part.end()
-    if end == 0 or end != len(text):
-        raise ValueError(f"{text!r} is not a duration: write numbers with units, such as 5ms, 10s or 1m30s")
+    if end == 0 or end != len(text) or seconds == math.inf:
+        raise ValueError(f"{text[:100]!r} is not a duration: write numbers with units, such as 5ms, 10s or 1m30s")
     return seconds
 
 
@@ -48,9 +49,12 @@ def parse_quantity(value: str | int) -> int:
     Raises ValueError when the value is not one.
     """
     match = _QUANTITY.fullmatch(str(value))
-    if match is None:
-        raise ValueError(f"{value!r} is not a quantity: write a number with an optional unit, such as 8Mi or 500k")
-    return int(float(match[1]) * _FACTORS[match[2]])
+    amount = float(match[1]) * _FACTORS[match[2]] if match is not None else math.inf
+    if amount == math.inf:
+        raise ValueError(
+            f"{str(value)[:100]!r} is not a quantity: write a number and perhaps a unit, such as 8Mi or 500k"
+        )
+    return int(amount)
 
 
 def parse_instant(text: str) -> float:
