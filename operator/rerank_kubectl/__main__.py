@@ -1,13 +1,11 @@
 """The command `kubectl-rerank`, which kubectl runs as `kubectl rerank`: see ``--help``."""
 
 import argparse
-import json
 import shutil
 import signal
 import sys
 import time
 from datetime import UTC, datetime
-from typing import Any
 
 from rerank_api.reranker import Reranker
 
@@ -16,7 +14,7 @@ from rerank_kubectl.changes import Change, Refused
 from rerank_kubectl.commands import Call
 from rerank_kubectl.kubectl import Failed, Kubectl
 from rerank_kubectl.options import parse
-from rerank_kubectl.rendering import reranker_table, status_json, status_page
+from rerank_kubectl.rendering import json_text, printable, reranker_table, status_json, status_page
 from rerank_kubectl.watching import Lines, watch
 
 EXIT_NOT_DONE = 2
@@ -26,7 +24,8 @@ CLEAR = "\x1b[H\x1b[2J"
 
 def main() -> None:
     # A reader that has had enough and a person who presses Ctrl-C end it as they end other commands: without a word.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a script's background job has it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(run())
@@ -49,7 +48,7 @@ def run(arguments: list[str] | None = None) -> int:
             return jobs.run(options, kubectl, call, _width())
         return _change(options, kubectl, call)
     except (Failed, Refused) as error:
-        print(f"kubectl rerank: {error}", file=sys.stderr)
+        print(printable(f"kubectl rerank: {error}"), file=sys.stderr)
         return EXIT_NOT_DONE
 
 
@@ -65,9 +64,9 @@ def _status(options: argparse.Namespace, kubectl: Kubectl, call: Call) -> int:
 def _list(options: argparse.Namespace, kubectl: Kubectl, call: Call) -> int:
     found = kubectl.rerankers(all_namespaces=options.all_namespaces)
     if options.json:
-        _print_json({"rerankers": [status_json(one, call) for one in found]})
+        print(json_text({"rerankers": [status_json(one, call) for one in found]}))
     elif found:
-        print(reranker_table(found, namespaces=options.all_namespaces), end="")
+        print(printable(reranker_table(found, namespaces=options.all_namespaces)), end="")
     else:
         where = "in any namespace" if options.all_namespaces else "in this namespace: -n names one, -A asks all"
         print(f"no Rerankers {where}", file=sys.stderr)
@@ -81,9 +80,9 @@ def _watch(options: argparse.Namespace, kubectl: Kubectl, call: Call) -> int:
         if options.json:
             return
         if redrawn:
-            print(CLEAR + status_page(reranker, _now(), call, _width()), end="", flush=True)
+            print(CLEAR + printable(status_page(reranker, _now(), call, _width())), end="", flush=True)
         elif (line := lines.of(reranker, time.monotonic())) is not None:
-            print(f"{_now():%Y-%m-%dT%H:%M:%SZ} {line}", flush=True)
+            print(printable(f"{_now():%Y-%m-%dT%H:%M:%SZ} {line}"), flush=True)
 
     watched = watch(lambda: kubectl.reranker(options.name), show, time.monotonic, time.sleep, options.timeout)
     if options.json or not redrawn:
@@ -93,9 +92,9 @@ def _watch(options: argparse.Namespace, kubectl: Kubectl, call: Call) -> int:
 
 def _show(reranker: Reranker, as_json: bool, call: Call) -> None:
     if as_json:
-        _print_json(status_json(reranker, call))
+        print(json_text(status_json(reranker, call)))
     else:
-        print(status_page(reranker, _now(), call, _width()), end="")
+        print(printable(status_page(reranker, _now(), call, _width())), end="")
 
 
 def _history(options: argparse.Namespace, kubectl: Kubectl, call: Call) -> int:
@@ -104,11 +103,11 @@ def _history(options: argparse.Namespace, kubectl: Kubectl, call: Call) -> int:
     if options.revision is not None:
         kept = history.only(kept, options.revision)
     if options.json:
-        _print_json(history.history_json(kept, reranker))
+        print(json_text(history.history_json(kept, reranker)))
     elif options.revision is not None:
-        print(history.revision_page(kept[0], reranker, _now(), _width()), end="")
+        print(printable(history.revision_page(kept[0], reranker, _now(), _width())), end="")
     else:
-        print(history.history_table(kept, reranker, _width()), end="")
+        print(printable(history.history_table(kept, reranker, _width())), end="")
     return 0
 
 
@@ -117,9 +116,9 @@ def _change(options: argparse.Namespace, kubectl: Kubectl, call: Call) -> int:
     change = _decide(options, reranker, call)
     if change.annotations:
         kubectl.annotate(reranker.metadata, change.annotations)
-    print(change.said)
+    print(printable(change.said))
     if change.but:
-        print(f"kubectl rerank: {change.but}", file=sys.stderr)
+        print(printable(f"kubectl rerank: {change.but}"), file=sys.stderr)
         return EXIT_NOT_DONE
     return 0
 
@@ -136,10 +135,6 @@ def _decide(options: argparse.Namespace, reranker: Reranker, call: Call) -> Chan
             return changes.resume(reranker, call)
         case _:
             return changes.retry(reranker, _now(), call)
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    print(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def _now() -> datetime:

@@ -1,18 +1,18 @@
 """calibrate, tune and samples: what asks workers and gateways, and not the API server alone. Thin: decisions are made
 in ``calibrate``, ``tune`` and ``samples``.
 
-What it starts it ends: a port-forward and a Job are gone when it is, also after Ctrl-C and SIGTERM.
+What it starts it ends: a port-forward and a Job are gone when it is, also after Ctrl-C and SIGTERM, and where the
+terminal or the reader of what it prints is gone.
 """
 
 import argparse
-import json
 import secrets
 import signal
 import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from rerank_api import names
 from rerank_api.reranker import Reranker
@@ -23,10 +23,11 @@ from rerank_kubectl import calibrate, samples, tune, workers
 from rerank_kubectl.changes import Refused
 from rerank_kubectl.commands import Call
 from rerank_kubectl.kubectl import Failed, Kubectl
-from rerank_kubectl.rendering import one_line
+from rerank_kubectl.rendering import json_line, json_text, one_line, printable
 from rerank_kubectl.workers import Worker
 
 _ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_UNREAD = [getattr(signal, name) for name in ("SIGPIPE",) if hasattr(signal, name)]
 
 
 class Stopped(KeyboardInterrupt):
@@ -40,14 +41,20 @@ class Stopped(KeyboardInterrupt):
 @contextmanager
 def stoppable() -> Generator[None]:
     """The first signal that ends a command raises Stopped, so that what it has started is ended first; that is not
-    disturbed by further ones."""
+    disturbed by further ones. What is ignored already (nohup, a script's background job) stays so. Writing to a reader
+    that is gone raises BrokenPipeError, for the signal would end the command at once."""
 
     def stop(number: int, _: Any) -> NoReturn:
         undisturbed()
         raise Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in _ENDING}
+    before = {number: signal.getsignal(number) for number in (*_ENDING, *_UNREAD)}
     try:
+        for number in _UNREAD:
+            signal.signal(number, signal.SIG_IGN)
+        for number in _ENDING:
+            if before[number] is not signal.SIG_IGN:
+                signal.signal(number, stop)
         yield
     finally:
         for number, handler in before.items():
@@ -68,6 +75,8 @@ def run(options: argparse.Namespace, kubectl: Kubectl, call: Call, width: int) -
             return verb(options, kubectl, call, width)
     except Stopped as stopped:
         return stopped.code
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE
 
 
 def _calibrate(options: argparse.Namespace, kubectl: Kubectl, call: Call, width: int) -> int:
@@ -77,25 +86,22 @@ def _calibrate(options: argparse.Namespace, kubectl: Kubectl, call: Call, width:
         raise Refused(f"{source}: {why}")
     worker, revision = _worker(kubectl, reranker)
     documents = sum(len(query.documents) for query in queries)
-    progress = Progress()
     done = 0
+    with Progress() as progress:
 
-    def told() -> None:
-        nonlocal done
-        done += 1
-        progress.show(f"{worker.pod}: {done} of {len(queries)} queries scored")
+        def told() -> None:
+            nonlocal done
+            done += 1
+            progress.show(f"{worker.pod}: {done} of {len(queries)} queries scored")
 
-    progress.show(f"{worker.pod}: {documents} documents of {len(queries)} queries are to be scored")
-    try:
+        progress.show(f"{worker.pod}: {documents} documents of {len(queries)} queries are to be scored")
         scored = workers.score(kubectl, worker, queries, told)
-    finally:
-        progress.end()
     labelled = calibrate.labelled(queries, scored.logits)
     found = calibrate.report(reranker, revision, source, worker.pod, scored.activation, scored.temperature, labelled)
     if options.json:
-        print(json.dumps(calibrate.as_json(found, call), indent=2, ensure_ascii=False))
+        print(json_text(calibrate.as_json(found, call)))
     else:
-        print(calibrate.page(found, call, width), end="")
+        print(printable(calibrate.page(found, call, width)), end="")
     return _apply(options, kubectl, reranker, found) if options.apply else 0
 
 
@@ -170,31 +176,32 @@ def _tune(options: argparse.Namespace, kubectl: Kubectl, call: Call, width: int)
     deployment = kubectl.deployment(metadata.namespace, object_name(metadata.name, revision))
     name = tune.job_name(metadata.name, secrets.token_hex(4))
     job = tune.job(name, deployment, reranker, options.seconds, options.wait, options.json)
-    progress, container = Progress(), f"--container={names.WORKER_CONTAINER}"
+    container = f"--container={names.WORKER_CONTAINER}"
     made = True  # as long as nobody says that it was not: no answer is none
-    try:
+    with Progress() as progress:
         try:
-            kubectl.create_job(job)
-        except Failed as failed:
-            made = failed.passing
-            raise
-        found = tune.follow(
-            look=lambda: tune.stage(kubectl.pods(metadata.namespace, f"batch.kubernetes.io/job-name={name}")),
-            progress=lambda pod: "".join(kubectl.log_lines(metadata.namespace, pod, container, "--tail=1")[-1:]),
-            show=lambda text: progress.show(f"{name}: {text}"),
-            clock=time.monotonic,
-            wait=time.sleep,
-            patience=options.wait,
-            seconds=options.seconds + tune.LOAD_SECONDS,
-        )
-        log = kubectl.log_lines(metadata.namespace, found.pod, container) if found.pod else []
-    finally:
-        try:  # a signal may come before it is not heard any more
-            undisturbed()
+            try:
+                kubectl.create_job(job)
+            except Failed as failed:
+                made = failed.passing
+                raise
+            found = tune.follow(
+                look=lambda: tune.stage(kubectl.pods(metadata.namespace, f"batch.kubernetes.io/job-name={name}")),
+                progress=lambda pod: "".join(kubectl.log_lines(metadata.namespace, pod, container, "--tail=1")[-1:]),
+                show=lambda text: progress.show(f"{name}: {text}"),
+                clock=time.monotonic,
+                wait=time.sleep,
+                patience=options.wait,
+                seconds=options.seconds + tune.LOAD_SECONDS,
+            )
+            log = kubectl.log_lines(metadata.namespace, found.pod, container) if found.pod else []
         finally:
-            progress.end()
-            if made:
-                kubectl.delete_job(metadata.namespace, name)
+            # Before anything is printed, for the terminal may be gone.
+            try:  # a signal may come before it is not heard any more
+                undisturbed()
+            finally:
+                if made:
+                    kubectl.delete_job(metadata.namespace, name)
     report = tune.report_of(log, options.json)
     if found.state == "failed" or report is None:
         raise Refused(tune.failure(found, log))
@@ -237,18 +244,19 @@ def _samples(options: argparse.Namespace, kubectl: Kubectl, call: Call, width: i
     found = samples.read(logs, reranker, options.disagreements)
     if options.json:
         for line in found:
-            print(line.text)
+            print(json_line(line.text))
     elif found:
         print(samples.page(found, width), end="")
     for text in unread:
-        print(f"kubectl rerank: the log of gateway {text}", file=sys.stderr)
+        print(one_line(f"kubectl rerank: the log of gateway {text}"), file=sys.stderr)
     if not found:
         print(samples.none_found(reranker, len(pods), options.since, options.disagreements, call), file=sys.stderr)
     return 2 if unread else 0
 
 
 class Progress:
-    """One line on stderr: rewritten in a terminal; elsewhere one now and then, and where it is new."""
+    """One line on stderr: rewritten in a terminal; elsewhere one now and then, and where it is new. What follows the
+    context begins on a line of its own."""
 
     EVERY = 10.0
     """Seconds between lines that are no terminal's."""
@@ -265,8 +273,9 @@ class Progress:
         print(f"\r{text}\033[K" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr)
         sys.stderr.flush()
 
-    def end(self) -> None:
-        """What follows begins on a line of its own."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._terminal and self._shown:
             print(file=sys.stderr)
-        self._shown = False

@@ -1,5 +1,9 @@
-"""Rerankers as text for a terminal and as JSON. Pure: the time and the width are passed in."""
+"""Rerankers as text for a terminal and as JSON. Pure: the time and the width are passed in.
 
+Parts of both were written by others: what is printed goes through ``printable`` or ``json_text``.
+"""
+
+import json
 import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -123,6 +127,28 @@ def in_full(value: Any) -> Any:
 def one_line(text: str) -> str:
     """What users have written moves no terminal's cursor."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def printable(text: str) -> str:
+    """The same of several lines."""
+    return "\n".join(map(one_line, text.split("\n")))
+
+
+def json_text(content: Any) -> str:
+    """Likewise, over several lines."""
+    return "\n".join(map(json_line, json.dumps(content, indent=2, ensure_ascii=False).split("\n")))
+
+
+def json_line(text: str) -> str:
+    """``text``, a line of JSON, with escapes for what would move a cursor: it reads as the same."""
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    if letter in "\t\r":
+        return " "  # JSON has them between its values only
+    units = letter.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[start : start + 4]}" for start in range(0, len(units), 4))
 
 
 def since(text: str, now: datetime) -> str:

@@ -199,7 +199,15 @@ def report_of(log: Sequence[str], as_json: bool) -> str | None:
     """What is printed at the end; None: there is no report in the log."""
     first = _REPORT["json" if as_json else "text"]
     start = next((number for number, line in enumerate(log) if first.match(line)), None)
-    return None if start is None else "\n".join(map(one_line, log[start:])) + "\n"
+    if start is None:
+        return None
+    found = list(log[start:])
+    if as_json:
+        # Programs read it: not with what a library may say when the process ends.
+        if "}" not in found:
+            return None
+        del found[found.index("}") + 1 :]
+    return "\n".join(map(one_line, found)) + "\n"
 
 
 def failure(found: Stage, log: Sequence[str]) -> str:

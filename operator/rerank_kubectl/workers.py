@@ -5,7 +5,7 @@ Asks beside what users send, with low priority, two requests at a time. Sends te
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import aiohttp
 import msgspec
@@ -34,8 +34,8 @@ class Worker(msgspec.Struct, frozen=True):
 
 
 class _Facts(msgspec.Struct):
-    activation: str
-    temperature: float
+    activation: Literal["sigmoid", "identity"]
+    temperature: Annotated[float, msgspec.Meta(gt=0)]
 
 
 class _Model(msgspec.Struct):
@@ -102,7 +102,9 @@ async def _score(host: str, worker: Worker, queries: Sequence[LabelledQuery], to
 async def _facts(session: aiohttp.ClientSession, host: str, key: str) -> _Facts:
     limit = aiohttp.ClientTimeout(total=SECONDS)
     try:
-        async with session.get(f"http://{host}{wire.MODELS_PATH}", timeout=limit) as response:
+        # No redirects: what runs in a pod could have this machine ask any address that it can reach.
+        url = f"http://{host}{wire.MODELS_PATH}"
+        async with session.get(url, timeout=limit, allow_redirects=False) as response:
             body = await response.read()
         models = msgspec.json.decode(body, type=_Models).models
         return msgspec.convert(next(model.facts for model in models if model.key == key), _Facts)

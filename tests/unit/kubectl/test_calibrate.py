@@ -179,6 +179,8 @@ class FakeWorker(ThreadingHTTPServer):
         self.key = key
         self.asked: list[tuple[str, dict[str, str], wire.ScoreRequest]] = []
         self.then: Callable[[], None] = lambda: None
+        self.facts: dict[str, Any] = {"activation": "sigmoid", "temperature": 1.0, "more": 1}
+        self.redirects: str | None = None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -188,8 +190,13 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server
 
     def do_GET(self) -> None:
-        facts = {"activation": "sigmoid", "temperature": 1.0, "more": 1}
-        self._answer({"models": [{"key": "other", "facts": {}}, {"key": self.worker.key, "facts": facts}]})
+        if self.worker.redirects is not None:
+            self.send_response(302)
+            self.send_header("Location", self.worker.redirects)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self._answer({"models": [{"key": "other", "facts": {}}, {"key": self.worker.key, "facts": self.worker.facts}]})
 
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
@@ -351,6 +358,52 @@ def test_a_worker_without_the_model_is_told_by_its_pods_name(
     assert run(["calibrate", "products"]) == 2
     assert "worker products-1: has no model default any more" in capsys.readouterr().err
     assert ended(kubectl)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"activation": "sigmoid", "temperature": 0.0}, "$.temperature"),
+        ({"activation": "sigmoid", "temperature": -1.0}, "$.temperature"),
+        ({"activation": "\x1b[2Jsigmoid", "temperature": 1.0}, "$.activation"),
+    ],
+)
+def test_facts_that_nothing_can_be_computed_from_are_told(
+    kubectl: FakeKubectl, worker: FakeWorker, capsys: pytest.CaptureFixture[str], facts: dict[str, Any], said: str
+):
+    worker.facts = facts
+    kubectl.has(golden())
+    kubectl.answers("configmaps", {"data": {"set.jsonl": lines_of(MANY)}})
+    assert run(["calibrate", "products"]) == 2
+    streams = capsys.readouterr()
+    assert "worker products-1: did not tell its models" in streams.err
+    assert said in streams.err
+    assert "\x1b" not in streams.err + streams.out
+
+
+def test_a_worker_sends_nobody_elsewhere(kubectl: FakeKubectl, worker: FakeWorker, capsys: pytest.CaptureFixture[str]):
+    """What runs in a pod must not have this machine ask whatever it can reach."""
+    asked: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as other:
+        thread = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        worker.redirects = f"http://127.0.0.1:{other.server_address[1]}/admin"
+        kubectl.has(golden())
+        kubectl.answers("configmaps", {"data": {"set.jsonl": lines_of(MANY)}})
+        assert run(["calibrate", "products"]) == 2
+        other.shutdown()
+        thread.join()
+    assert asked == []
+    assert "worker products-1: did not tell its models" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_the_port_forward_too(kubectl: FakeKubectl, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch):

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from rerank_api import names
+from rerank_api.reranker import RolloutCheck
 from rerank_kubectl.__main__ import run
 from rerank_kubectl.kubectl import Failed, Kubectl
 from unit.kubectl.build import CANARY, EARLIER, LOADED, STABLE, UNSURE, body, kept, rejection, rollout
@@ -168,6 +170,41 @@ def test_a_failure_is_one_line_on_stderr(
     assert streams.out == ""
 
 
+FORGED = "\x1b]0;owned\x07\x9b2J\u202eabc"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["status"], ["status", "products"], ["history", "products"], ["history", "products", "--revision", CANARY]],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_nothing_that_others_have_written_moves_a_cursor(
+    kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str], arguments: list[str], as_json: bool
+):
+    check = RolloutCheck(FORGED, "hold", FORGED)
+    one = body(rollout("Traffic", check, message=FORGED, revision=FORGED), currentRevision=FORGED)
+    ended = msgspec.json.encode(rollout("RolledBack", check, message=FORGED)).decode()
+    kubectl.has(one if len(arguments) > 1 else {"items": [one]}, [kept(CANARY, 2, ended) | {"data": {"text": FORGED}}])
+    if as_json and "--revision" not in arguments:
+        arguments = [*arguments, "--json"]
+    assert run(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "owned" in shown
+    assert all(letter.isprintable() for letter in shown.replace("\n", ""))
+    if arguments[-1] == "--json":
+        assert repr(FORGED) in repr(json.loads(shown)), "and is what it was"
+
+
+def test_nothing_that_a_server_says_of_a_failure_moves_a_cursor(
+    kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str]
+):
+    kubectl.fails(f"Error from server: admission webhook denied: {FORGED}\n")
+    assert run(["pause", "products"]) == 2
+    said = capsys.readouterr().err
+    assert "denied:  ]0;owned  2J abc\n" in said
+    assert all(letter.isprintable() for letter in said.replace("\n", ""))
+
+
 def test_a_missing_kubectl_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert run(["status"]) == 2
@@ -203,6 +240,8 @@ def test_an_answer_that_is_no_reranker_is_told(kubectl: FakeKubectl, capsys: pyt
         ["tune", "products", "--seconds", "nan"],
         ["tune", "products", "--seconds", "5"],
         ["samples", "products", "--since", "yesterday"],
+        ["samples", "products", "--since", "9" * 400 + "h"],
+        ["tune", "products", "--wait", "9" * 400 + "h"],
     ],
 )
 def test_bad_input_ends_with_2_and_asks_nobody(

@@ -85,6 +85,21 @@ def test_no_field_of_a_forged_line_moves_a_cursor(field: str):
     assert all(letter.isprintable() for letter in shown.replace("\n", ""))
 
 
+def test_a_line_that_is_printed_as_it_is_moves_no_cursor_either(
+    kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str]
+):
+    kubectl.has(CAPTURING)
+    kubectl.answers("pods", GATEWAYS)
+    forged = line().replace("wireless mouse", "\x9b2J\u202eabc \U000e0041 \u4e2d").replace(", ", ",\t\r")
+    kubectl.logs("gateway-1", forged + "\n")
+    kubectl.logs("gateway-2", "")
+    assert run(["samples", "products", "--json"]) == 0
+    shown = capsys.readouterr().out
+    assert all(letter.isprintable() for letter in shown.replace("\n", ""))
+    assert "\u4e2d" in shown
+    assert json.loads(shown) == json.loads(forged)
+
+
 def test_a_disagreement_shows_both_scores():
     (found,) = samples.read({GATEWAY: [DISAGREED]}, reranker(), disagreements=True)
     lines = samples.page([found]).splitlines()

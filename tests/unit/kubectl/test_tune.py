@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -199,6 +201,13 @@ LOG = ["reading the model", "round 1 of at most 5, 1/9: torch-flat", "50 pairs, 
     [
         (LOG, False, "50 pairs, 5400 tokens (108 a pair)\n\ntable\n"),
         (["reading the model", "{", '  "pairs": 50', "}"], True, '{\n  "pairs": 50\n}\n'),
+        # What a library says at the end of the process.
+        (
+            ["{", '  "trials": [', "    {", "    }", "  ]", "}", "[W] leaked"],
+            True,
+            '{\n  "trials": [\n    {\n    }\n  ]\n}\n',
+        ),
+        (["{", '  "pairs": 50'], True, None),
         (["reading the model"], False, None),
         ([], True, None),
     ],
@@ -289,6 +298,52 @@ def test_a_person_who_cannot_wait_for_the_removal_leaves_no_job(cluster: FakeKub
     assert cluster.calls[-1] == REMOVED
     assert int((folder / "session").read_text()) != os.getsid(0), "where no terminal's Ctrl-C comes to"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_terminal_that_is_gone_leaves_no_job(cluster: FakeKubectl, monkeypatch: pytest.MonkeyPatch):
+    class Gone:
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            if text.startswith("\r"):
+                return len(text)
+            raise OSError(5, "Input/output error")
+
+        def flush(self) -> None: ...
+
+    def hung_up(show: Callable[[str], None], **_: Callable[..., Any]) -> Stage:
+        show("round 1")
+        os.kill(os.getpid(), signal.SIGHUP)
+        threading.Event().wait(30)
+        return DONE
+
+    monkeypatch.setattr(jobs.sys, "stderr", Gone())
+    monkeypatch.setattr(jobs.tune, "follow", hung_up)
+    with pytest.raises(OSError, match="Input/output"):
+        run(["tune", "products"])
+    assert cluster.calls[-1] == REMOVED
+
+
+def test_a_reader_that_has_had_enough_leaves_no_job(cluster: FakeKubectl):
+    """The progress is printed into a pipe that nobody reads any more, as of ``2>&1 | head -1``."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "rerank_kubectl", "tune", "products"]
+    ended = subprocess.run(command, stdout=writes, stderr=writes, timeout=60, check=False)
+    os.close(writes)
+    assert ended.returncode == 128 + signal.SIGPIPE
+    assert cluster.calls[-1][:2] == ["delete", "jobs.batch"]
+
+
+def test_what_is_to_outlive_its_terminal_does(cluster: FakeKubectl):
+    """nohup has SIGHUP ignored, and a script's background job SIGINT: so it stays."""
+    cluster.does("create", f"cat > {cluster.folder}/created; kill -HUP $PPID; kill -INT $PPID")
+    program = "import signal, os, sys\nfor one in (signal.SIGHUP, signal.SIGINT): signal.signal(one, signal.SIG_IGN)\n"
+    program += "os.execv(sys.executable, [sys.executable, '-m', 'rerank_kubectl', 'tune', 'products'])"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("50 pairs")
 
 
 def test_a_signal_while_an_ended_job_is_removed_changes_nothing(
