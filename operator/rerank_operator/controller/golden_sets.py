@@ -15,6 +15,9 @@ from rerank_operator.controller.observe import Observed
 from rerank_operator.rollout.golden.ask import CannotAsk
 from rerank_operator.rollout.golden.golden_set import BadGoldenSet, GoldenSet, parse_golden_set
 
+MOST_KEYS = 10
+"""That are told."""
+
 
 class Stored(msgspec.Struct, frozen=True):
     """A golden set as it is kept."""
@@ -42,11 +45,16 @@ async def stored_golden_set(api: KubeApi, namespace: str, source: GoldenSetSourc
             raise
         raise BadGoldenSet(f"{where} does not exist: create it") from None
     data = found.get("data") or {}
-    name = source.key if source.key is not None else next(iter(data), None) if len(data) == 1 else None
+    if not data:
+        binary = " but binaryData, which is not read: is the file text in UTF-8?" if found.get("binaryData") else ""
+        raise BadGoldenSet(f"{where} has no data{binary or ': put the golden set under a key of it'}")
+    name = source.key if source.key is not None else next(iter(data)) if len(data) == 1 else None
     if name is None:
         raise BadGoldenSet(f"{where} has {len(data)} keys: name one of them in key")
     if name not in data:
-        raise BadGoldenSet(f"{where} has no key {name}: it has {', '.join(sorted(data)) or 'none'}")
+        keys = sorted(data)[:MOST_KEYS]
+        more = f" and {len(data) - MOST_KEYS} more" if len(data) > MOST_KEYS else ""
+        raise BadGoldenSet(f"{where} has no key {name}: it has {', '.join(keys)}{more}")
     digest = hashlib.sha256(msgspec.json.encode((source.config_map, source.key, data[name]))).hexdigest()[:16]
     return Stored(f"{where}, key {name}", data[name], found["metadata"]["resourceVersion"], digest)
 

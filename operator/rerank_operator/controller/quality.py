@@ -75,6 +75,16 @@ class _Watched:
     failures: int = 0
     tried: float = 0.0
     task: asyncio.Task[None] | None = None
+    """The latest."""
+
+    @property
+    def busy(self) -> bool:
+        """Asked of the task itself: one that is cancelled before its first line runs none of its lines."""
+        return self.task is not None and not self.task.done()
+
+    def call_off(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
 
 
 class QualityRuns:
@@ -116,6 +126,7 @@ class QualityRuns:
                 metrics.GOLDEN_RUNS.labels(*key, result)
         if watched.asked != asked:  # what failed was of something else
             metrics.GOLDEN_MINIMUM.remove(*key, watched.asked.source.metric)
+            watched.call_off()
             watched.asked, watched.failed, watched.failures = asked, "", 0
         latest = watched.latest or observed.quality
         known = counting(reranker.spec, asked.revision, latest)
@@ -126,8 +137,8 @@ class QualityRuns:
         watched.tried = min(watched.tried, self._wall())  # a clock that was set back
         watched.interval = parse_duration(objective.interval)
         watched.waits = hindrance(observed)
-        if watched.waits and watched.task is not None:
-            watched.task.cancel()
+        if watched.waits:
+            watched.call_off()
         metrics.GOLDEN_MINIMUM.labels(*key, source.metric).set(objective.minimum)
         self._show(key, latest)
         return Measured(latest, watched.failed, watched.waits)
@@ -141,8 +152,7 @@ class QualityRuns:
         watched = self._watched.pop(key, None)
         if watched is None:
             return
-        if watched.task is not None:
-            watched.task.cancel()
+        watched.call_off()
         self._show(key, None)
         metrics.GOLDEN_MINIMUM.remove(*key, watched.asked.source.metric)
         for result in RESULTS:
@@ -212,11 +222,11 @@ class QualityRuns:
         """As many as may be at it; who waits the longest comes first."""
         if not self._active():
             return
-        free = AT_ONCE - sum(watched.task is not None for watched in self._watched.values())
+        free = AT_ONCE - sum(watched.busy for watched in self._watched.values())
         waiting = sorted(
             (due("/".join(key), watched.interval, watched.last, watched.failures, watched.tried), key)
             for key, watched in self._watched.items()
-            if watched.task is None and not watched.waits
+            if not watched.busy and not watched.waits
         )
         for when, key in waiting:
             if free <= 0 or when > self._wall():
@@ -244,8 +254,6 @@ class QualityRuns:
         except Exception as error:
             log.exception("a golden set could not be ranked", extra=subject)
             failed = f"it could not be ranked: {type(error).__name__}"
-        finally:
-            watched.task = None
         if self._watched.get(key) is not watched or watched.asked != asked:
             return  # it says nothing about what is asked for by now
         if found is not None:

@@ -377,7 +377,19 @@ async def test_a_canary_that_comes_meanwhile_has_the_workers_to_itself():
         world.settle()
         await world.done()
         assert (world.quality, sample("runs_total", result="failed")) == ({}, 0.0)
-        assert world.runs._watched[KEY].task is None
+        assert not world.runs._watched[KEY].busy
+
+
+async def test_a_ranking_that_is_called_off_before_it_has_begun_holds_up_no_other():
+    async with measuring() as (world, worker):
+        world.runs.look(world.observe())
+        world.runs.start_due(world.session)
+        world.want(MODEL_A, **(world.spec | {"rollout": {"goldenSet": {"configMap": "other"}}}))
+        world.runs.look(world.observe())
+        await world.done()
+        assert worker.asked == 0
+        found = await world.after()
+        assert (worker.asked, found.latest is not None) == (20, True)
 
 
 async def test_a_worker_that_is_stopped_meanwhile_is_no_failure(monkeypatch: pytest.MonkeyPatch):
@@ -403,24 +415,47 @@ async def test_a_worker_that_is_stopped_meanwhile_is_no_failure(monkeypatch: pyt
         assert world.quality["ndcg"] == 1.0
 
 
-async def test_another_golden_set_is_ranked_at_once_and_a_result_of_the_one_before_is_none():
+async def test_another_golden_set_is_ranked_at_once_whatever_is_still_ranked():
     async with measuring() as (world, worker):
-        worker.go.clear()
+        worker.go.clear()  # a ranking may take ten minutes
         world.runs.look(world.observe())
         world.runs.start_due(world.session)
         await worker.begun.wait()
         world.want(MODEL_A, **(world.spec | {"rollout": {"goldenSet": {"configMap": "other", "metric": "mrr"}}}))
         world.runs.look(world.observe())
+        await world.done()
+        begun, found = worker.asked, world.runs.look(world.observe())
+        assert (found, begun < 20) == (Measured(), True)
         worker.go.set()
         found = await world.after()
-        assert (worker.asked, found.latest) == (20, None)
-        found = await world.after()
         assert found.latest is not None
-        assert (worker.asked, found.latest.metric) == (40, "mrr")
+        assert (worker.asked, found.latest.metric) == (begun + 20, "mrr")
+        assert [sample("runs_total", result=result) for result in ("ok", "failed")] == [1.0, 0.0]
         assert (sample("minimum", measure="mrr"), sample("minimum", measure="ndcg@10")) == (0.9, None)
         world.want(MODEL_A, **(world.spec | {"rollout": {"goldenSet": {"configMap": "third", "metric": "mrr"}}}))
         await world.after()
-        assert worker.asked == 60
+        assert worker.asked == begun + 40
+
+
+@pytest.mark.parametrize(
+    ("data", "key", "told"),
+    [
+        ({}, None, "ConfigMap search/golden has no data: put the golden set under a key of it"),
+        ({"a": "", "b": ""}, None, "ConfigMap search/golden has 2 keys: name one of them in key"),
+        ({"a": ""}, "b", "ConfigMap search/golden has no key b: it has a"),
+        ({f"k{n:05}": "" for n in range(50_000)}, "b", "has no key b: it has k00000, k00001, "),
+    ],
+    ids=["none", "which", "another", "many others"],
+)
+async def test_a_config_map_without_a_golden_set_is_told_with_what_to_do(
+    data: dict[str, str], key: str | None, told: str
+):
+    source = {"configMap": "golden"} | ({"key": key} if key else {})
+    async with measuring(rollout={"goldenSet": source}) as (world, _):
+        world.api.data = data
+        found = await world.after()
+        assert told in found.failed
+        assert len(found.failed) < 1000, "statuses have bounds"
 
 
 async def test_other_content_of_the_same_golden_set_counts_when_it_is_due_and_another_key_at_once():

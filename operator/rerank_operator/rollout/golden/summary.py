@@ -61,6 +61,7 @@ def calibration(found: QualityStatus) -> dict[str, float]:
 
 
 def cutoff(metric: str) -> int:
-    """The K of ndcg@K and accuracy@K; with mrr, that of the others that are told beside it."""
+    """The K of ndcg@K and accuracy@K; with mrr, that of the others that are told beside it. So, too, of what is none:
+    a status may have been written by others."""
     _, _, k = metric.partition("@")
-    return int(k) if k else K
+    return int(k) if k.isdecimal() else K

@@ -52,6 +52,6 @@ def test_a_measure_of_nothing_is_told_as_zero():
     assert msgspec.to_builtins(told)["ndcg"] == 0.0
 
 
-@pytest.mark.parametrize(("metric", "k"), [("ndcg@5", 5), ("accuracy@999", 999), ("mrr", 10)])
+@pytest.mark.parametrize(("metric", "k"), [("ndcg@5", 5), ("accuracy@999", 999), ("mrr", 10), ("ndcg@ten", 10)])
 def test_the_k_of_a_metric(metric: str, k: int):
     assert cutoff(metric) == k
