@@ -5,11 +5,10 @@ Gauges are read when scraped, so they cannot drift from the truth. Counting is o
 
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
@@ -18,14 +17,13 @@ from rerank_api import names
 from rerank_gateway import slo
 from rerank_gateway.cache import Caches
 from rerank_gateway.cluster.state import Endpoint, Key, Policy, RoutingTable
-from rerank_gateway.durations import Durations
+from rerank_gateway.counters import Counters
 from rerank_gateway.feedback import BINS, Bin
+from rerank_gateway.histograms import Histograms
 from rerank_gateway.record import Record
 from rerank_gateway.waiting import Queues
 
 log = logging.getLogger(__name__)
-
-disable_created_metrics()  # a second series for each counter, which nothing here reads
 
 # fmt: off
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60,
@@ -40,30 +38,6 @@ CaptureResult = Literal["captured", "limited"]
 
 # Series of a Reranker or revision that is gone stay this long, so that the last scrape sees their final values.
 FORGET_AFTER = 900.0
-
-T = TypeVar("T", Counter, Histogram)
-
-
-class _Series(dict[tuple[str, ...], T]):
-    """The series of one metric by their labels' values, each made at its first use: prometheus_client's own look-up
-    takes longer than the count, and its removal by some of the labels looks at all series for each that goes."""
-
-    def __init__(self, metric: T, owner: tuple[str, ...]) -> None:
-        """``owner``: the first labels, of the revision or Reranker with which a series is forgotten."""
-        super().__init__()
-        self._metric = metric
-        self._owner = len(owner)
-        self._owned: defaultdict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
-
-    def __missing__(self, labels: tuple[str, ...]) -> T:
-        series = self[labels] = self._metric.labels(*labels)
-        self._owned[labels[: self._owner]].append(labels)
-        return series
-
-    def forget(self, owner: tuple[str, ...]) -> None:
-        for labels in self._owned.pop(owner, ()):
-            del self[labels]
-            self._metric.remove(*labels)
 
 
 class Metrics:
@@ -97,13 +71,13 @@ class Metrics:
             "Of these, the ones that were as promised: answered, or answered within the threshold.",
             (*_REVISION, "sli"),
         )
-        self._duration = Durations(
+        self._duration = self._histogram(
             "rerank_gateway_request_duration_seconds",
             "From a request's headers to its answer, for answers with scores of which not all were cached. One edge is "
             "the Reranker's own threshold of spec.slo.latency; where that changes, its series begin anew.",
+            _REVISION,
             _SECONDS,
         )
-        self.registry.register(self._duration)
         self._queue_time = self._histogram(
             "rerank_gateway_queue_duration_seconds",
             "Time that answered requests waited in the gateway for a worker.",
@@ -180,6 +154,7 @@ class Metrics:
             self._captured,
         )
         self._by_revision = (
+            self._duration,
             self._requests,
             self._promised,
             self._kept,
@@ -195,19 +170,23 @@ class Metrics:
             self._label_errors,
         )
 
-    def _counter(self, name: str, documentation: str, labels: tuple[str, ...]) -> _Series[Counter]:
-        return _Series(Counter(name, documentation, labels, registry=self.registry), _owner(labels))
+    def _counter(self, name: str, documentation: str, labels: tuple[str, ...]) -> Counters:
+        owner = _REVISION if labels[: len(_REVISION)] == _REVISION else _RERANKER
+        counters = Counters(name, documentation, labels, owner)
+        self.registry.register(counters)
+        return counters
 
     def _histogram(
-        self, name: str, documentation: str, labels: tuple[str, ...], buckets: tuple[float, ...]
-    ) -> _Series[Histogram]:
-        histogram = Histogram(name, documentation, labels, buckets=buckets, registry=self.registry)
-        return _Series(histogram, _owner(labels))
+        self, name: str, documentation: str, labels: tuple[str, ...], edges: tuple[float, ...]
+    ) -> Histograms:
+        histograms = Histograms(name, documentation, labels, edges)
+        self.registry.register(histograms)
+        return histograms
 
     def answered(self, record: Record, duration: float) -> None:
         """Counts a request that has ended after so many seconds."""
         key, labels = (record.namespace, record.reranker), (record.namespace, record.reranker, record.revision)
-        self._requests[*labels, str(record.code)].inc()
+        self._requests.add((*labels, str(record.code)))
         if not record.reranker:
             return
         if labels not in self._known:
@@ -219,41 +198,41 @@ class Metrics:
             self._judged(labels, "availability", slo.available(code, patience=record.patience, threshold=threshold))
             self._judged(labels, "latency", slo.in_time(code, duration, threshold=threshold))
         if record.documents:
-            self._documents[key].observe(record.documents)
+            self._documents.of(key).observe(record.documents)
         if record.priority:
-            self._prioritized[*key, record.priority].inc()
+            self._prioritized.add((*key, record.priority))
         if record.cache:
-            self._cache_documents[*key, "hit"].inc(record.cached)
-            self._cache_documents[*key, "miss"].inc(record.documents - record.cached)
+            self._cache_documents.add((*key, "hit"), record.cached)
+            self._cache_documents.add((*key, "miss"), record.documents - record.cached)
         if record.code != 200:
             return
         if record.candidate_fetch is not None:
-            self._candidate_fetch[key].observe(record.candidate_fetch)
+            self._candidate_fetch.of(key).observe(record.candidate_fetch)
         if record.revision and record.cache != "hit":
             exemplar = Exemplar({"trace_id": record.trace_id}, duration, self._wall()) if record.sampled else None
             self._duration.of(labels).observe(duration, exemplar)
-            self._queue_time[labels].observe(record.waited)
-            self._tokens[labels].inc(record.tokens)
-            self._truncated[labels].inc(record.truncated)
-            self._truncated_requests[labels].inc(record.truncated > 0)
-            self._chunked[labels].inc(record.chunked)
+            self._queue_time.of(labels).observe(record.waited)
+            self._tokens.add(labels, record.tokens)
+            self._truncated.add(labels, record.truncated)
+            self._truncated_requests.add(labels, record.truncated > 0)
+            self._chunked.add(labels, record.chunked)
 
     def _judged(self, labels: tuple[str, str, str], sli: slo.Sli, good: bool | None) -> None:
         if good is not None:
-            self._promised[*labels, sli].inc()
-            self._kept[*labels, sli].inc(int(good))
+            self._promised.add((*labels, sli))
+            self._kept.add((*labels, sli), int(good))
 
     def retried(self, endpoint: Endpoint, reason: str) -> None:
         labels = (endpoint.namespace, endpoint.reranker, endpoint.revision)
         if labels not in self._known:
             self._begin(labels)
-        self._retries[*labels, reason].inc()
+        self._retries.add((*labels, reason))
 
     def mirrored(self, key: Key, result: MirrorResult) -> None:
-        self._mirrored[*key, result].inc()
+        self._mirrored.add((*key, result))
 
     def captured(self, key: Key, result: CaptureResult) -> None:
-        self._captured[*key, result].inc()
+        self._captured.add((*key, result))
 
     def knows(self, key: Key, revision: str) -> bool:
         """Whether that is a revision of the Reranker that exists, or that existed lately; empty: any."""
@@ -264,10 +243,10 @@ class Metrics:
         label is as much evidence as the others."""
         labels = (*key, revision)
         for name, of_bin in zip(BINS, bins, strict=True):
-            self._labels[*labels, name].inc(of_bin.labels)
-            self._labels_relevant[*labels, name].inc(of_bin.relevant)
-            self._label_scores[*labels, name].inc(of_bin.scores)
-        self._label_errors[labels].inc(squared_error)
+            self._labels.add((*labels, name), of_bin.labels)
+            self._labels_relevant.add((*labels, name), of_bin.relevant)
+            self._label_scores.add((*labels, name), of_bin.scores)
+        self._label_errors.add(labels, squared_error)
 
     def update(self, table: RoutingTable) -> None:
         """The Rerankers and revisions that exist now. Their indicators begin at 0, so that the first bad request is
@@ -289,8 +268,8 @@ class Metrics:
     def _begin(self, labels: tuple[str, str, str]) -> None:
         self._known.add(labels)
         for sli in slo.INDICATORS:
-            self._promised[*labels, sli].inc(0)
-            self._kept[*labels, sli].inc(0)
+            self._promised.add((*labels, sli), 0)
+            self._kept.add((*labels, sli), 0)
 
     def observe(
         self,
@@ -329,7 +308,6 @@ class Metrics:
             if now - self._gone_since.setdefault(labels, now) > FORGET_AFTER:
                 del self._gone_since[labels]
                 self._known.discard(labels)
-                self._duration.forget(labels)
                 for metric in self._by_revision:
                     metric.forget(labels)
                 if labels[:2] not in table.routes:
@@ -337,11 +315,6 @@ class Metrics:
                         metric.forget(labels[:2])
         for labels in present & self._gone_since.keys():
             del self._gone_since[labels]
-
-
-def _owner(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of a metric's labels that say with what its series are forgotten."""
-    return _REVISION if labels[: len(_REVISION)] == _REVISION else _RERANKER
 
 
 def _maintenance_end(policy: Policy) -> float:

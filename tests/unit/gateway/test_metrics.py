@@ -3,8 +3,10 @@
 import logging
 import math
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -12,15 +14,15 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.core import Metric
-from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.samples import Exemplar, Sample, Timestamp
 from rerank_api import wire
+from rerank_gateway import counters, histograms
 from rerank_gateway.cluster.state import Endpoint, Policy, build_table
-from rerank_gateway.durations import Durations
 from rerank_gateway.feedback import Label, tally
+from rerank_gateway.histograms import Histograms
 from rerank_gateway.metrics import FORGET_AFTER, Metrics
 from rerank_gateway.record import Record
 from rerank_gateway.slo import Objectives
@@ -41,11 +43,11 @@ def _samples(families: Iterable[Metric], name: str, **labels: str) -> list[Sampl
     ]
 
 
-def _durations() -> Durations:
-    return Durations("seconds", "Seconds.", EDGES)
+def _durations() -> Histograms:
+    return Histograms("seconds", "Seconds.", ("namespace", "reranker", "revision"), EDGES)
 
 
-def _buckets(durations: Durations, **labels: str) -> dict[str, float]:
+def _buckets(durations: Histograms, **labels: str) -> dict[str, float]:
     """Counts by their upper edges."""
     return {sample.labels["le"]: sample.value for sample in _samples(durations.collect(), "seconds_bucket", **labels)}
 
@@ -160,10 +162,10 @@ async def test_only_what_is_asked_for_is_told(house: House, monkeypatch: pytest.
     assert await told(*names) == everything
     assert await told("absent", "") == set()
 
-    def collected(_: Durations) -> Iterable[Metric]:
+    def collected(_: Histograms) -> Iterable[Metric]:
         pytest.fail("collected, which nobody asked for")
 
-    monkeypatch.setattr(Durations, "collect", collected)
+    monkeypatch.setattr(Histograms, "collect", collected)
     assert await told("rerank_gateway_waiting_requests", "process_start_time_seconds")
 
 
@@ -312,45 +314,51 @@ def test_nothing_is_left_of_what_is_gone() -> None:
     assert [sample.value for sample in left(reranker="gone", revision="r", sli="availability")] == [2, 1]
 
 
-def test_to_forget_takes_as_many_steps_as_there_are_series_to_forget(monkeypatch: pytest.MonkeyPatch) -> None:
+def _steps(act: Callable[[], None]) -> int:
+    """Lines of counters and histograms that ``act`` runs through."""
+    files, lines = {counters.__file__, histograms.__file__}, 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        nonlocal lines
+        lines += event == "line"
+        return trace if frame.f_code.co_filename in files else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+def test_to_forget_takes_no_longer_where_more_stays() -> None:
     """A scrape after a wave of deletions holds requests up while it forgets."""
-    now = 0.0
-    metrics = Metrics(lambda: now)
-    policies = [Policy("ns", f"rr-{number}", traffic=(("r", 100),)) for number in range(100)]
-    metrics.update(build_table(policies, []))
-    for policy in policies:
-        _use(metrics, "ns", policy.name, "r")
 
-    looked_at = 0
+    def forgetting(kept: int) -> int:
+        now = 0.0
+        metrics = Metrics(lambda: now)
+        policies = [Policy("ns", f"rr-{number}", traffic=(("r", 100),)) for number in range(50 + kept)]
+        metrics.update(build_table(policies, []))
+        for policy in policies:
+            _use(metrics, "ns", policy.name, "r")
 
-    def counted(original: Callable[..., None], scans: bool) -> Callable[..., None]:
-        def call(metric: MetricWrapperBase, *arguments: Any) -> None:
-            nonlocal looked_at
-            looked_at += len(metric._metrics) if scans else 1
-            original(metric, *arguments)
+        def series() -> Counter[str]:
+            """How many of each Reranker."""
+            families = [family for family in metrics.registry.collect() if not family.name.startswith("process_")]
+            return Counter(sample.labels["reranker"] for family in families for sample in family.samples)
 
-        return call
+        table = build_table(policies[50:], [])
+        metrics.update(table)
+        metrics.forget_gone(table)
+        before, now = series(), FORGET_AFTER + 1
+        steps = _steps(lambda: metrics.forget_gone(table))
+        present = {policy.name for policy in policies[50:]}
+        assert series() == Counter({name: count for name, count in before.items() if name in present})
+        assert _steps(lambda: metrics.forget_gone(table)) == 0
+        return steps
 
-    # What looks at every series of a metric counts for all of them.
-    for name, scans in (("remove", False), ("remove_by_labels", True)):
-        monkeypatch.setattr(MetricWrapperBase, name, counted(getattr(MetricWrapperBase, name), scans))
-
-    def series() -> Counter[str]:
-        """How many of each Reranker."""
-        families = [family for family in metrics.registry.collect() if not family.name.startswith("process_")]
-        return Counter(sample.labels["reranker"] for family in families for sample in family.samples)
-
-    table = build_table(policies[:50], [])
-    metrics.update(table)
-    metrics.forget_gone(table)
-    before, now = series(), FORGET_AFTER + 1
-    metrics.forget_gone(table)
-    present = {policy.name for policy in policies[:50]}
-    assert series() == {name: count for name, count in before.items() if name in present}
-    assert 0 < looked_at <= sum(count for name, count in before.items() if name not in present)
-    looked_at = 0
-    metrics.forget_gone(table)
-    assert looked_at == 0
+    assert 0 < forgetting(0) == forgetting(100)
 
 
 async def test_clients_cannot_make_series(house: House) -> None:

@@ -1,22 +1,22 @@
-"""A histogram of requests' seconds with a bucket edge exactly at each Reranker's own threshold.
+"""Histograms, also with a bucket edge exactly at each Reranker's own threshold.
 
 With one set of edges for all, as prometheus_client has it, the share of requests within an objective could only be
 guessed. On the path of every request: a look-up by bisection and two additions. For one thread, the event loop's.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
-LABELS = ("namespace", "reranker", "revision")
+Labels = tuple[str, ...]
 
 
 class Buckets:
-    """The series of one revision."""
+    """The series of one Reranker or revision."""
 
     __slots__ = ("_counts", "_edges", "_exemplars", "_sum")
 
@@ -34,15 +34,15 @@ class Buckets:
         if edges != self._edges:
             self._begin(edges)
 
-    def observe(self, seconds: float, exemplar: Exemplar | None = None) -> None:
+    def observe(self, value: float, exemplar: Exemplar | None = None) -> None:
         """The latest exemplar of a bucket is kept."""
-        bucket = bisect_left(self._edges, seconds)
+        bucket = bisect_left(self._edges, value)
         self._counts[bucket] += 1
-        self._sum += seconds
+        self._sum += value
         if exemplar is not None:
             self._exemplars[bucket] = exemplar
 
-    def add_to(self, family: HistogramMetricFamily, labels: tuple[str, str, str]) -> None:
+    def add_to(self, family: HistogramMetricFamily, labels: Labels) -> None:
         buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
         seen = 0
         for index, (edge, count) in enumerate(zip((*self._edges, float("inf")), self._counts, strict=True)):
@@ -52,38 +52,41 @@ class Buckets:
         family.add_metric(labels, buckets, self._sum)
 
 
-class Durations(Collector):
-    def __init__(self, name: str, documentation: str, edges: tuple[float, ...]) -> None:
-        """``edges``: rising, in seconds; those that all Rerankers have."""
+class Histograms(Collector):
+    """All series of one histogram, by their labels' values. Each begins with its first value."""
+
+    def __init__(self, name: str, documentation: str, labels: Sequence[str], edges: tuple[float, ...]) -> None:
+        """``labels`` begin with namespace and Reranker; ``edges``: rising, those that all Rerankers have."""
         self._name = name
         self._documentation = documentation
+        self._labels = labels
         self._edges = edges
-        self._own_edges: dict[tuple[str, str], tuple[float, ...]] = {}
-        self._series: dict[tuple[str, str, str], Buckets] = {}
+        self._own_edges: dict[Labels, tuple[float, ...]] = {}
+        self._series: dict[Labels, Buckets] = {}
 
-    def promise(self, key: tuple[str, str], threshold: float) -> None:
+    def promise(self, key: Labels, threshold: float) -> None:
         """A Reranker's threshold, from now on."""
         edges = self._own_edges[key] = tuple(sorted({*self._edges, threshold}))
         for labels, buckets in self._series.items():
             if labels[:2] == key:
                 buckets.use(edges)
 
-    def retract(self, key: tuple[str, str]) -> None:
+    def retract(self, key: Labels) -> None:
         """A Reranker is gone. Its series stay until they are forgotten."""
         self._own_edges.pop(key, None)
 
-    def of(self, labels: tuple[str, str, str]) -> Buckets:
-        """The series of a revision, made at its first use."""
+    def of(self, labels: Labels) -> Buckets:
+        """The series with these labels, made at its first use."""
         buckets = self._series.get(labels)
         if buckets is None:
             buckets = self._series[labels] = Buckets(self._own_edges.get(labels[:2], self._edges))
         return buckets
 
-    def forget(self, labels: tuple[str, str, str]) -> None:
+    def forget(self, labels: Labels) -> None:
         self._series.pop(labels, None)
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
-        family = HistogramMetricFamily(self._name, self._documentation, labels=LABELS)
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
         for labels, buckets in self._series.items():
             buckets.add_to(family, labels)
         yield family

@@ -1,0 +1,44 @@
+"""Counters, each series a plain number.
+
+prometheus_client's own take a lock and two look-ups a count, and a request needs fifteen counts: a third of the
+instructions were saved by telling no other thread. For one thread, the event loop's, on the path of every request.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+Labels = tuple[str, ...]
+
+
+class Counters(Collector):
+    """All series of one counter, by their labels' values. Each begins with its first count."""
+
+    def __init__(self, name: str, documentation: str, labels: Sequence[str], owner: Sequence[str]) -> None:
+        """``owner``: the first of ``labels``, of what a series is forgotten with."""
+        self._name = name
+        self._documentation = documentation
+        self._labels = labels
+        self._owner = len(owner)
+        self._values: dict[Labels, float] = {}
+        self._owned: defaultdict[Labels, list[Labels]] = defaultdict(list)
+
+    def add(self, labels: Labels, amount: float = 1) -> None:
+        """``amount``: 0 or more; 0 begins a series."""
+        if labels in self._values:
+            self._values[labels] += amount
+        else:
+            self._values[labels] = amount
+            self._owned[labels[: self._owner]].append(labels)
+
+    def forget(self, owner: Labels) -> None:
+        for labels in self._owned.pop(owner, ()):
+            del self._values[labels]
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
+        for labels, value in self._values.items():
+            family.add_metric(labels, value)
+        yield family
