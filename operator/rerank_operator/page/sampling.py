@@ -48,7 +48,7 @@ MOST_CHARACTERS = 300
 STATUS_SECONDS = 1.0
 """Between two looks at the Rerankers' statuses, which cost next to nothing."""
 SHARE = 10
-"""A look may take one part in so many of the time."""
+"""Looks at gateways may take one part in so many of the time."""
 
 Made = TypeVar("Made")
 
@@ -86,6 +86,8 @@ class Sampling:
         self._figures = Figures()
         self._history = History()
         self._reader = Reader()
+        self._heard: frozenset[str] = frozenset()
+        """Addresses that the last look heard."""
         self._silent: dict[str, tuple[float, str]] = {}
         """Addresses that the last look did not hear: since when (Unix seconds), and why."""
         self._cost = 0.0
@@ -101,35 +103,17 @@ class Sampling:
         session = aiohttp.ClientSession(auto_decompress=False, trust_env=False)
         try:
             async with session, asyncio.TaskGroup() as group:
-                group.create_task(self._often(STATUS_SECONDS, self._look_at_statuses))
-                group.create_task(self._often(STEP_SECONDS, lambda: self._look_at_gateways(session), self._rest))
+                group.create_task(_often(self._look_at_statuses, _moment))
+                group.create_task(_often(lambda: self._look_at_gateways(session), self._rest))
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _often(
-        self,
-        seconds: float,
-        look: Callable[[], Awaitable[None]],
-        rest: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        failure = ""
-        while True:
-            began = self._steady()
-            try:
-                await look()
-                failure = ""
-            except Exception as error:  # whatever it is, the page must not end the operator, nor itself
-                if failure != repr(error):
-                    failure = repr(error)
-                    log.exception("the page could not look")
-            await rest(max(seconds / 2, max(seconds, SHARE * self._cost) - (self._steady() - began)))
-
-    async def _rest(self, seconds: float) -> None:
-        """So long, and longer until somebody asks for the page."""
+    async def _rest(self, took: float) -> None:
+        """After a look at gateways that took so many seconds; longer until somebody asks for the page."""
         watched = self._steady() - self._asked < WATCHED_SECONDS
         self._pace = STEP_SECONDS if watched else REST_SECONDS
         self._wanted.clear()
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(max(STEP_SECONDS / 2, max(STEP_SECONDS, SHARE * self._cost) - took))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._pace - STEP_SECONDS):
                 await self._wanted.wait()
@@ -175,6 +159,7 @@ class Sampling:
                 samples[address] = None
                 silent[address] = self._silent.get(address, (unix, ""))[0], _why(error)
         self._figures.take(now, samples, staff)
+        self._heard = frozenset(samples.keys() - silent.keys())
         self._silent = silent
         self._cost = time.thread_time() - began
 
@@ -187,11 +172,11 @@ class Sampling:
         return await self._apart(lambda: _json(views.fleet(bodies, made(), self._figures, self._clocks())))
 
     async def reranker(self, key: Key) -> bytes | None:
-        """views.Detail or views.Invalid as JSON; None: there is no such Reranker."""
+        """views.Detail or views.Lacking as JSON; None: there is no such Reranker."""
         self._is_asked()
         body = self._store.get(RERANKERS, *key)
         if body is None:
-            return None
+            return _json(views.not_listed(key, self._seen()())) if not self._standing().synced else None
         # As in ``observe``: a pod without the Reranker's own label is lent to it.
         pods = [(state, not state.revision) for state in (pod_state(pod) for pod in self._store.children(PODS, key))]
         made = self._seen()
@@ -216,7 +201,7 @@ class Sampling:
                 listing=standing.listing,
                 trouble=standing.trouble,
                 gateways=[
-                    views.Gateway(name, address not in self._silent, *self._silent.get(address, (None, "")))
+                    views.Gateway(name, address in self._heard, *self._silent.get(address, (None, "")))
                     for address, name in sorted((standing.gateways or {}).items(), key=lambda each: each[1])
                 ],
                 gateways_named=standing.gateways is not None,
@@ -234,6 +219,26 @@ class Sampling:
         """Every Reranker. Stored objects are replaced and never changed, so another thread may read them."""
         found = (self._store.get(RERANKERS, *key) for key in self._store.keys())  # noqa: SIM118 (no mapping)
         return [body for body in found if body is not None]
+
+
+async def _often(look: Callable[[], Awaitable[None]], rest: Callable[[float], Awaitable[None]]) -> None:
+    """``rest`` is told how many seconds the look took."""
+    failure = ""
+    while True:
+        began = steady_clock()
+        try:
+            await look()
+            failure = ""
+        except Exception as error:  # whatever it is, the page must not end the operator, nor itself
+            if failure != repr(error):
+                failure = repr(error)
+                log.exception("the page could not look")
+        await rest(steady_clock() - began)
+
+
+async def _moment(took: float) -> None:
+    """After a look at statuses."""
+    await asyncio.sleep(max(STATUS_SECONDS / 2, STATUS_SECONDS - took))
 
 
 async def _ask(session: aiohttp.ClientSession, address: str, limit: asyncio.Semaphore) -> bytes | Exception:
@@ -270,5 +275,5 @@ def _key(body: dict[str, Any]) -> Key:
     return body["metadata"]["namespace"], body["metadata"]["name"]
 
 
-def _json(view: views.Fleet | views.Detail | views.Invalid) -> bytes:
+def _json(view: views.Fleet | views.Detail | views.Lacking) -> bytes:
     return msgspec.json.encode(view)

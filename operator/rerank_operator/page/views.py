@@ -140,7 +140,6 @@ class Revision(_View, frozen=True):
     """Empty: no revision was chosen for these requests."""
     percent: int | None
     """Of the users' requests that it is to get."""
-    requests: float
     rate: float | None
     failed: float | None
     p50: float | None
@@ -209,8 +208,8 @@ class Detail(_View, frozen=True):
     points: dict[str, list[float]]
 
 
-class Invalid(_View, frozen=True):
-    """A Reranker that this version of the operator does not understand."""
+class Lacking(_View, frozen=True):
+    """A Reranker of which nothing can be shown, and why."""
 
     seen: Seen
     namespace: str
@@ -288,12 +287,13 @@ def detail(
     seen: Seen,
     figures: Figures,
     apart: float,
-) -> Detail | Invalid:
+) -> Detail | Lacking:
     """``pods``: its workers, and whether each is a warm pod on loan."""
     try:
         reranker = parse_reranker(body)
     except msgspec.ValidationError as error:
-        return Invalid(seen, body["metadata"]["namespace"], body["metadata"]["name"], str(error))
+        why = f"This version of the operator does not understand the object: {error}"
+        return Lacking(seen, body["metadata"]["namespace"], body["metadata"]["name"], why)
     key = (reranker.metadata.namespace, reranker.metadata.name)
     status, spec, fresh = reranker.status, reranker.spec, _fresh(seen)
     window, ever, points = figures.window(key, LONGEST_WINDOW), figures.ever(key), figures.points(key)
@@ -325,6 +325,11 @@ def detail(
         times=[at + apart for at in points.times] if points else [],
         points=points.columns if points else {},
     )
+
+
+def not_listed(key: Key, seen: Seen) -> Lacking:
+    """Before all objects were listed, nobody knows which there are."""
+    return Lacking(seen, *key, "This operator has not listed the cluster yet: nothing is known of it so far.")
 
 
 def standing(reranker: Reranker) -> tuple[State, str, str]:
@@ -389,14 +394,13 @@ def _revisions(reranker: Reranker, windows: Mapping[str, Window]) -> list[Revisi
     for name in sorted({*shares, *windows}):
         window = windows.get(name)
         counts = window.counts if window else {}
-        asked = counting.requests(counts)
-        if name not in shares and not asked:
+        if name not in shares and not counting.requests(counts):
             continue
         stable = name in (status.current_revision, rollout.stable if canary and rollout else None)
         role = "" if not name else "canary" if name == canary else "stable" if stable else "older"
         p50, p95, p99 = (counting.quantile(share, counts) for share in (0.5, 0.95, 0.99))
         rate = window.rate if window else None
-        found.append(Revision(name, role, shares.get(name), asked, rate, _share_failed(window), p50, p95, p99))
+        found.append(Revision(name, role, shares.get(name), rate, _share_failed(window), p50, p95, p99))
     order = {"stable": 0, "canary": 1, "older": 2, "": 3}
     return sorted(found, key=lambda one: order[one.role])
 

@@ -2,7 +2,7 @@
 
 import { h, put, renew, unknown } from "./dom.js";
 import { count, figure, known, seconds } from "./format.js";
-import { fresh, partial } from "./notices.js";
+import { partial } from "./notices.js";
 import * as parts from "./parts.js";
 
 const COLUMNS = [
@@ -11,7 +11,7 @@ const COLUMNS = [
   { name: "Workers", hint: "ready / wanted", number: true, by: (row) => -(row.ready ?? -1) },
   { name: "Queue", hint: "waiting", number: true, by: (row) => -(row.waiting ?? -1) },
   { name: "Requests/s", hint: "last minute", number: true, by: (row) => -(row.rate ?? -1) },
-  { name: "Latency", hint: "against objective", number: true, by: (row) => -(known(row.latency) ? row.latency / row.threshold : -1) },
+  { name: "Latency", hint: "against objective", number: true, by: (row) => -(known(row.latency) && known(row.threshold) ? row.latency / row.threshold : -1) },
   { name: "Budget burn", hint: "5 minutes", number: true, by: (row) => -(row.burn ?? -1) },
   { name: "Canary", by: (row) => (row.canary ? 0 : 1) },
   { name: "Requests/s", hint: "last hour" },
@@ -112,16 +112,18 @@ function tiles({ rerankers, seen }) {
   };
   const attention = some(["down", "unknown", "degraded"]);
   const burning = rerankers.filter((row) => known(row.burn) && row.burn > 1).length;
-  const heard = fresh(seen);
+  // Before anything is listed or counted, 0 would be a guess.
+  const listed = seen.synced;
+  const counted = listed && (rerankers.length === 0 || rerankers.some((row) => known(row.rate)));
   const tile = (name, value, more = "", tone = "") => h("div", { class: `tile ${tone}` }, h("dt", {}, name), h("dd", {}, value, h("small", {}, more)));
   const total = (field, form) => (known(sum(field)) ? parts.atLeast(form(sum(field)), partial(seen)) : unknown());
   return [
-    tile("Rerankers", count(rerankers.length), `${some(["serving"])} serving, ${some(["idle", "suspended"])} at rest`),
-    tile("Need attention", count(attention), attention ? "degraded, unknown or not serving" : "nothing is known to be wrong", attention ? "warn" : "good"),
-    tile("Over budget", heard ? count(burning) : unknown(), "spend errors faster than promised", !heard ? "" : burning ? "warn" : "good"),
+    tile("Rerankers", listed ? count(rerankers.length) : unknown(), listed ? `${some(["serving"])} serving, ${some(["idle", "suspended"])} at rest` : ""),
+    tile("Need attention", listed ? count(attention) : unknown(), attention || !listed ? "degraded, unknown or not serving" : "nothing is known to be wrong", !listed ? "" : attention ? "warn" : "good"),
+    tile("Over budget", counted ? count(burning) : unknown(), "spend errors faster than promised", !counted ? "" : burning ? "warn" : "good"),
     tile("Requests/s", total("rate", figure), "last minute"),
     tile("Waiting", total("waiting", count), "requests in queues"),
-    tile("Workers", known(sum("ready")) ? count(sum("ready")) : unknown(), `ready, and ${count(sum("loaned") ?? 0)} warm pods`),
+    tile("Workers", known(sum("ready")) ? count(sum("ready")) : unknown(), known(sum("loaned")) ? `ready, and ${count(sum("loaned"))} warm pods` : "ready"),
   ];
 }
 
@@ -140,7 +142,7 @@ function fillLine(line, row, lacks) {
   renew(queue, known(row.waiting) ? parts.atLeast(count(row.waiting), lacks) : unknown());
   renew(rate, parts.rate(row, lacks), known(row.failed) && row.failed > 0 ? h("small", { class: "bad" }, `${figure(100 * row.failed)} % failed`) : h("small", {}, "\u00a0"));
   renew(latency, parts.latency(row), h("small", {}, known(row.threshold) ? `p${figure(100 * row.quantile)} ≤ ${seconds(row.threshold)}` : "\u00a0"));
-  renew(burn, parts.burn(row.burn, row.burning), h("small", {}, known(row.burn) && row.burn > 1 ? row.burning : "\u00a0"));
+  renew(burn, parts.burn(row.burn, known(row.rate), row.burning), h("small", {}, known(row.burn) && row.burn > 1 ? row.burning : "\u00a0"));
   renew(canary, row.canary ? [parts.tag(row.canary, row.paused ? "warn" : "info"), h("small", {}, row.paused ? "paused" : `${row.percent} % of requests`)] : h("span", { class: "dim" }, "none"));
   renew(spark, parts.spark(row.spark, full));
 }

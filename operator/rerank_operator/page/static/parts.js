@@ -40,13 +40,14 @@ export function rate(row, partial) {
 }
 
 export function latency(row) {
-  if (!known(row.latency)) return unknown("no answers in the last minute");
+  if (!known(row.latency)) return unknown(known(row.rate) ? "no answers in the last minute" : "not known");
   const late = known(row.threshold) && row.latency > row.threshold;
   return h("span", { class: late ? "bad" : "" }, late ? h("span", { "aria-hidden": "true" }, "▲ ") : null, seconds(row.latency), late ? h("span", { class: "hidden" }, " (over its objective)") : null);
 }
 
-export function burn(value, which = "") {
-  if (!known(value)) return unknown("no requests counted");
+// counted: whether requests are.
+export function burn(value, counted, which = "") {
+  if (!known(value)) return unknown(counted ? "no requests counted" : "not known");
   const tone = value >= 6 ? "bad" : value > 1 ? "warn" : "";
   const mark = value > 1 ? h("span", { "aria-hidden": "true" }, "▲ ") : null;
   return h("span", { class: tone, title: `${which ? `${which}: ` : ""}1× spends the error budget in just its time` }, mark, times(value));

@@ -75,7 +75,7 @@ export class RerankerView {
 
   show(told) {
     this.told = told;
-    if (!told.row) return this.lack(`This version of the operator does not understand the object: ${told.message}`);
+    if (!told.row) return this.lack(told.message);
     const { row, seen } = told;
     renew(this.head, h("span", { class: "dim" }, row.namespace), parts.state(row.state), parts.maintenance(row));
     renew(this.words, h("strong", {}, row.reason), `: ${row.message}`);
@@ -188,8 +188,8 @@ function facts({ row, seen, model, modelRevision, current, updated, rejected, mi
 }
 
 function objective(one, { since, seen }) {
-  const title = one.sli === "latency" ? `p${figure(100 * one.objective)} within ${seconds(one.threshold)}` : `${figure(100 * one.objective)} % answered`;
-  const digits = Math.max(2, Math.ceil(-Math.log10(1 - one.objective)) + 1 - 2 + 1);
+  const title = one.sli === "latency" ? `p${figure(100 * one.objective)} within ${known(one.threshold) ? seconds(one.threshold) : "an unknown time"}` : `${figure(100 * one.objective)} % answered`;
+  const digits = Math.max(2, Math.ceil(-Math.log10(1 - one.objective)));
   const span = (name, good, total, burn) =>
     h(
       "tr",
@@ -198,7 +198,7 @@ function objective(one, { since, seen }) {
       h("td", { class: "number" }, known(total) && total > 0 ? percent(good / total, digits) : unknown(known(total) ? "no requests" : "not counted")),
       h("td", { class: "number" }, known(total) ? count(total - good) : unknown()),
       h("td", { class: "number" }, known(total) ? count(total) : unknown()),
-      h("td", { class: "number" }, parts.burn(burn)),
+      h("td", { class: "number" }, parts.burn(burn, known(total))),
     );
   const over = known(one.burn) && one.burn > 1;
   const kept = known(one.burn) ? (over ? parts.tag("▲ spends its budget too fast", one.burn >= 6 ? "bad" : "warn") : parts.tag("✓ kept", "good")) : parts.tag(known(one.total) ? "no requests" : "not known", "calm");
@@ -257,20 +257,21 @@ function rollout({ rollout: told, seen }) {
 function revisions({ revisions: told, seen, codes, window: span }) {
   const lacks = partial(seen);
   const asked = Object.entries(codes);
-  const time = (value) => (known(value) ? seconds(value) : unknown("no answers"));
+  const none = (one, words) => unknown(known(one.rate) ? words : "not known");
+  const time = (one, value) => (known(value) ? seconds(value) : none(one, "no answers"));
   const rows = told.map((one) => [
     one.revision ? h("code", {}, one.revision) : h("span", { class: "dim" }, "none chosen"),
     one.role || "–",
     known(one.percent) ? `${one.percent} %` : "–",
     known(one.rate) ? parts.atLeast(figure(one.rate), lacks) : unknown(),
-    known(one.failed) ? percent(one.failed) : unknown("no requests"),
-    time(one.p50),
-    time(one.p95),
-    time(one.p99),
+    known(one.failed) ? percent(one.failed) : none(one, "no requests"),
+    time(one, one.p50),
+    time(one, one.p95),
+    time(one, one.p99),
   ]);
   return [
     rows.length ? table("Revisions", ["Revision", "Role", "Share", "Requests/s", "Failed", "p50", "p95", "p99"], rows, "figures") : h("p", { class: "dim" }, "No revision has a share of the requests."),
-    h("p", { class: "dim" }, asked.length ? `Answers of ${age(span)} by code: ${asked.map(([code, many]) => `${code}: ${count(many)}`).join(", ")}` : "No answers counted."),
+    h("p", { class: "dim" }, asked.length ? `Answers of ${age(span)} by code: ${asked.map(([code, many]) => `${code}: ${count(many)}`).join(", ")}` : span ? "No answers counted." : "What was answered is not known."),
   ];
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from harness.chromium import Scheme, axe, chromium, opened, violations
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 from rerank_operator.page.app import application
 from unit.operator.page.world import World
 
@@ -109,6 +109,11 @@ def picture(page: Page, name: str) -> None:
 def row(page: Page, name: str) -> str:
     """All that a row says, in one line."""
     return re.sub(r"\s+", " ", page.locator("tr", has=page.get_by_role("link", name=name, exact=True)).inner_text())
+
+
+def tile(page: Page, name: str) -> Locator:
+    """One of the figures above the fleet's table."""
+    return page.locator(".tile", has=page.get_by_text(name, exact=True))
 
 
 @pytest.mark.parametrize("width", [1360, 700, 400])
@@ -236,7 +241,28 @@ def test_without_any_gateway_nothing_is_said_of_traffic(show: Open, site: Site):
     page = show()
     expect(page.locator("#notices")).to_contain_text("No gateway was heard since 08:00:00")
     assert f"4 / 4 {UNKNOWN} not known {UNKNOWN} not known" in row(page, "products")
+    assert re.search("no answers|no requests", row(page, "products")) is None
+    expect(tile(page, "Over budget")).to_contain_text(f"{UNKNOWN}not known")
     picture(page, "fleet-no-gateway")
+    page = show("#/search/products")
+    expect(page.locator("main")).to_contain_text("What was answered is not known.")
+    expect(page.locator("main")).not_to_contain_text("no answers")
+
+
+def test_before_anything_is_listed_no_number_is_told(show: Open, site: Site):
+    site.world.synced, site.world.bodies = False, {}
+    page = show()
+    expect(page.locator("#notices")).to_contain_text("has not listed the cluster yet")
+    for name in ("Rerankers", "Need attention", "Over budget", "Requests/s", "Waiting", "Workers"):
+        expect(tile(page, name)).to_contain_text(f"{UNKNOWN}not known")
+    assert re.search(r"\d|nothing is known to be wrong", page.locator(".tiles").inner_text()) is None
+
+
+def test_before_anything_is_counted_nobody_is_within_budget(show: Open, site: Site):
+    site.world = World(NOW, looks=1)
+    page = show()
+    expect(tile(page, "Rerankers")).to_contain_text("12")
+    expect(tile(page, "Over budget")).to_contain_text(f"{UNKNOWN}not known")
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ async def test_one_that_cannot_be_reached(world: World):
     world.standing = msgspec.structs.replace(world.standing, gateways={address: "gateway-2"})
     gateways: list[dict[str, Any]] = []
     async with asyncio.timeout(20):
-        while not gateways or gateways[0]["heard"]:
+        while not gateways or not gateways[0]["trouble"]:
             gateways = (await world.fleet())["seen"]["gateways"]
             await asyncio.sleep(0.02)
     assert gateways[0]["name"] == "gateway-2"
@@ -245,6 +245,29 @@ async def test_before_the_first_list_nothing_is_asked(gateway: Gateway, monkeypa
     running.cancel()
     await asyncio.wait([running], timeout=5)
     assert gateway.asked == 0
+
+
+async def test_a_reranker_that_is_not_listed_yet_is_not_called_missing(world: World):
+    world.standing = Standing(synced=False)
+    found = await world.sampling.reranker(("search", "nobody"))
+    assert found is not None
+    assert "has not listed" in msgspec.json.decode(found)["message"]
+
+
+async def test_a_gateway_that_was_never_asked_is_not_called_heard(gateway: Gateway):
+    world = World(gateway)
+
+    async def heard() -> list[tuple[bool, float | None]]:
+        return [(each["heard"], each["since"]) for each in (await world.fleet())["seen"]["gateways"]]
+
+    assert await heard() == [(False, None)]
+    async with ClientSession() as session:
+        await world.sampling._look_at_gateways(session)
+    assert await heard() == [(True, None)]
+    world.standing = msgspec.structs.replace(
+        world.standing, gateways={**(world.standing.gateways or {}), "127.0.0.1:1": "gateway-2"}
+    )
+    assert await heard() == [(True, None), (False, None)]
 
 
 async def test_statuses_are_followed(world: World):

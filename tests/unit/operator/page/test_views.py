@@ -170,7 +170,7 @@ def test_what_the_status_does_not_say_is_not_known():
 
 def test_a_reranker_that_is_not_understood_is_shown_as_that(world: World):
     found = views.detail(world.bodies["lab", "experiment"], [], world.history, world.seen(), world.figures, 0.0)
-    assert isinstance(found, views.Invalid)
+    assert isinstance(found, views.Lacking)
     assert "$.spec.model.uri" in found.message
 
 

@@ -75,6 +75,7 @@ class World:
         self.history = History()
         self.silent: dict[str, tuple[float, str]] = {}
         self.standing: dict[str, Any] = {"leads": True, "leader": "operator-0_1"}
+        self.synced = True
         self.listed: float | None = now - 20
         self.trouble = ""
         self._sums: dict[tuple[str, Key, str], float] = {}
@@ -409,7 +410,7 @@ class World:
     def seen(self) -> views.Seen:
         return views.Seen(
             time=self.now + 1,
-            synced=True,
+            synced=self.synced,
             listed=self.listed,
             listing=60.0,
             trouble=self.trouble,
