@@ -1,6 +1,7 @@
 """What NVML tells of the GPUs that this process sees, asked when it is scraped.
 
-Nothing here may fail a scrape or make a number up: what NVML does not answer is left out. torch is looked at only where
+Nothing here may fail a scrape or make a number up: what NVML does not answer is left out; a driver that hangs keeps the
+scrape that asked, and no other. torch is looked at only where
 it has been imported already, and CUDA never initialised.
 """
 
@@ -48,17 +49,23 @@ def visible(told: str | None, uuids: Sequence[str]) -> list[str]:
 
 
 class Gpus:
-    """NVML is initialised at the first ``read``, once; where its library is missing it is never asked again."""
+    """NVML is initialised at the first ``read``, once; where its library is missing it is never asked again.
+    ``patience``: seconds that a ``read`` waits for another one to end."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 1.0) -> None:
+        self._patience = patience
         self._lock = threading.Lock()
         self._absent = False
         self._initialised = False
 
     def read(self) -> list[Gpu]:
-        """Every GPU that this process sees and NVML knows; empty where there is none."""
-        with self._lock:
+        """Every GPU that this process sees and NVML knows; empty where there is none, and while another is stuck."""
+        if not self._lock.acquire(timeout=self._patience):
+            return []
+        try:
             return list(self._read()) if self._begun() else []
+        finally:
+            self._lock.release()
 
     def _begun(self) -> bool:
         if not self._initialised and not self._absent:

@@ -5,6 +5,8 @@ No GPU is needed: NVML's library functions are replaced by a few that answer, or
 
 import math
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -188,6 +190,25 @@ def test_what_nvml_does_not_say_has_no_series_in_that_scrape(nvml: Nvml, failing
     assert len(told) == sum([any(g.utilization is not None for g in expected), 2 * any(g.used_bytes for g in expected)])
     # The next scrape asks again.
     nvml.failing.clear()
+    assert len(reader.read()) == 3
+
+
+def test_a_driver_that_hangs_takes_one_scrape_with_it_and_no_other(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, goes_on = threading.Event(), threading.Event()
+
+    def hangs(_: object) -> Any:
+        asked.set()
+        assert goes_on.wait(20)
+        return SimpleNamespace(gpu=10)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", hangs)
+    reader = Gpus(patience=0.01)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(reader.read)
+        assert asked.wait(20)
+        assert reader.read() == []
+        goes_on.set()
+        assert len(first.result(20)) == 3
     assert len(reader.read()) == 3
 
 

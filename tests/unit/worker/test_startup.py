@@ -208,6 +208,20 @@ def test_a_taken_port_is_the_environment_s_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("style", ["json", "text"])
+def test_nothing_that_a_client_sends_begins_a_line_or_moves_a_cursor(
+    style: logs.LogFormat, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A path is a client's own words, decoded."""
+    logs.set_up(style)
+    path = "/v1/models/\n2026-11-22T00:00:00.000Z INFO forged\x1b[2J\x9b2J\u202e\u2028"
+    logging.getLogger("rerank_worker.test").info("request refused", extra={"fields": {"path": path, "status": 404}})
+    said = capsys.readouterr().err
+    assert said.endswith("\n")
+    assert all(letter.isprintable() for letter in said[:-1])
+    assert "forged" in said
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
 def test_log_lines_are_one_line_each(style: logs.LogFormat, capsys: pytest.CaptureFixture[str]) -> None:
     logs.set_up(style)
     try:

@@ -40,7 +40,7 @@ from rerank_worker.server.serving import final_scores
 from rerank_worker.tokenization import PairTokenizer
 
 MAX_PAIRS = 10_000
-"""Of a file: measuring takes a part of a day otherwise, and the text of all is in memory."""
+"""Measuring takes a part of a day otherwise, and all are in memory."""
 
 MOST_NICE = 19
 
@@ -122,7 +122,10 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         value = getattr(arguments, flag)
         if value is not None and min(value if isinstance(value, list) else [value]) < 1:
             raise ConfigurationFailure(f"--{flag.replace('_', '-')} is less than 1")
-    if arguments.seconds <= 0:
+    for flag, most in (("documents", arguments.documents), ("batch-sizes", max(arguments.batch_sizes or [0]))):
+        if most is not None and most > MAX_PAIRS:
+            raise ConfigurationFailure(f"--{flag} is more than {MAX_PAIRS:,}")
+    if not arguments.seconds > 0:  # nor is nan
         raise ConfigurationFailure("--seconds must be more than 0")
     if not 0 <= arguments.nice <= MOST_NICE:
         raise ConfigurationFailure(f"--nice is {arguments.nice}: it must be from 0 to {MOST_NICE}")
@@ -217,7 +220,7 @@ def _pairs(
         raise ConfigurationFailure(f"--pairs {path} is no file")
     if format_of(path, "--pairs") != "jsonl":
         raise ConfigurationFailure(f"--pairs {path} must be JSON lines (.jsonl)")
-    most = min(arguments.documents or MAX_PAIRS, MAX_PAIRS)
+    most = arguments.documents or MAX_PAIRS
     pairs: list[Pair] = []
     groups: dict[str, list[Pair]] = {}
     for row, _ in JsonLines(path, Fields("query", "document", "")).rows(Place()):
