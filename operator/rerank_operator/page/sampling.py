@@ -22,7 +22,7 @@ from rerank_operator.controller.kinds import PODS, RERANKERS, Key
 from rerank_operator.controller.leader import steady_clock
 from rerank_operator.controller.observe import pod_state
 from rerank_operator.controller.store import Store
-from rerank_operator.page import views
+from rerank_operator.page import shapes, views
 from rerank_operator.page.exposition import SERIES, Reader, Sample
 from rerank_operator.page.figures import STEP_SECONDS, Figures
 from rerank_operator.page.history import History
@@ -47,6 +47,8 @@ MOST_CHARACTERS = 300
 """Of why a gateway was not heard."""
 STATUS_SECONDS = 1.0
 """Between two looks at the Rerankers' statuses, which cost next to nothing."""
+MISSED_LOOKS = 3
+"""Figures that are older than so many looks at gateways take are not those of now."""
 SHARE = 10
 """Looks at gateways may take one part in so many of the time."""
 
@@ -166,13 +168,13 @@ class Sampling:
     # --- what the page tells ---
 
     async def fleet(self) -> bytes:
-        """views.Fleet as JSON."""
+        """shapes.Fleet as JSON."""
         self._is_asked()
         bodies, made = self._bodies(), self._seen()
         return await self._apart(lambda: _json(views.fleet(bodies, made(), self._figures, self._clocks())))
 
     async def reranker(self, key: Key) -> bytes | None:
-        """views.Detail or views.Lacking as JSON; None: there is no such Reranker."""
+        """shapes.Detail or shapes.Lacking as JSON; None: there is no such Reranker."""
         self._is_asked()
         body = self._store.get(RERANKERS, *key)
         if body is None:
@@ -186,13 +188,13 @@ class Sampling:
 
         return await self._apart(view)
 
-    def _seen(self) -> Callable[[], views.Seen]:
+    def _seen(self) -> Callable[[], shapes.Seen]:
         """How it is now; the rest of it is read in the page's thread."""
         standing, apart = self._standing(), self._clocks()
 
-        def made() -> views.Seen:
+        def made() -> shapes.Seen:
             figures = self._figures
-            return views.Seen(
+            return shapes.Seen(
                 time=self._wall(),
                 leads=standing.leads,
                 leader=standing.leader,
@@ -201,13 +203,13 @@ class Sampling:
                 listing=standing.listing,
                 trouble=standing.trouble,
                 gateways=[
-                    views.Gateway(name, address in self._heard, *self._silent.get(address, (None, "")))
+                    shapes.Gateway(name, address in self._heard, *self._silent.get(address, (None, "")))
                     for address, name in sorted((standing.gateways or {}).items(), key=lambda each: each[1])
                 ],
                 gateways_named=standing.gateways is not None,
                 looked=None if figures.last is None else figures.last + apart,
                 since=None if figures.since is None else figures.since + apart,
-                patience=views.MISSED_LOOKS * max(self._pace, SHARE * self._cost),
+                patience=MISSED_LOOKS * max(self._pace, SHARE * self._cost),
             )
 
         return made
@@ -275,5 +277,5 @@ def _key(body: dict[str, Any]) -> Key:
     return body["metadata"]["namespace"], body["metadata"]["name"]
 
 
-def _json(view: views.Fleet | views.Detail | views.Lacking) -> bytes:
+def _json(view: shapes.Fleet | shapes.Detail | shapes.Lacking) -> bytes:
     return msgspec.json.encode(view)

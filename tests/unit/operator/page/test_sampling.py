@@ -13,7 +13,7 @@ from aiohttp import ClientSession, web
 from rerank_gateway import health
 from rerank_operator.controller.kinds import PODS, RERANKERS
 from rerank_operator.controller.store import Store
-from rerank_operator.page import sampling, server, views
+from rerank_operator.page import sampling, server
 from rerank_operator.page.exposition import SERIES
 from rerank_operator.page.sampling import Sampling, Standing
 from unit.operator.build import KEY, pod, reranker
@@ -137,7 +137,7 @@ async def test_nobody_is_asked_often_for_a_page_that_nobody_looks_at(gateway: Ga
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(world.looks(1), 0.5)
     at_rest = (await world.fleet())["seen"]
-    assert at_rest["patience"] == views.MISSED_LOOKS * sampling.REST_SECONDS
+    assert at_rest["patience"] == sampling.MISSED_LOOKS * sampling.REST_SECONDS
     await world.looks(3)
     seen = (await world.fleet())["seen"]
     assert seen["looked"] > at_rest["looked"]

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from rerank_api import names
 from rerank_api.reranker import parse_reranker
-from rerank_operator.page import views
+from rerank_operator.page import shapes, views
 from unit.operator.page.world import CANARY, STABLE, World
 
 NOW = 1_800_000_000.0
@@ -19,18 +19,18 @@ def world() -> World:
 
 
 @pytest.fixture(scope="module")
-def rows(world: World) -> dict[str, views.Row]:
+def rows(world: World) -> dict[str, shapes.Row]:
     told = views.fleet(list(world.bodies.values()), world.seen(), world.figures, 0.0)
     return {row.name: row for row in told.rerankers}
 
 
-def detail(world: World, *key: str) -> views.Detail:
+def detail(world: World, *key: str) -> shapes.Detail:
     found = views.detail(world.bodies[key], [], world.history, world.seen(), world.figures, 0.0)  # ty: ignore[invalid-argument-type]
-    assert isinstance(found, views.Detail)
+    assert isinstance(found, shapes.Detail)
     return found
 
 
-def test_states(rows: dict[str, views.Row]):
+def test_states(rows: dict[str, shapes.Row]):
     assert {name: (row.state, row.reason) for name, row in rows.items()} == {
         "products": ("serving", "Serving"),
         "articles": ("serving", "Serving"),
@@ -68,7 +68,7 @@ def test_the_word_for_other_conditions(conditions: list[tuple[str, str, str]], s
     assert views.standing(parse_reranker(body))[0] == state
 
 
-def test_figures_of_now(rows: dict[str, views.Row]):
+def test_figures_of_now(rows: dict[str, shapes.Row]):
     products, reviews, questions = rows["products"], rows["reviews"], rows["questions"]
     assert products.rate == pytest.approx(38.7, rel=0.1)
     assert (products.waiting, products.failed) == (0, 0)
@@ -104,13 +104,13 @@ def test_maintenance_is_what_gateways_take_for_it(world: World, text: str, until
     assert bool(row.maintenance_trouble) == bool(trouble)
 
 
-def test_no_requests_are_no_burn_and_no_latency(rows: dict[str, views.Row]):
+def test_no_requests_are_no_burn_and_no_latency(rows: dict[str, shapes.Row]):
     tickets = rows["tickets"]
     assert tickets.rate == 0
     assert (tickets.burn, tickets.latency, tickets.failed) == (None, None, None)
 
 
-def test_the_canary(world: World, rows: dict[str, views.Row]):
+def test_the_canary(world: World, rows: dict[str, shapes.Row]):
     assert (rows["articles"].canary, rows["articles"].percent, rows["articles"].paused) == ("Traffic", 25, False)
     assert rows["recommendations-for-returning-customers"].paused
     assert rows["cases"].canary == ""
@@ -155,7 +155,7 @@ def test_old_figures_are_not_those_of_now(world: World):
     assert (row.rate, row.latency, row.burn, row.waiting, row.failed) == (None,) * 5
     assert row.ready == 4
     found = views.detail(world.bodies["search", "products"], [], world.history, late, world.figures, 0.0)
-    assert isinstance(found, views.Detail)
+    assert isinstance(found, shapes.Detail)
     assert (found.codes, found.window) == ({}, 0.0)
     assert [one.rate for one in found.revisions] == [None]
     assert found.objectives[0].total is None
@@ -170,7 +170,7 @@ def test_what_the_status_does_not_say_is_not_known():
 
 def test_a_reranker_that_is_not_understood_is_shown_as_that(world: World):
     found = views.detail(world.bodies["lab", "experiment"], [], world.history, world.seen(), world.figures, 0.0)
-    assert isinstance(found, views.Lacking)
+    assert isinstance(found, shapes.Lacking)
     assert "$.spec.model.uri" in found.message
 
 

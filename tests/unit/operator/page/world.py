@@ -9,10 +9,11 @@ from rerank_api import names
 from rerank_operator.controller.kinds import Key
 from rerank_operator.controller.observe import pod_state
 from rerank_operator.controller.times import format_time
-from rerank_operator.page import views
+from rerank_operator.page import shapes, views
 from rerank_operator.page.exposition import Counts, Sample
 from rerank_operator.page.figures import STEP_SECONDS, Figures
 from rerank_operator.page.history import History
+from rerank_operator.page.sampling import MISSED_LOOKS
 from unit.operator.build import pod, unschedulable
 
 EDGES = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0, math.inf)
@@ -407,20 +408,21 @@ class World:
         staff = {key: views.staff_of(body) for key, body in self.bodies.items()}
         self.figures.take(unix, samples, staff)
 
-    def seen(self) -> views.Seen:
-        return views.Seen(
+    def seen(self) -> shapes.Seen:
+        return shapes.Seen(
             time=self.now + 1,
             synced=self.synced,
             listed=self.listed,
             listing=60.0,
             trouble=self.trouble,
             gateways=[
-                views.Gateway(name, address not in self.silent, *self.silent.get(address, (None, "")))
+                shapes.Gateway(name, address not in self.silent, *self.silent.get(address, (None, "")))
                 for address, name in GATEWAYS.items()
             ],
             gateways_named=True,
             looked=self.figures.last,
             since=self.figures.since,
+            patience=MISSED_LOOKS * STEP_SECONDS,
             **self.standing,
         )
 
