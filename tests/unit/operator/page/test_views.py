@@ -8,7 +8,8 @@ import pytest
 from rerank_api import names
 from rerank_api.reranker import parse_reranker
 from rerank_operator.page import shapes, views
-from unit.operator.page.world import CANARY, STABLE, World
+from unit.operator.page.people import CANARY, STABLE
+from unit.operator.page.world import World
 
 NOW = 1_800_000_000.0
 
