@@ -1,25 +1,38 @@
 """The text of a gateway's metrics, as its own code writes it."""
 
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from rerank_gateway.cluster.state import Policy, build_table
 from rerank_gateway.metrics import Metrics
 from rerank_gateway.record import Record
 from rerank_operator.page import exposition
 from rerank_operator.page.exposition import SERIES, Reader, Sample
+from rerank_operator.page.figures import Figures, Staff
 
 KEY = ("search", "products")
 
 
-def gateway() -> Metrics:
-    """A genuine gateway's metrics, after three requests of two Rerankers."""
+def metrics_of(names: Sequence[str], revisions: Sequence[str] = ("r1",)) -> Metrics:
+    """A genuine gateway's metrics, which knows these Rerankers."""
     metrics = Metrics(lambda: 0.0)
-    table = build_table([Policy(*KEY, traffic=(("r1", 100),)), Policy("search", "other", traffic=(("r1", 100),))], [])
+    traffic = tuple((revision, 100 // len(revisions)) for revision in revisions)
+    table = build_table([Policy("search", name, traffic=traffic) for name in names], [])
     metrics.update(table)
     metrics.observe({}, lambda: table, {}, lambda: 0, lambda: 0, lambda: True)  # ty: ignore[invalid-argument-type]
+    return metrics
+
+
+def gateway() -> Metrics:
+    """After three requests of two Rerankers."""
+    metrics = metrics_of(("products", "other"))
     for name, code, seconds in (("products", 200, 0.04), ("products", 503, 2.0), ("other", 200, 0.04)):
         revision = "r1" if code == 200 else ""
         metrics.answered(Record("", namespace="search", reranker=name, revision=revision, code=code), seconds)
@@ -46,6 +59,14 @@ def test_a_genuine_gateway_is_understood():
     assert (refused["availability/total"], refused["availability/good"]) == (1, 0)
 
 
+class Collected(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
 def read(registry: Collector) -> Sample:
     return Reader().read(generate_latest(registry), {KEY})
 
@@ -58,6 +79,35 @@ def test_what_is_asked_for_is_all_that_is_read():
     for name in SERIES:
         others = registry.restricted_registry([other for other in SERIES if other != name])
         assert read(others) != everything, f"{name} is asked for and not read"
+
+
+def test_what_a_look_costs():
+    """Of 100 Rerankers with two busy revisions at one gateway; with -s it tells the CPU's time."""
+    names, revisions = [f"reranker-{number}" for number in range(100)], ("7c9d0a1f42", "e81b52c6d3")
+    metrics = metrics_of(names, revisions)
+    for name in names:
+        for revision in revisions:
+            record = Record("", namespace="search", reranker=name, revision=revision, code=200, documents=10)
+            metrics.answered(record, 0.04)
+    staff, lengths = {("search", name): Staff() for name in names}, {}
+    for what, registry in (("all", metrics.registry), ("shown", metrics.registry.restricted_registry(SERIES))):
+        reader, figures, times = Reader(), Figures(), [time.thread_time()]
+        families = list(registry.collect())
+        times.append(time.thread_time())
+        text = generate_latest(Collected(families))
+        times.append(time.thread_time())
+        for look in range(3):
+            found = reader.read(text, staff)
+            times.append(time.thread_time())
+            figures.take(5.0 * look, {"gateway": found}, staff)
+            times.append(time.thread_time())
+        lengths[what] = len(text)
+        spent = [f"{1000 * (after - before):.0f}" for before, after in pairwise(times)]
+        print(
+            f"{what}: {len(text) / 2**10:.0f} KiB; ms to collect {spent[0]}, to write {spent[1]}, to read {spent[-2]} "
+            f"(at first {spent[2]}), to add up {spent[-1]}"
+        )
+    assert lengths["shown"] < lengths["all"] / 2
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=8))
