@@ -1,35 +1,18 @@
 """Spans of requests, exported over OTLP/HTTP as the standard OTEL_* environment says.
 
 Loaded only where that names an endpoint (rerank_api.otlp). Spans hold ids, names, counts and codes: never text of a
-query or document, nor a path as the client wrote it. They are sent by a thread of their own, from a queue with a
-limit, so that no request ever waits for a collector; what the collector does not take in time is lost.
+query or document, nor a path as the client wrote it. No request ever waits for a collector (rerank_api.exporting).
 """
 
 import asyncio
-import logging
-import math
-import threading
-import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
-from socket import gethostname
 
 from aiohttp.hdrs import METH_ALL
 from multidict import CIMultiDictProxy
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.propagators.textmap import Getter
-from opentelemetry.sdk._shared_internal import BatchProcessor
-from opentelemetry.sdk.resources import (
-    SERVICE_INSTANCE_ID,
-    SERVICE_NAME,
-    SERVICE_VERSION,
-    OTELResourceDetector,
-    Resource,
-)
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import (
     Span,
     SpanKind,
@@ -41,6 +24,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from rerank_api.exporting import Exporter
 
 from rerank_gateway.cluster.state import Endpoint
 from rerank_gateway.ending import SHUTTING_DOWN
@@ -49,14 +33,8 @@ from rerank_gateway.record import Record
 from rerank_gateway.slo import CLIENT_WENT_AWAY
 from rerank_gateway.trace import TRACEPARENT, Attempt, Trace
 
-log = logging.getLogger(__name__)
-
 SERVICE = "rerank-gateway"
-LAST_SPANS = 2.0
-"""Seconds that a gateway which goes down gives to what was not sent yet."""
 SERVER_ERROR = 500
-COMPLAIN_EVERY = 60.0
-"""Seconds between lines about a collector that does not take spans."""
 
 _WENT_AWAY = "client_went_away"
 
@@ -68,22 +46,13 @@ class Tracing:
     """``clock``: the one by which requests are timed."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        own = {SERVICE_NAME: SERVICE, SERVICE_VERSION: version("rerank-operator"), SERVICE_INSTANCE_ID: gethostname()}
-        # What the environment says goes before; the SDK's own guesses (a random instance) do not.
-        resource = Resource.create({**own, **OTELResourceDetector().detect().attributes})
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        self._tracer = self._provider.get_tracer(SERVICE)
+        self._exporter = Exporter(SERVICE, version("rerank-operator"), clock)
+        self._tracer = self._exporter.provider().get_tracer(SERVICE)
         self._clock = clock
-        # What is wrong with a client's header is the client's, whose words would be quoted.
-        logging.getLogger("opentelemetry.trace").setLevel(logging.CRITICAL)
-        seldom = _Seldom(clock)
-        for complains in (OTLPSpanExporter.__module__, BatchProcessor.__module__):
-            logging.getLogger(complains).addFilter(seldom)
 
     def begin(self, headers: Mapping[str, str], method: str, route: str, started: float) -> Trace:
         """A trace.Begin. Whether spans are kept is up to the client's context and the sampler."""
-        zero = time.time_ns() - round(self._clock() * 1e9)
+        zero = self._exporter.zero()
         given = _propagator.extract(headers, getter=_HEADERS) if TRACEPARENT in headers else _NO_CONTEXT
         method = method if method in METH_ALL else "_OTHER"  # as the convention has it: few names, no one's own
         name = f"{method} {route}"
@@ -94,18 +63,12 @@ class Tracing:
         return Trace(_trace_id(span), _headers(span))
 
     async def close(self) -> None:
-        """Sends what is left, for LAST_SPANS at most."""
-        # The SDK's own wait has another bound, and a collector that is away would use it up.
-        flush = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
-        flush.start()
-        await asyncio.to_thread(flush.join, LAST_SPANS)
-        if flush.is_alive():
-            log.warning("the last spans were not sent: the collector did not take them within %g s", LAST_SPANS)
+        """Sends what is left, for exporting.LAST_SPANS at most."""
+        await self._exporter.close()
 
 
 class _Sampled(Trace):
-    """Keeps spans, timed by ``clock``; ``zero``: Unix nanoseconds at its 0, so that no step of the system's time makes
-    a span longer or shorter."""
+    """Keeps spans, timed by ``clock``; ``zero``: Unix nanoseconds at its 0."""
 
     sampled = True
 
@@ -248,19 +211,3 @@ class _Headers(Getter[Mapping[str, str]]):
 
 
 _HEADERS = _Headers()
-
-
-class _Seldom(logging.Filter):
-    """Lets a line through now and then: a collector that is away must not fill the log."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        super().__init__()
-        self._clock = clock
-        self._next = -math.inf
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        now = self._clock()
-        if now < self._next:
-            return False
-        self._next = now + COMPLAIN_EVERY
-        return True

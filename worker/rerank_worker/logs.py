@@ -57,18 +57,6 @@ class Sparing:
         return missing if written else None
 
 
-class Seldom(logging.Filter):
-    """For loggers of a library, which repeat themselves: all that have the filter share its lines."""
-
-    def __init__(self, burst: int, every: float, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
-        self._sparing = Sparing(burst, every, clock)
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        del record  # whatever it says
-        return self._sparing.left_out("") is not None
-
-
 def set_up(log_format: LogFormat) -> None:
     """Send every logger of the process to stderr in ``log_format``; libraries speak from warnings up."""
     handler = logging.StreamHandler(sys.stderr)

@@ -43,11 +43,13 @@ class Batch:
 
 @dataclass(eq=False, slots=True)
 class Trace:
-    """A sampled request. ``span``: tracing's own; ``tokenizing`` and ``waiting``: when each began and ended."""
+    """A sampled request. ``span`` and ``zero`` are tracing's own; ``tokenizing``, ``waiting``: when each began and
+    ended."""
 
     trace_id: str
     """32 hexadecimal digits."""
     span: Any
+    zero: int = 0
     tokenizing: tuple[float, float] | None = None
     waiting: tuple[float, float] | None = None
     model: WorkerConfig | None = None

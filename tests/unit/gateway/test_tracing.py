@@ -21,10 +21,11 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 from rerank_api import otlp, wire
+from rerank_api.exporting import LAST_SPANS
 from rerank_gateway.cluster.state import CachePolicy, MirrorPolicy
 from rerank_gateway.record import Record
 from rerank_gateway.trace import TRACEPARENT, UNTRACED, pass_on
-from rerank_gateway.tracing import LAST_SPANS, Tracing
+from rerank_gateway.tracing import Tracing
 
 from .conftest import DEADLINE, House, Worker, scores, until, worker_error
 

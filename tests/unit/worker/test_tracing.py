@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -248,6 +249,42 @@ async def test_a_client_that_leaves(serve: Serve, collector: Collector) -> None:
     engine.open.set()
     assert attributes(server)["http.response.status_code"] == 499
     assert attributes(server)["error.type"] == "client_went_away"
+
+
+async def test_the_system_s_time_may_be_set_after_the_start(collector: Collector) -> None:
+    """A node gets the time from the network perhaps after its pods have begun: spans were of the wrong day ever after."""
+    hours = 0.0
+
+    def clock() -> float:
+        return time.monotonic() + hours * 3600
+
+    tracing = Tracing(clock)
+    hours = -5.0
+    trace = tracing.begin(parent(9), "POST", "/v1/score", clock())
+    assert trace is not None
+    tracing.end(trace, 200, None, "")
+    (server,) = await collector.wait_for("POST /v1/score", 1)
+    assert abs(server.start_time_unix_nano - time.time_ns()) < 60e9
+    assert abs(server.end_time_unix_nano - time.time_ns()) < 60e9
+    await tracing.close()
+
+
+async def test_an_id_that_is_no_text_costs_itself_and_few_lines(
+    serve: Serve, collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = await serve(tracing=Tracing())
+    body = json.dumps(SENT).encode()
+    for number in range(1, 4):
+        reader, writer = await asyncio.open_connection("127.0.0.1", worker.server.port)
+        head = (
+            f"traceparent: {parent(number)['traceparent']}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        writer.write(b"POST /v1/score HTTP/1.1\r\nHost: x\r\nX-Request-Id: \xff\xfe\r\n" + head.encode() + body)
+        assert b" 200 " in await reader.readline()
+        writer.close()
+        await collector.wait_for("POST /v1/score", number)
+    assert "rerank.request_id" not in attributes(collector.named("POST /v1/score")[0])
+    assert len([record for record in caplog.records if record.name.startswith("opentelemetry")]) == 1
 
 
 async def test_a_collector_that_is_away_keeps_nobody_waiting(
