@@ -252,7 +252,7 @@ async def test_a_client_that_leaves(serve: Serve, collector: Collector) -> None:
 
 
 async def test_the_system_s_time_may_be_set_after_the_start(collector: Collector) -> None:
-    """A node gets the time from the network perhaps after its pods have begun: spans were of the wrong day ever after."""
+    """A node may get the time from the network after its pods have begun: spans were of the wrong day ever after."""
     hours = 0.0
 
     def clock() -> float:
