@@ -112,8 +112,6 @@ class Sampling:
 
     async def _rest(self, took: float) -> None:
         """After a look at gateways that took so many seconds; longer until somebody asks for the page."""
-        watched = self._steady() - self._asked < WATCHED_SECONDS
-        self._pace = STEP_SECONDS if watched else REST_SECONDS
         self._wanted.clear()
         await asyncio.sleep(max(STEP_SECONDS / 2, max(STEP_SECONDS, SHARE * self._cost) - took))
         with contextlib.suppress(TimeoutError):
@@ -146,6 +144,7 @@ class Sampling:
         answers = await asyncio.gather(*(_ask(session, address, limit) for address in addresses))
         told, bodies = dict(zip(addresses, answers, strict=True)), self._bodies()
         await self._apart(lambda: self._take(now, unix, told, bodies))
+        self._pace = STEP_SECONDS if self._steady() - self._asked < WATCHED_SECONDS else REST_SECONDS
 
     def _take(self, now: float, unix: float, told: dict[str, bytes | Exception], bodies: list[dict[str, Any]]) -> None:
         began = time.thread_time()
@@ -177,11 +176,11 @@ class Sampling:
         """shapes.Detail or shapes.Lacking as JSON; None: there is no such Reranker."""
         self._is_asked()
         body = self._store.get(RERANKERS, *key)
+        made = self._seen()
         if body is None:
-            return _json(views.not_listed(key, self._seen()())) if not self._standing().synced else None
+            return None if self._standing().synced else await self._apart(lambda: _json(views.not_listed(key, made())))
         # As in ``observe``: a pod without the Reranker's own label is lent to it.
         pods = [(state, not state.revision) for state in (pod_state(pod) for pod in self._store.children(PODS, key))]
-        made = self._seen()
 
         def view() -> bytes:
             return _json(views.detail(body, pods, self._history, made(), self._figures, self._clocks()))

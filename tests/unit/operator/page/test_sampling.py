@@ -270,6 +270,23 @@ async def test_a_gateway_that_was_never_asked_is_not_called_heard(gateway: Gatew
     assert await heard() == [(True, None), (False, None)]
 
 
+async def test_the_first_look_follows_the_first_list(gateway: Gateway, monkeypatch: pytest.MonkeyPatch):
+    """However few looks there are while nobody looks: figures begin with the first one."""
+    monkeypatch.setattr(sampling, "STEP_SECONDS", 0.02)
+    world, found = World(gateway), 0
+    named = world.standing.gateways
+
+    def standing() -> Standing:
+        nonlocal found
+        found += 1
+        return Standing(synced=found > 20, gateways=named)
+
+    running = asyncio.create_task(Sampling(world.store, standing).run())
+    await until(lambda: gateway.asked, sampling.REST_SECONDS / 2)
+    running.cancel()
+    await asyncio.wait([running], timeout=5)
+
+
 async def test_statuses_are_followed(world: World):
     first = {"scaling": {"mode": "Auto", "reason": "Steady", "desiredReplicas": 1, "message": "it is what is needed"}}
     then = {"scaling": {"mode": "Auto", "reason": "DemandRose", "desiredReplicas": 3, "message": "more"}}
