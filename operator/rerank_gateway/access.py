@@ -10,6 +10,7 @@ import logging
 import re
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -17,6 +18,7 @@ from rerank_api import wire
 
 from rerank_gateway.cluster.state import Key
 from rerank_gateway.errors import Handler
+from rerank_gateway.logs import Line
 from rerank_gateway.metrics import Metrics
 from rerank_gateway.record import RECORD, Record
 from rerank_gateway.slo import CLIENT_WENT_AWAY
@@ -30,6 +32,32 @@ HEADER_CACHE = "X-Rerank-Cache"
 """hit, partial or miss; absent where the Reranker has no cache."""
 
 
+class AccessLine(Line, omit_defaults=True, kw_only=True):
+    """Left out is what is not known of a request."""
+
+    id: str
+    trace_id: str = ""
+    traced: bool
+    route: str
+    namespace: str = ""
+    reranker: str = ""
+    revision: str = ""
+    code: int
+    error: str = ""
+    bytes: int
+    documents: int
+    priority: str = ""
+    cache: str = ""
+    cached: int
+    tokens: int
+    truncated: int
+    chunked: int
+    attempts: int
+    queue_ms: float
+    duration_ms: float
+    sample: float
+
+
 def observe_requests(
     metrics: Metrics,
     clock: Callable[[], float],
@@ -37,11 +65,12 @@ def observe_requests(
     quiet_routes: frozenset[str],
     begin: Begin,
     threshold: Callable[[Key], float],
+    write: Callable[[AccessLine], None],
     sample: float = 1.0,
 ) -> Middleware:
     """Clients are told to connect elsewhere while ``draining``; ``quiet_routes`` are counted but neither logged nor
     traced. ``begin``: the trace of each request; ``threshold``: seconds from which on a Reranker's answer is late;
-    ``sample``: share, 0 to 1, of the lines about what went well that are written."""
+    ``write``: takes the lines; ``sample``: share, 0 to 1, of those about what went well that are written."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -71,8 +100,8 @@ def observe_requests(
             metrics.answered(record, duration)
             if record.route not in quiet_routes:
                 rate = log_rate(record.code, duration, threshold((record.namespace, record.reranker)), sample)
-                if rate == 1.0 or _draw(record.request_id) < rate:
-                    _write(record, duration, rate)
+                if (rate == 1.0 or _draw(record.request_id) < rate) and log.isEnabledFor(logging.INFO):
+                    write(_line(record, duration, rate))
 
     return middleware
 
@@ -92,28 +121,36 @@ def _draw(request_id: str) -> float:
     return int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest()) / 2**64
 
 
-def _write(record: Record, duration: float, rate: float) -> None:
-    fields = {
-        "id": record.request_id,
-        "trace_id": record.trace_id,
-        "traced": record.sampled,
-        "route": record.route,
-        "namespace": record.namespace,
-        "reranker": record.reranker,
-        "revision": record.revision,
-        "code": record.code,
-        "error": record.error,
-        "bytes": record.body_bytes,
-        "documents": record.documents,
-        "priority": record.priority,
-        "cache": record.cache,
-        "cached": record.cached,
-        "tokens": record.tokens,
-        "truncated": record.truncated,
-        "chunked": record.chunked,
-        "attempts": record.attempts,
-        "queue_ms": round(record.waited * 1000, 1),
-        "duration_ms": round(duration * 1000, 1),
-        "sample": rate,
-    }
-    log.info("request", extra={"fields": {name: value for name, value in fields.items() if value != ""}})
+def _line(record: Record, duration: float, rate: float) -> AccessLine:
+    return AccessLine(
+        time=datetime.now(UTC),
+        level="info",
+        logger=log.name,
+        message="request",
+        id=record.request_id,
+        trace_id=record.trace_id,
+        traced=record.sampled,
+        route=record.route,
+        namespace=record.namespace,
+        reranker=record.reranker,
+        revision=record.revision,
+        code=record.code,
+        error=record.error,
+        bytes=record.body_bytes,
+        documents=record.documents,
+        priority=record.priority,
+        cache=record.cache,
+        cached=record.cached,
+        tokens=record.tokens,
+        truncated=record.truncated,
+        chunked=record.chunked,
+        attempts=record.attempts,
+        queue_ms=_tenths(record.waited * 1000),
+        duration_ms=_tenths(duration * 1000),
+        sample=rate,
+    )
+
+
+def _tenths(value: float) -> float:
+    """Rounded to one place; round() does so by way of decimal text."""
+    return int(value * 10 + 0.5) / 10

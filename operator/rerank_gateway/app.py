@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import aiohttp
 from aiohttp import web
 
-from rerank_gateway import forwarding
-from rerank_gateway.access import observe_requests
+from rerank_gateway import forwarding, logs
+from rerank_gateway.access import AccessLine, observe_requests
 from rerank_gateway.answers import AnswerLog, add_answers
 from rerank_gateway.auth import ApiKeys, require_key
 from rerank_gateway.body import HeldBytes
@@ -76,13 +76,16 @@ class Gateway:
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
         tracing: "Tracing | None" = None,
+        write: Callable[[AccessLine], None] = logs.write,
     ) -> None:
-        """``clock``: the event loop's; ``wall``: Unix time; ``tracing``: None where no traces are exported."""
+        """``clock``: the event loop's; ``wall``: Unix time; ``tracing``: None where no traces are exported; ``write``:
+        takes the lines about requests."""
         self.draining = False
         self._options = options
         self._source = source
         self._clock = clock
         self._tracing = tracing
+        self._write = write
         self._queues = Queues(options.limits, clock, wall)
         self._caches = Caches(options.max_cache_bytes, clock)
         self._demand = Demand(self._queues, wall)
@@ -151,6 +154,7 @@ class Gateway:
             frozenset({HEALTH_PATH}),
             begin,
             self._threshold,
+            self._write,
             options.access_log_sample,
         )
         middlewares = [observed, errors_as_json, self._ending.middleware]

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from aiohttp import web
 from rerank_api import wire
+from rerank_gateway.access import AccessLine
 from rerank_gateway.app import Gateway, Options
 from rerank_gateway.cluster.state import Endpoint, Policy, RoutingTable, build_table
 
@@ -142,6 +143,8 @@ class House:
     gateway: Gateway
     source: TableSource
     client: aiohttp.ClientSession
+    lines: list[AccessLine]
+    """What it wrote about requests."""
     workers: list[Worker] = field(default_factory=list)
     policy: Policy = field(default_factory=lambda: Policy("search", "products", timeout=5.0))
 
@@ -206,10 +209,11 @@ async def open_house() -> AsyncIterator[Callable[..., Awaitable[House]]]:
                 "shutdown_delay": 0.0,
                 "drain_timeout": 5.0,
             }
-            gateway = Gateway(Options(**{**defaults, **options}), source, time.monotonic, wall, tracing)
+            lines: list[AccessLine] = []
+            gateway = Gateway(Options(**{**defaults, **options}), source, time.monotonic, wall, tracing, lines.append)
             await gateway.start()
             client = await stack.enter_async_context(aiohttp.ClientSession())
-            house = House(gateway, source, client)
+            house = House(gateway, source, client, lines)
             house.source.set([house.policy])
 
             async def close() -> None:

@@ -1,14 +1,19 @@
 """Keys, the access log and the metrics' labels."""
 
+import contextlib
 import json
 import logging
 import os
+import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 from rerank_gateway import __main__ as program
 from rerank_gateway import logs
-from rerank_gateway.access import log_rate
+from rerank_gateway.access import AccessLine, log_rate
 from rerank_gateway.auth import ApiKeys
 from rerank_gateway.cluster.state import Policy, build_table
 from rerank_gateway.metrics import FORGET_AFTER, Metrics
@@ -97,10 +102,10 @@ async def test_the_log_tells_about_requests_but_never_what_is_in_them(house, cap
     worker.behave = fail
     await house.post(private, headers=headers)
 
-    lines = [logs.JsonFormatter().format(record) for record in caplog.records]
-    own = [line for line in lines if json.loads(line)["logger"].startswith("rerank_gateway")]
-    assert not [line for line in own if "PRIVATE" in line or "SECRET" in line]
-    requests = [json.loads(line) for line in own if json.loads(line)["message"] == "request"]
+    others = [logs.JsonFormatter().format(record) for record in caplog.records]
+    own = [line for line in others if json.loads(line)["logger"].startswith("rerank_gateway")]
+    requests = [msgspec.to_builtins(line) for line in house.lines]
+    assert not [line for line in (*own, *map(str, requests)) if "PRIVATE" in line or "SECRET" in line]
     assert [request["code"] for request in requests] == [200, 404, 400, 404, 502]
     first = requests[0]
     assert first["id"] == "id-1"
@@ -131,12 +136,11 @@ async def test_the_id_decides_whether_a_good_answer_has_a_line(open_house, caplo
     house.serve(await house.worker(), objectives=Objectives(threshold=60.0))
 
     async def written() -> list[str]:
-        caplog.clear()
+        house.lines.clear()
         for index in range(100):
             assert (await house.rerank(headers={"X-Request-Id": f"id-{index}"}))[0] == 200
-        lines = [getattr(record, "fields", {}) for record in caplog.records if record.message == "request"]
-        assert {line["sample"] for line in lines} == {0.3}
-        return [line["id"] for line in lines]
+        assert {line.sample for line in house.lines} == {0.3}
+        return [line.id for line in house.lines]
 
     first = await written()
     assert 15 <= len(first) <= 45
@@ -154,8 +158,50 @@ async def test_what_is_late_or_went_wrong_always_has_a_line(open_house, caplog: 
     assert (await house.rerank())[0] == 200
     house.serve(worker, suspended=True)
     assert (await house.rerank())[0] == 503
-    lines = [getattr(record, "fields", {}) for record in caplog.records if record.message == "request"]
-    assert [(line["code"], line["sample"]) for line in lines] == [(400, 1.0), (200, 1.0), (503, 1.0)]
+    assert [(line.code, line.sample) for line in house.lines] == [(400, 1.0), (200, 1.0), (503, 1.0)]
+
+
+async def test_a_line_leaves_out_what_is_not_known_and_is_among_those_of_logging(
+    house, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO)
+    house.serve(await house.worker())
+    assert (await house.rerank(headers={"X-Request-Id": "id-1"}))[0] == 200
+    logs.write(house.lines[0])
+    written = capfd.readouterr().out
+    assert written.endswith("}\n")
+    line = json.loads(written)
+    assert list(line)[:5] == ["time", "level", "logger", "message", "id"]
+    assert (line["level"], line["logger"], line["message"]) == ("info", "rerank_gateway.access", "request")
+    assert abs(datetime.fromisoformat(line["time"]).timestamp() - time.time()) < 60
+    assert line["cached"] == 0
+    assert not {"trace_id", "cache", "error"} & line.keys()
+    formatted = json.loads(logs.JsonFormatter().format(logging.LogRecord("x", logging.INFO, "", 0, "", None, None)))
+    assert formatted["time"].endswith("Z")
+    assert line["time"].endswith("Z")
+
+
+async def test_nothing_is_written_below_the_level(house, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    house.serve(await house.worker())
+    assert (await house.rerank())[0] == 200
+    assert house.lines == []
+
+
+def test_a_log_that_nobody_reads_any_more_fails_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    line = AccessLine(
+        time=datetime.now(UTC), level="info", logger="x", message="request", id="", traced=False, route="", code=200,
+        bytes=0, documents=0, cached=0, tokens=0, truncated=0, chunked=0, attempts=0, queue_ms=0, duration_ms=0,
+        sample=1,
+    )  # fmt: skip
+    stream = os.fdopen(write, "w")
+    monkeypatch.setattr(sys, "stdout", stream)
+    logs.write(line)
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
+    logs.write(line)
 
 
 @pytest.mark.parametrize("wrong", ["1%", "-0.1", "1.1", "nan", ""])

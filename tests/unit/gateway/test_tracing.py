@@ -347,8 +347,7 @@ async def test_the_log_tells_the_trace(traced: House, caplog: pytest.LogCaptureF
     await traced.rerank(headers={TRACEPARENT: UNSAMPLED})
     async with traced.client.get(traced.url + "/healthz") as response:
         assert response.status == 200
-    lines = [getattr(record, "fields", {}) for record in caplog.records if record.message == "request"]
-    assert [(line["trace_id"], line["traced"]) for line in lines] == [(TRACE, True), (TRACE, False)]
+    assert [(line.trace_id, line.traced) for line in traced.lines] == [(TRACE, True), (TRACE, False)]
 
 
 async def test_health_checks_are_no_traces(traced: House, collector: Collector) -> None:
