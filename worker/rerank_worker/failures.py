@@ -32,6 +32,11 @@ MAX_SENTENCE = 1000
 """Characters; the kubelet cuts termination messages at 4096 bytes."""
 
 
+def one_line(text: str) -> str:
+    """What a client has sent, or a model's files say, begins no line of its own and moves no terminal's cursor."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 class StartupFailure(Exception):
     """The worker cannot serve. Use one of the two kinds below."""
 
@@ -39,7 +44,7 @@ class StartupFailure(Exception):
 
     @property
     def sentence(self) -> str:
-        text = " ".join(str(self).split())
+        text = one_line(" ".join(str(self).split()))
         return text if len(text) <= MAX_SENTENCE else text[: MAX_SENTENCE - 1] + "…"
 
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+from rerank_worker.failures import one_line
+
 LogFormat = Literal["json", "text"]
 
 
@@ -29,9 +31,9 @@ class _OneLine(logging.Formatter):
             line = {"time": stamp, "level": record.levelname.lower(), "logger": record.name, "message": message}
             return json.dumps(line | fields, default=str)
         message = message.replace("\n", " | ")
-        line = " ".join([stamp, record.levelname, message, *(f"{key}={value}" for key, value in fields.items())])
-        # Paths and ids are clients' own words: none begins a line or moves a terminal's cursor. JSON escapes them.
-        return "".join(letter if letter.isprintable() else " " for letter in line)
+        return one_line(
+            " ".join([stamp, record.levelname, message, *(f"{key}={value}" for key, value in fields.items())])
+        )
 
 
 class Sparing:

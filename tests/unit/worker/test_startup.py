@@ -207,6 +207,15 @@ def test_a_taken_port_is_the_environment_s_fault(tmp_path: Path) -> None:
         assert cli.main(["serve", "--model", str(tmp_path), "--port", str(port)], {}) == 71
 
 
+def test_nothing_that_a_model_s_files_say_moves_a_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It comes into the Reranker's conditions, too."""
+    where = tmp_path / "log"
+    report(ConfigurationFailure("no tensor a\x1b]0;owned\x07\x9b2J\u202e\nb: copy the file again"), str(where))
+    said = where.read_text()
+    assert said == "no tensor a ]0;owned  2J  b: copy the file again"
+    assert capsys.readouterr().err == said + "\n"
+
+
 @pytest.mark.parametrize("style", ["json", "text"])
 def test_nothing_that_a_client_sends_begins_a_line_or_moves_a_cursor(
     style: logs.LogFormat, capsys: pytest.CaptureFixture[str]

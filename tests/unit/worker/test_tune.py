@@ -272,6 +272,16 @@ def test_engines_that_there_is_no_time_to_load_are_named(
     assert "not served here" not in said
 
 
+def test_nothing_that_a_library_says_moves_a_cursor(checkpoint: Checkpoint) -> None:
+    found = Measured(contenders=[contender(reason="no such layer: \x1b[2J\x9b2J\nowned", load_seconds=None)])
+    pairs = [Pair([1, 2], [0, 0])]
+    said = tune_report.as_text(
+        tune_report.Run(found, WorkerConfig(model=ModelSource(path="/m")), checkpoint, pairs, False)
+    )
+    assert "owned" in said
+    assert said.replace("\n", "").isprintable()
+
+
 def test_a_first_round_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint) -> None:
     found = run_trials(monkeypatch, checkpoint, Scoring(rate=1000.0), seconds=0.5)
     assert [one.way for one in found.trials] == [Way("tokens", 512)]

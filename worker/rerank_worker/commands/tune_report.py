@@ -11,6 +11,7 @@ from rerank_api.worker_config import WorkerConfig
 from rerank_worker.commands import advice, trials
 from rerank_worker.commands.trials import Contender, Measured, Trial
 from rerank_worker.engine import Pair
+from rerank_worker.failures import one_line
 from rerank_worker.loading.checkpoint import Checkpoint
 
 BAR = 40
@@ -87,7 +88,7 @@ def as_text(run: Run) -> str:
         )
     refused = [contender for contender in found.contenders if contender.reason not in (None, trials.NO_TIME)]
     if refused:
-        told = [f"  {contender.name} {contender.precision}: {contender.reason}" for contender in refused]
+        told = [f"  {one.name} {one.precision}: {one_line(str(one.reason))}" for one in refused]
         parts.append("\n".join(["not served here:", *told]))
     parts += _notes(found, run.interrupted)
     if run.nice:
