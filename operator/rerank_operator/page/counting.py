@@ -49,8 +49,8 @@ def added(one: Mapping[str, float], other: Mapping[str, float]) -> Counts:
 
 
 def less(now: Mapping[str, float], then: Mapping[str, float]) -> Counts:
-    """The difference of two sums, which never fall."""
-    return {name: value - then.get(name, 0.0) for name, value in now.items()}
+    """The difference of two sums, which never fall but by rounding."""
+    return {name: max(0.0, value - then.get(name, 0.0)) for name, value in now.items()}
 
 
 def requests(counts: Mapping[str, float]) -> float:

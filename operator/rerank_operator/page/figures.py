@@ -90,6 +90,15 @@ class _Mark(msgspec.Struct, frozen=True):
     whole: _Packed
     revisions: dict[str, _Packed]
 
+    def after(self, found: Mapping[str, Counts]) -> "_Mark":
+        """The same, once it is known that so much more had been counted by then."""
+        revisions = dict(self.revisions)
+        for revision, counts in found.items():
+            packed = revisions.get(revision, _Packed({}))
+            revisions[revision] = _Packed(counting.added(packed.unpacked(), counts), packed)
+        whole = counting.total((self.whole.unpacked(), *found.values()))
+        return _Mark(self.at, _Packed(whole, self.whole), revisions)
+
 
 class _Known:
     """What is kept of one Reranker."""
@@ -104,7 +113,20 @@ class _Known:
         self.rates: list[tuple[float, float]] = []
         """Since the last point: requests and failures a second, of each look."""
 
-    def add(self, found: Mapping[str, Counts]) -> None:
+    def add(self, found: Mapping[str, Counts], began: float, at: float) -> None:
+        """What was counted from ``began`` to ``at``. Of a gateway that was not heard for long it is no burst of now: it
+        is taken to have come evenly, so that the marks within that time had a share of it."""
+        for place in reversed(range(len(self.marks))):
+            mark = self.marks[place]
+            if mark.at <= began:
+                break
+            share = (mark.at - began) / (at - began)
+            self.marks[place] = mark.after(
+                {
+                    revision: {name: share * value for name, value in counts.items()}
+                    for revision, counts in found.items()
+                }
+            )
         for revision, counts in found.items():
             self.whole = counting.added(self.whole, counts)
             if any(counts.values()):
@@ -195,7 +217,7 @@ class Figures:
             for key, revisions in counting.since(before[0], sample).items():
                 if (known := self._known.get(key)) is None or seconds <= 0:
                     continue
-                known.add(revisions)
+                known.add(revisions, before[1], at)
                 rate, failures = rates.get(key, (0.0, 0.0))
                 for counts in revisions.values():
                     rate += counting.requests(counts) / seconds

@@ -3,6 +3,7 @@
 import math
 import tracemalloc
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rerank_operator.page.exposition import Sample
@@ -52,6 +53,24 @@ def test_gateways_add_up_and_one_that_is_not_heard_is_no_zero():
     ever = figures.ever(KEY)
     assert ever is not None
     assert ever.counts["code/200"] == 60
+
+
+@pytest.mark.parametrize("others", [{}, {"h": True}], ids=["the only one", "one of two"])
+def test_what_was_counted_unheard_is_no_burst(others: dict[str, bool]):
+    """It is of all the time since the gateway was heard last, and not of the last minute."""
+    figures = Figures()
+    for at in range(0, 1010, 5):
+        heard = at <= 400 or at == 1005
+        looks: dict[str, Sample | None] = {"g": sample(10.0 * at) if heard else None}
+        figures.take(at, looks | {name: sample(2.0 * at) for name in others}, STAFF)
+    minute, minutes, ever = figures.window(KEY, 60), figures.window(KEY, 300), figures.ever(KEY)
+    assert minute is not None
+    assert minutes is not None
+    assert ever is not None
+    expected = pytest.approx(12.0 if others else 10.0)
+    assert (minute.rate, minutes.rate, ever.rate) == (expected, expected, expected)
+    assert figures.revisions(KEY, 300)["a"].rate == expected
+    assert column(figures, "rate")[-1] == expected
 
 
 def test_without_any_gateway_nothing_is_known():
@@ -173,6 +192,8 @@ def test_whatever_gateways_do_nothing_is_invented(looks: list[tuple[int, bool, b
         assert set(points.columns) == set(COLUMNS)
         assert all(math.isnan(value) or value >= 0 for values in points.columns.values() for value in values)
         assert math.isnan(points.columns["rate"][-1]) or heard
+        for window in (figures.window(KEY, 60), figures.window(KEY, 300)):
+            assert window is None or all(0 <= value <= asked for value in window.counts.values())
     ever = figures.ever(KEY)
     if ever is not None and ever.counts:
         assert 0 <= ever.counts["code/200"] <= asked
