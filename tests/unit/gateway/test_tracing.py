@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -442,9 +442,12 @@ async def test_without_traces_of_its_own_the_gateway_hands_the_clients_on(header
 
 
 @pytest.fixture(scope="module")
-def tracing() -> Tracing:
+def tracing() -> Iterator[Tracing]:
     """That sends nothing: what is begun here never ends."""
-    return Tracing(time.monotonic)
+    tracing = Tracing(time.monotonic)
+    yield tracing
+    # It listens to loggers of the SDK's, which the worker's tests count lines of.
+    asyncio.run(tracing.close())
 
 
 _ODD = st.text(st.characters(blacklist_characters="\r\n\0"), max_size=60) | st.sampled_from(
