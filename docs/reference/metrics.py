@@ -46,7 +46,7 @@ def _gateway() -> CollectorRegistry:
     metrics = GatewayMetrics(clock=lambda: 0.0)
     queues = Queues(limits=None, clock=lambda: 0.0)  # ty: ignore[invalid-argument-type]
     metrics.observe(queues, RoutingTable, Caches(0, lambda: 0.0), lambda: 0, lambda: 0, lambda: True)
-    return metrics.registry
+    return metrics.snapshot()
 
 
 def _rows(registry: CollectorRegistry) -> Iterator[str]:

@@ -6,6 +6,8 @@ one thread, the event loop's, on the path of every request.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from copy import copy
+from typing import Self
 
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
@@ -36,6 +38,15 @@ class Counters(Collector):
     def forget(self, owner: Labels) -> None:
         for labels in self._owned.pop(owner, ()):
             del self._values[labels]
+
+    def snapshot(self) -> Self:
+        """As it is now, for another thread to read."""
+        taken = copy(self)
+        taken._values = dict(self._values)
+        return taken
+
+    def describe(self) -> Iterable[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._documentation, labels=self._labels)
 
     def collect(self) -> Iterable[CounterMetricFamily]:
         family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)

@@ -6,6 +6,8 @@ guessed. On the path of every request: a look-up by bisection and two additions.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from copy import copy
+from typing import Self
 
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
@@ -41,6 +43,11 @@ class Buckets:
         self._sum += value
         if exemplar is not None:
             self._exemplars[bucket] = exemplar
+
+    def snapshot(self) -> Self:
+        taken = copy(self)
+        taken._counts, taken._exemplars = self._counts.copy(), self._exemplars.copy()
+        return taken
 
     def add_to(self, family: HistogramMetricFamily, labels: Labels) -> None:
         buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
@@ -84,6 +91,15 @@ class Histograms(Collector):
 
     def forget(self, labels: Labels) -> None:
         self._series.pop(labels, None)
+
+    def snapshot(self) -> Self:
+        """As it is now, for another thread to read."""
+        taken = copy(self)
+        taken._series = {labels: buckets.snapshot() for labels, buckets in self._series.items()}
+        return taken
+
+    def describe(self) -> Iterable[HistogramMetricFamily]:
+        yield HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)

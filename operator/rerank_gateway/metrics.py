@@ -43,7 +43,8 @@ FORGET_AFTER = 900.0
 class Metrics:
     def __init__(self, clock: Callable[[], float], wall: Callable[[], float] = time.time) -> None:
         """``wall``: Unix time, of exemplars and for the ends of maintenances."""
-        self.registry = CollectorRegistry(auto_describe=True)  # so that each series can be asked for by its name
+        self._counted: list[Counters | Histograms] = []
+        self._gauges = CollectorRegistry()
         self._clock = clock
         self._wall = wall
         self._policies: dict[Key, Policy] = {}
@@ -54,7 +55,7 @@ class Metrics:
         """Rerankers and revisions that have series, of both indicators at least; revision empty: what no worker has
         answered."""
         self._gone_since: dict[tuple[str, str, str], float] = {}
-        ProcessCollector(registry=self.registry)
+        ProcessCollector(registry=self._gauges)
         self._requests = self._counter(
             "rerank_gateway_requests",
             "Requests answered, by HTTP code; 499: the client went away. Labels are empty when no Reranker was found, "
@@ -173,15 +174,24 @@ class Metrics:
     def _counter(self, name: str, documentation: str, labels: tuple[str, ...]) -> Counters:
         owner = _REVISION if labels[: len(_REVISION)] == _REVISION else _RERANKER
         counters = Counters(name, documentation, labels, owner)
-        self.registry.register(counters)
+        self._counted.append(counters)
         return counters
 
     def _histogram(
         self, name: str, documentation: str, labels: tuple[str, ...], edges: tuple[float, ...]
     ) -> Histograms:
         histograms = Histograms(name, documentation, labels, edges)
-        self.registry.register(histograms)
+        self._counted.append(histograms)
         return histograms
+
+    def snapshot(self) -> CollectorRegistry:
+        """All series as they are at this moment, so that no part exceeds its whole, for another thread to read: to make
+        samples of them takes a hundred times as long, and would hold requests up."""
+        registry = CollectorRegistry()
+        for one in self._counted:
+            registry.register(one.snapshot())
+        registry.register(_Collected(list(self._gauges.collect())))
+        return registry
 
     def answered(self, record: Record, duration: float) -> None:
         """Counts a request that has ended after so many seconds."""
@@ -281,19 +291,19 @@ class Metrics:
         ready: Callable[[], bool],
     ) -> None:
         """Registers the gauges that are read when scraped."""
-        self.registry.register(_LiveGauges(queues, table, caches, self._in_maintenance))
-        held = Gauge("rerank_gateway_held_bytes", "Bytes of request bodies held in memory.", registry=self.registry)
+        self._gauges.register(_LiveGauges(queues, table, caches, self._in_maintenance))
+        held = Gauge("rerank_gateway_held_bytes", "Bytes of request bodies held in memory.", registry=self._gauges)
         held.set_function(held_bytes)
         readers = Gauge(
             "rerank_gateway_demand_readers",
             "Open streams of demand; the leading operator has one.",
-            registry=self.registry,
+            registry=self._gauges,
         )
         readers.set_function(demand_readers)
         is_ready = Gauge(
             "rerank_gateway_ready",
             "1 where the gateway's readiness probe succeeds: it knows its Rerankers and is not going down; else 0.",
-            registry=self.registry,
+            registry=self._gauges,
         )
         is_ready.set_function(ready)
 
@@ -325,6 +335,17 @@ def _maintenance_end(policy: Policy) -> float:
         where = f"{policy.namespace}/{policy.name}: annotation {names.ANNOTATION_MAINTENANCE}"
         log.warning("%s: %s: no maintenance", where, error)
         return 0.0
+
+
+class _Collected(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def describe(self) -> Iterable[Metric]:
+        return self._families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 class _LiveGauges(Collector):

@@ -243,7 +243,7 @@ def test_series_of_what_is_gone_are_dropped_after_a_while() -> None:
     def series() -> set[str]:
         return {
             sample.labels["reranker"] + "/" + sample.labels.get("revision", "*")
-            for metric in metrics.registry.collect()
+            for metric in metrics.snapshot().collect()
             for sample in metric.samples
             if sample.labels.get("reranker")
         }

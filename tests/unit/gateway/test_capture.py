@@ -195,7 +195,7 @@ class Bench:
 
     def count(self, result: str) -> float:
         labels = {"namespace": "search", "reranker": "products", "result": result}
-        return self.metrics.registry.get_sample_value(COUNTED, labels) or 0.0
+        return self.metrics.snapshot().get_sample_value(COUNTED, labels) or 0.0
 
 
 async def test_no_minute_has_more_than_asked_for(written: Callable[[], list[dict[str, Any]]]) -> None:

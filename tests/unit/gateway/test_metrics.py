@@ -115,7 +115,7 @@ def test_exemplars_are_of_sampled_requests_and_readable() -> None:
     for trace_id, sampled in (("a" * 32, True), ("b" * 32, False), ("", False)):
         record = Record("", namespace="ns", reranker="rr", revision="one", code=200, trace_id=trace_id, sampled=sampled)
         metrics.answered(record, 0.04)
-    families = parse_openmetrics(generate_latest(metrics.registry).decode())
+    families = parse_openmetrics(generate_latest(metrics.snapshot()).decode())
     exemplars = [sample.exemplar for sample in _samples(families, f"{DURATION}_bucket") if sample.exemplar is not None]
     assert [(exemplar.labels, exemplar.value) for exemplar in exemplars] == [({"trace_id": "a" * 32}, 0.04)]
     assert exemplars[0].timestamp == Timestamp(1_000, 500_000_000)
@@ -280,7 +280,7 @@ def test_nothing_is_left_of_what_is_gone() -> None:
     def left(**labels: str) -> list[Sample]:
         return [
             sample
-            for family in metrics.registry.collect()
+            for family in metrics.snapshot().collect()
             for sample in family.samples
             if labels.items() <= sample.labels.items()
         ]
@@ -288,7 +288,7 @@ def test_nothing_is_left_of_what_is_gone() -> None:
     metrics.update(build_table([kept, gone], []))
     for labels in (("ns", "kept", "old"), ("ns", "kept", "new"), ("ns", "gone", "r"), ("ns", "gone", "")):
         _use(metrics, *labels)
-    for family in metrics.registry.collect():
+    for family in metrics.snapshot().collect():
         if not family.name.startswith("process_"):
             assert any(sample.labels["reranker"] == "gone" for sample in family.samples), f"{family.name} was not used"
 
@@ -345,7 +345,7 @@ def test_to_forget_takes_no_longer_where_more_stays() -> None:
 
         def series() -> Counter[str]:
             """How many of each Reranker."""
-            families = [family for family in metrics.registry.collect() if not family.name.startswith("process_")]
+            families = [family for family in metrics.snapshot().collect() if not family.name.startswith("process_")]
             return Counter(sample.labels["reranker"] for family in families for sample in family.samples)
 
         table = build_table(policies[50:], [])

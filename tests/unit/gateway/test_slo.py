@@ -128,7 +128,7 @@ def test_no_more_good_requests_than_requests_and_none_is_lost(endings: Sequence[
         metrics.answered(record, seconds)
 
     def value(name: str, **labels: str) -> float:
-        return metrics.registry.get_sample_value(name, {"namespace": "ns", "reranker": "rr", **labels}) or 0.0
+        return metrics.snapshot().get_sample_value(name, {"namespace": "ns", "reranker": "rr", **labels}) or 0.0
 
     for sli in INDICATORS:
         counted = {revision: value(COUNTED, revision=revision, sli=sli) for revision in ("", "one", "two")}

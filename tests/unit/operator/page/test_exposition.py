@@ -40,7 +40,7 @@ def gateway() -> Metrics:
 
 
 def test_a_genuine_gateway_is_understood():
-    found = read(gateway().registry)
+    found = read(gateway().snapshot())
     assert found.began is not None
     assert found.waiting == {KEY: 0}
     assert found.in_flight == {KEY: 0}
@@ -73,7 +73,7 @@ def read(registry: Collector) -> Sample:
 
 def test_what_is_asked_for_is_all_that_is_read():
     """A gateway tells a series only where it is asked for: one that is read and not asked for would never be known."""
-    registry = gateway().registry
+    registry = gateway().snapshot()
     everything = read(registry)
     assert read(registry.restricted_registry(SERIES)) == everything
     for name in SERIES:
@@ -90,7 +90,7 @@ def test_what_a_look_costs():
             record = Record("", namespace="search", reranker=name, revision=revision, code=200, documents=10)
             metrics.answered(record, 0.04)
     staff, lengths = {("search", name): Staff() for name in names}, {}
-    for what, registry in (("all", metrics.registry), ("shown", metrics.registry.restricted_registry(SERIES))):
+    for what, registry in (("all", metrics.snapshot()), ("shown", metrics.snapshot().restricted_registry(SERIES))):
         reader, figures, times = Reader(), Figures(), [time.thread_time()]
         families = list(registry.collect())
         times.append(time.thread_time())
