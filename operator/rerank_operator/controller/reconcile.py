@@ -19,7 +19,7 @@ from rerank_operator.controller.conditions import READY
 from rerank_operator.controller.kinds import RERANKERS, WARM_POOLS, WATCHED, Key, Kind
 from rerank_operator.controller.leader import Election, Leader, Terms, steady_clock
 from rerank_operator.controller.observe import observe
-from rerank_operator.controller.outcome import OK, REFUSED, is_failure, outcome
+from rerank_operator.controller.outcome import NOT_LEADER, OK, REFUSED, is_failure, outcome
 from rerank_operator.controller.plan import make_plan
 from rerank_operator.controller.pools import Pools
 from rerank_operator.controller.quality import QualityRuns
@@ -281,6 +281,8 @@ class Controller:
             self.queue.done(key, failed=is_failure(ended))
 
     async def _reconcile(self, key: Key) -> str:
+        if not self._may_decide():  # it was queued again when it failed, and the lease was lost meanwhile
+            return NOT_LEADER
         observed = observe(self.store, key)
         if observed is None:
             self.scaler.forget(key)

@@ -12,11 +12,12 @@ from rerank_operator import __main__ as program
 from rerank_operator.controller import health, reconcile
 from rerank_operator.controller.api import ApiError, KubeApi
 from rerank_operator.controller.handlers import Backoffs, settings
-from rerank_operator.controller.kinds import PODS, Kind
+from rerank_operator.controller.kinds import PODS, RERANKERS, Kind
+from rerank_operator.controller.outcome import NOT_LEADER
 from rerank_operator.controller.reconcile import MISSED_LISTS, Controller, Settings
 from rerank_operator.logs import JsonFormatter, Sparing
 from rerank_operator.manifests.pod_template import WorkerImage, WorkerTraces
-from unit.operator.build import pod
+from unit.operator.build import pod, reranker
 
 
 @pytest.fixture
@@ -115,6 +116,15 @@ async def test_a_watch_that_is_behind_is_trouble(controller: Controller):
 async def test_a_standby_takes_no_keys(controller: Controller):
     controller._watched(PODS, False, pod("abc"))
     assert controller.queue.depth() == 0
+
+
+async def test_what_failed_as_the_lease_was_lost_is_not_looked_at_again(controller: Controller):
+    body = reranker()
+    key = (body["metadata"]["namespace"], body["metadata"]["name"])
+    controller.store.listed(RERANKERS, None, [body], "1", controller.store.before_list(RERANKERS))
+    controller._stop_leading()
+    assert await controller._reconcile(key) == NOT_LEADER
+    assert not controller.usage._revisions
 
 
 async def test_a_standby_cannot_write(controller: Controller):
