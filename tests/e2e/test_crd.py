@@ -203,6 +203,7 @@ ROLLOUT = {"revision": "d5f6", "stable": "b2c4", "phase": "Traffic"}
 DIFFERED = {"requestId": "9f1c", "agreement": -0.25, "drift": 0.4}
 QUALITY = {
     "revision": "b2c4", "time": TIME, "metric": "ndcg@10", "queries": 200, "ndcg": 0.94, "accuracy": 1, "mrr": 0,
+    "digest": "9f1c",
 }  # fmt: skip
 
 
