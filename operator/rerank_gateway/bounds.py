@@ -40,14 +40,23 @@ def queue_full(route: Route, waiting: int, tokens: int, capacity: float | None) 
 def too_late(route: Route | None, when: float, latest: float) -> ApiError:
     """``when``: the deadline that is over; ``latest``: the client's own. ``route``: None: the Reranker was deleted."""
     present = route is None or bool(route.endpoints)
-    bound = "requests.timeout" if present else "requests.wakeTimeout"
-    over = f"the deadline ({wire.HEADER_TIMEOUT if when >= latest else bound}) was over before"
+    over = _over(when, latest, "requests.timeout" if present else "requests.wakeTimeout")
     if route is None or present:
         why = f"{over} a worker was free: retry later, or ask for more replicas"
     else:
         reason = f" ({route.policy.not_ready_reason})" if route.policy.not_ready_reason else ""
         why = f"{over} a worker of {route.label} was ready{reason}"
     return ApiError(504, "deadline_exceeded", why)
+
+
+def not_scored(when: float, latest: float) -> ApiError:
+    """The same of a request that a worker has."""
+    why = f"{_over(when, latest, 'requests.timeout')} the scores were ready"
+    return ApiError(504, "deadline_exceeded", why)
+
+
+def _over(when: float, latest: float, bound: str) -> str:
+    return f"the deadline ({wire.HEADER_TIMEOUT if when >= latest else bound}) was over before"
 
 
 def deleted() -> ApiError:

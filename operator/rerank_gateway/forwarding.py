@@ -16,6 +16,7 @@ from rerank_api import wire
 from yarl import URL
 
 from rerank_gateway.answers import AnswerLog
+from rerank_gateway.bounds import not_scored
 from rerank_gateway.cluster.state import Endpoint
 from rerank_gateway.errors import ApiError
 from rerank_gateway.metrics import Metrics
@@ -120,7 +121,7 @@ class Forwarder:
             try:
                 with record.trace.attempt(endpoint, record.attempts) as attempt:
                     answer = await self._send(endpoint, ticket, payload, record.request_id, attempt)
-                    response = _checked(answer, documents, endpoint)
+                    response = _checked(answer, documents, endpoint, ticket)
             except ApiError as error:
                 if error.status != 504:
                     queue.succeeded(endpoint)
@@ -159,7 +160,8 @@ class Forwarder:
         Raises NotTaken, Broken, or ApiError: the worker's refusal of the input, or 504 at the ticket's deadline.
         """
         with trace.attempt(endpoint, 1, mirrored=True) as attempt:
-            return _checked(await self._send(endpoint, ticket, payload, request_id, attempt), documents, endpoint)
+            answer = await self._send(endpoint, ticket, payload, request_id, attempt)
+            return _checked(answer, documents, endpoint, ticket)
 
     def _retry(
         self, queue: Queue, ticket: Ticket, endpoint: Endpoint, pause: _Pause, reason: str, *, broken: bool
@@ -177,7 +179,7 @@ class Forwarder:
                 await self._until_done_or_dead(endpoint, post)
                 return await post
         except TimeoutError:
-            raise ApiError(504, "deadline_exceeded", "the deadline was over before the scores were ready") from None
+            raise not_scored(ticket.deadline, ticket.latest) from None
         finally:
             if not post.done():
                 post.cancel()
@@ -247,10 +249,10 @@ def _capacity(given: str) -> float | None:
     return (float(given) or None) if plain else None
 
 
-def _checked(answer: _Answer, documents: int, endpoint: Endpoint) -> wire.ScoreResponse:
+def _checked(answer: _Answer, documents: int, endpoint: Endpoint, ticket: Ticket) -> wire.ScoreResponse:
     """The scores, if there is a finite one for each document. Raises what any other answer means."""
     if answer.status != 200:
-        raise _refusal(answer, endpoint)
+        raise _refusal(answer, endpoint, ticket)
     try:
         response = _response_decoder.decode(answer.body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -266,7 +268,7 @@ def _checked(answer: _Answer, documents: int, endpoint: Endpoint) -> wire.ScoreR
     return response
 
 
-def _refusal(answer: _Answer, endpoint: Endpoint) -> Exception:
+def _refusal(answer: _Answer, endpoint: Endpoint, ticket: Ticket) -> Exception:
     """What an answer other than 200 means: the input's fault ends the request, anything else is tried elsewhere."""
     status = answer.status
     if status == 429:
@@ -282,7 +284,7 @@ def _refusal(answer: _Answer, endpoint: Endpoint) -> Exception:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return Broken(f"its answer {status} could not be read")
         if error.code == "deadline":
-            return ApiError(504, "deadline_exceeded", "the deadline was over before the scores were ready")
+            return not_scored(ticket.deadline, ticket.latest)
         if error.code in ("invalid_request", "too_long"):
             return ApiError(status, error.code, error.message)
     return Broken(f"it answered {status}")

@@ -173,11 +173,14 @@ async def test_the_client_may_shorten_the_deadline_but_not_lengthen_it(house: Ho
     house.serve(worker, timeout=30.0)
     status, answer = await house.rerank(headers={"X-Rerank-Timeout-Ms": "50"})
     assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")
+    assert answer["message"] == "the deadline (X-Rerank-Timeout-Ms) was over before the scores were ready"
     assert 0 < int(worker.headers[0]["X-Rerank-Timeout-Ms"]) <= 50
     await until(lambda: worker.cancelled == 1, "the worker's work is cancelled")
 
     house.serve(worker, timeout=0.05)
-    assert (await house.rerank(headers={"X-Rerank-Timeout-Ms": "60000"}))[0] == 504
+    status, answer = await house.rerank(headers={"X-Rerank-Timeout-Ms": "60000"})
+    assert status == 504
+    assert answer["message"] == "the deadline (requests.timeout) was over before the scores were ready"
 
 
 async def test_a_request_outlives_its_timeout_while_there_is_no_worker(house: House) -> None:
@@ -317,6 +320,7 @@ async def test_a_worker_that_gives_up_at_the_deadline_is_believed(house: House) 
     house.serve(worker)
     status, answer = await house.rerank()
     assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")
+    assert answer["message"] == "the deadline (requests.timeout) was over before the scores were ready"
 
 
 async def test_a_client_that_goes_away_while_waiting_leaves_the_queue(house: House) -> None:
