@@ -142,7 +142,10 @@ class Capture:
         one, record, now = self._on.get(excerpt.route.key), excerpt.record, self._clock()
         if one is None:
             return False  # capture was switched off meanwhile
-        taken = _within(one, now) and self._room.acquire(blocking=False)
+        most = one.policy.max_per_minute
+        if reason == "sampled" and excerpt.route.policy.mirror is not None:
+            most -= most // 2  # the other half is for what the canary ranks otherwise: samples alone would use up all
+        taken = _within(one, now, most) and self._room.acquire(blocking=False)
         self._metrics.captured(excerpt.route.key, "captured" if taken else "limited")
         if taken:
             one.written.append(now)
@@ -172,12 +175,12 @@ def difference(compared: Mirrored) -> tuple[float, float] | None:
     return (1 - order, drift) if order < SAME_ORDER or drift > SAME_SCORES else None
 
 
-def _within(one: _Reranker, now: float) -> bool:
+def _within(one: _Reranker, now: float, most: int) -> bool:
     """Whether one more may be written. Over any minute, and not by a bucket that is refilled: its first minute would
     have twice as many."""
     while one.written and one.written[0] <= now - MINUTE:
         one.written.popleft()
-    return len(one.written) < one.policy.max_per_minute
+    return len(one.written) < most
 
 
 def _write(fields: dict[str, Any], excerpt: Excerpt) -> None:

@@ -343,6 +343,23 @@ async def test_a_canarys_worst_are_written_until_there_are_worse(
     }
 
 
+@pytest.mark.parametrize(("most", "sampled"), [(1, 1), (5, 3), (30, 15)])
+async def test_samples_leave_room_for_what_a_canary_ranks_otherwise(
+    most: int, sampled: int, written: Callable[[], list[dict[str, Any]]]
+) -> None:
+    """With percent 100 they took all of every minute, and not one disagreement was written."""
+    bench = Bench(max_per_minute=most)
+    bench.update(replace(bench.policy, mirror=MirrorPolicy("canary", "stable", 100)))
+    for _ in range(40):
+        bench.capture.answered(bench.ask(), [0.9, 0.1])
+    for place in range(40):
+        found = Mirrored(0.1, 0.1, agreement=-place / 100, drift=0.2, request_id="id")
+        bench.capture.compared(bench.ask(), "canary", [0.9, 0.1], [0.1, 0.9], found)
+    await bench.capture.close()
+    reasons = [line["reason"] for line in written()]
+    assert reasons == ["sampled"] * sampled + ["canary_disagreement"] * (most - sampled)
+
+
 async def test_a_mirrored_request_that_a_canary_ranks_otherwise_is_written(
     house: House, written: Callable[[], list[dict[str, Any]]]
 ) -> None:
