@@ -59,7 +59,9 @@ def next_commands(reranker: Reranker, call: Call) -> list[Next]:
     if rollout.differed and reranker.spec.observability.capture is not None:
         listed.append(Next("read what differed most", command("samples", reranker, call, "--disagreements")))
     listed.append(abort)
-    # Without --force, which it asks for only after it has told what is not shown.
-    what = "promote it now" + (" (it has not shown yet that it is no worse)" if unproven(rollout) else "")
-    listed.append(Next(what, command("promote", reranker, call, f"--revision={rollout.revision}")))
+    # With --force where it would be refused without: who reads it has what is not shown before their eyes.
+    left = unproven(rollout)
+    what = "promote it now" + (" (it has not shown yet that it is no worse)" if left else "")
+    force = ["--force"] if left else []
+    listed.append(Next(what, command("promote", reranker, call, f"--revision={rollout.revision}", *force)))
     return listed

@@ -13,8 +13,10 @@ import msgspec
 from rerank_api.reranker import QualityStatus, Reranker, RolloutStatus
 
 from rerank_kubectl.commands import Call, next_commands
-from rerank_kubectl.state import canary, observed, rejected, time_in, unproven
+from rerank_kubectl.state import ENDED, canary, observed, rejected, time_in, troubles, unproven
 
+DECIDED = ENDED | {"Promoting"}
+"""Phases after the last step."""
 _LABEL = 11
 
 
@@ -44,6 +46,8 @@ def status_page(reranker: Reranker, now: datetime, call: Call, width: int = 80) 
         *_field("asked for", status.updated_revision or "not known yet", width),
         *_field("traffic", shares or "no worker is ready", width),
     ]
+    for label, why in troubles(reranker).items():
+        lines += _field(label, why, width)
     if not observed(reranker):
         lines += _field("", "the operator has not read the latest spec yet: this is about the one before", width)
     if status.quality is not None:
@@ -90,7 +94,8 @@ def progress_line(reranker: Reranker) -> str:
     if rollout is None:
         return f"no rollout; {reranker.status.current_revision or 'none'} serves"
     verdicts = ", ".join(f"{check.name} {check.verdict}" for check in rollout.checks)
-    parts = [f"{rollout.revision} {_phase(rollout)}", f"{rollout.percent} %", f"step {_step(reranker, rollout)}"]
+    step = _step(reranker, rollout)
+    parts = [f"{rollout.revision} {_phase(rollout)}", f"{rollout.percent} %", *([f"step {step}"] if step else [])]
     return ", ".join([*parts, f"{rollout.requests} requests"]) + (f": {verdicts}" if verdicts else "")
 
 
@@ -110,6 +115,7 @@ def status_json(reranker: Reranker, call: Call) -> dict[str, Any]:
         "rollout": in_full(status.rollout),
         "unproven": unproven(rollout) if rollout is not None else [],
         "rejectedRevision": in_full(status.rejected_revision),
+        "conditions": in_full(status.conditions),
         "next": in_full(next_commands(reranker, call)),
     }
 
@@ -202,7 +208,7 @@ def _row(reranker: Reranker) -> list[str]:
         name,
         _phase(rollout),
         f"{rollout.percent} %",
-        _step(reranker, rollout),
+        _step(reranker, rollout) or "-",
         str(rollout.requests),
         rollout.revision,
     ]
@@ -213,17 +219,20 @@ def _phase(rollout: RolloutStatus) -> str:
 
 
 def _step(reranker: Reranker, rollout: RolloutStatus) -> str:
-    """The step that it is in, of how many; 0 before the first."""
+    """The step that it is in, of how many; 0 before the first, nothing after the last."""
+    if rollout.phase in DECIDED:
+        return ""
     total = len(reranker.spec.rollout.steps)
     return f"{min(rollout.step + (rollout.phase == 'Traffic'), total)}/{total}"
 
 
 def _steps(reranker: Reranker, rollout: RolloutStatus) -> str:
-    """The same with the percents, the present one in brackets."""
+    """The same with the percents, the present one in brackets; where it is decided, how many it has passed."""
     steps, within = reranker.spec.rollout.steps, rollout.phase == "Traffic"
     number = min(rollout.step + within, len(steps))
     percents = ", ".join(f"[{step}]" if within and at == number else str(step) for at, step in enumerate(steps, 1))
-    return f"{number} of {len(steps)} ({percents} %); {rollout.percent} % of the requests now"
+    passed = " passed" if rollout.phase in DECIDED else ""
+    return f"{number} of {len(steps)}{passed} ({percents} %); {rollout.percent} % of the requests now"
 
 
 def _since(text: str, now: datetime) -> str:

@@ -37,6 +37,20 @@ def rejected(reranker: Reranker) -> RejectedRevision | None:
     return None if asked is not None and (since is None or asked > since) else found
 
 
+def troubles(reranker: Reranker) -> dict[str, str]:
+    """Why it does not serve, and what needs a person, in the operator's words; without a rejection, which has fields of
+    its own."""
+    found = {condition.type: condition for condition in reranker.status.conditions}
+    ready, degraded = found.get("Ready"), found.get("Degraded")
+    told = {}
+    if ready is not None and ready.status != "True":
+        told["not ready"] = f"{ready.reason}: {ready.message}"
+    if degraded is not None and degraded.status == "True" and degraded.reason != "RevisionRejected":
+        why = f"{degraded.reason}: {degraded.message}"
+        told |= {"degraded": why} if why not in told.values() else {}
+    return told
+
+
 def unproven(rollout: RolloutStatus) -> list[str]:
     """What a promotion by hand would pass over, a sentence each; empty where everything is passed."""
     left = [

@@ -55,6 +55,11 @@ def rejection(revision: str = CANARY, time: str = LATER) -> dict[str, str]:
     return {"revision": revision, "reason": "Slower", "message": "latency: p95 is longer by 40 %", "time": time}
 
 
+def condition(kind: str, status: str, message: str = "", reason: str = "ModelLoadFailed") -> dict[str, Any]:
+    told = {"type": kind, "status": status, "reason": reason, "message": message}
+    return told | {"observedGeneration": 2, "lastTransitionTime": LATER}
+
+
 def kept(revision: str, number: int, outcome: str | None = None) -> dict[str, Any]:
     """A ControllerRevision."""
     return {

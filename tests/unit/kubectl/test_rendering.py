@@ -1,5 +1,8 @@
 """Statuses as text and as JSON."""
 
+import shlex
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -14,9 +17,25 @@ from rerank_api.reranker import (
     RolloutCheck,
     RolloutPhase,
 )
+from rerank_kubectl.changes import promote
 from rerank_kubectl.commands import Call, next_commands
+from rerank_kubectl.options import parse
 from rerank_kubectl.rendering import progress_line, reranker_table, since, status_json, status_page
-from unit.kubectl.build import CANARY, LATER, LOADED, NOW, OTHER, STABLE, UNSURE, rejection, reranker, rollout
+from unit.kubectl.build import (
+    CANARY,
+    LATER,
+    LOADED,
+    NOW,
+    OTHER,
+    SAME_ERRORS,
+    SAME_LATENCY,
+    STABLE,
+    UNSURE,
+    condition,
+    rejection,
+    reranker,
+    rollout,
+)
 
 CALL = Call()
 TRAFFIC = [{"revision": STABLE, "percent": 95}, {"revision": CANARY, "percent": 5}]
@@ -51,7 +70,7 @@ What you can do
   take it back:
     kubectl rerank abort products -n search --revision=nqrstvwxz2
   promote it now (it has not shown yet that it is no worse):
-    kubectl rerank promote products -n search --revision=nqrstvwxz2
+    kubectl rerank promote products -n search --revision=nqrstvwxz2 --force
 """
     )
 
@@ -101,8 +120,9 @@ def test_a_page_is_as_wide_as_the_terminal_but_for_what_is_copied(words: list[st
         ("Traffic", 0, "1 of 4 ([1], 5, 25, 50 %)"),
         ("Traffic", 3, "4 of 4 (1, 5, 25, [50] %)"),
         ("Traffic", 4, "4 of 4 (1, 5, 25, [50] %)"),
-        ("Promoting", 4, "4 of 4 (1, 5, 25, 50 %)"),
-        ("RolledBack", 1, "1 of 4 (1, 5, 25, 50 %)"),
+        ("Promoting", 4, "4 of 4 passed (1, 5, 25, 50 %)"),
+        ("RolledBack", 0, "0 of 4 passed (1, 5, 25, 50 %)"),
+        ("Promoted", 1, "1 of 4 passed (1, 5, 25, 50 %)"),
     ],
 )
 def test_steps_are_told_as_people_count(phase: RolloutPhase, step: int, text: str):
@@ -113,6 +133,7 @@ def test_the_table_tells_no_figures_where_there_is_no_rollout():
     rows = [
         reranker(rollout()),
         reranker(rollout(paused="why")),
+        reranker(rollout("Promoted", percent=100)),
         reranker(rejectedRevision=rejection()),
         reranker(updatedRevision=STABLE),
     ]
@@ -121,6 +142,7 @@ def test_the_table_tells_no_figures_where_there_is_no_rollout():
 NAMESPACE   NAME       PHASE              PERCENT   STEP   REQUESTS   REVISION
 search      products   Traffic            5 %       2/4    123        nqrstvwxz2
 search      products   Traffic (paused)   5 %       2/4    123        nqrstvwxz2
+search      products   Promoted           100 %     -      123        nqrstvwxz2
 search      products   Rejected           -         -      -          bcdfghjklm
 search      products   -                  -         -      -          bcdfghjklm
 """
@@ -147,6 +169,16 @@ search      products   -                  -         -      -          bcdfghjklm
 def test_the_commands_that_fit_the_state(seen: Reranker, verbs: list[str]):
     words = [one.command.split() for one in next_commands(seen, CALL)]
     assert [line[2] if line[1] == "rerank" else line[1] for line in words] == verbs
+
+
+@pytest.mark.parametrize("checks", [[], [LOADED, UNSURE], [LOADED, SAME_ERRORS, SAME_LATENCY]])
+def test_the_promotion_that_is_printed_does_what_it_says_and_forces_only_what_is_not_shown(checks: list[RolloutCheck]):
+    """It was refused for want of --force."""
+    seen = reranker(rollout("Traffic", *checks))
+    (printed,) = [one for one in next_commands(seen, CALL) if one.what.startswith("promote")]
+    asked = parse(shlex.split(printed.command)[2:])
+    assert promote(seen, asked.revision, asked.force, CALL).annotations
+    assert asked.force == ("it has not shown" in printed.what) == (SAME_LATENCY not in checks)
 
 
 def test_the_commands_name_the_cluster_that_was_asked():
@@ -209,6 +241,45 @@ def test_a_line_of_a_log():
         f"{CANARY} Traffic, 5 %, step 2/4, 123 requests: load pass, latency hold"
     )
     assert progress_line(reranker()) == f"no rollout; {STABLE} serves"
+
+
+@pytest.mark.parametrize("phase", ["Promoting", "Promoted", "RolledBack", "Cancelled"])
+def test_a_line_names_no_step_where_it_is_in_none(phase: RolloutPhase):
+    """``Traffic, 50 %, step 2/2`` was followed by ``Promoted, 100 %, step 1/2``."""
+    assert progress_line(reranker(rollout(phase))) == f"{CANARY} {phase}, 5 %, 123 requests"
+
+
+FOLDER = "spec.model.uri: /models/products is no folder on the worker's node"
+
+
+def test_why_nothing_serves_is_told():
+    """``status`` said no more than that no worker is ready."""
+    ready, degraded = condition("Ready", "False", FOLDER), condition("Degraded", "True", FOLDER)
+    page = status_page(reranker(conditions=[ready, degraded], updatedRevision=STABLE), NOW, CALL, 120)
+    assert f"  not ready  ModelLoadFailed: {FOLDER}\n" in page
+    assert page.count(FOLDER) == 1
+    told = status_json(reranker(conditions=[ready]), CALL)["conditions"]
+    assert told[0]["message"] == FOLDER
+
+
+@pytest.mark.parametrize(
+    ("conditions", "text"),
+    [
+        ([condition("Ready", "True"), condition("Degraded", "True", "no GPU")], "  degraded   ModelLoadFailed: no GPU"),
+        ([condition("Ready", "Unknown", "silent"), condition("Degraded", "False")], "  not ready  ModelLoadFailed: s"),
+    ],
+)
+def test_what_is_wrong_with_what_serves_is_told(conditions: list[dict[str, Any]], text: str):
+    assert text in status_page(reranker(conditions=conditions), NOW, CALL)
+
+
+def test_what_is_well_or_told_below_is_not_told_as_trouble():
+    well = [condition("Ready", "True"), condition("Degraded", "False")]
+    assert "degraded" not in status_page(reranker(conditions=well), NOW, CALL)
+    rejected = [condition("Ready", "True"), condition("Degraded", "True", reason="RevisionRejected")]
+    page = status_page(reranker(conditions=rejected, rejectedRevision=rejection()), NOW, CALL)
+    assert "degraded" not in page
+    assert f"Rejected {CANARY}" in page
 
 
 @pytest.mark.parametrize(
