@@ -12,9 +12,10 @@ from rerank_api import names
 from rerank_api.reranker import Condition, Metadata, RolloutStatus
 
 from rerank_operator.controller.conditions import DEGRADED, READY
-from rerank_operator.controller.notices import CAPTURING, MAINTENANCE, RANKING_QUALITY
+from rerank_operator.controller.notices import ANNOTATIONS, CAPTURING, MAINTENANCE, RANKING_QUALITY
 from rerank_operator.controller.times import format_micro_time
 from rerank_operator.controller.verdict import Verdict
+from rerank_operator.rollout.canary import JUDGED
 
 LONGEST_NOTE = 1024
 """The API server's limit, in bytes."""
@@ -72,6 +73,8 @@ def of_rollout(was: RolloutStatus | None, now: RolloutStatus | None) -> tuple[Ev
         events.append(Event("Normal", "CanaryStep", "Rollout", note))
     if now.paused and not (was is not None and same and was.paused):
         events.append(Event("Warning", "RolloutPaused", "Rollout", f"{canary}: {now.paused}"))
+    if was is not None and same and was.paused and not now.paused and now.phase in JUDGED:
+        events.append(Event("Normal", "RolloutResumed", "Rollout", f"{canary} goes on; it was paused: {was.paused}"))
     # Where enough of its workers are up already, no status says Promoting.
     decided = ("Promoting", "Promoted")
     if now.phase in decided and not (was is not None and same and was.phase in decided):
@@ -124,6 +127,8 @@ def of_condition(was: dict[str, Any], now: Condition) -> list[Event]:
         return [Event("Normal", began, action, now.message)]
     if now.type == MAINTENANCE and now.status == "False":
         return [Event("Warning", "MaintenanceUnreadable", "Silence", now.message)]
+    if now.type == ANNOTATIONS:
+        return [Event("Warning", "AnnotationIgnored", "Read", now.message)]
     if now.type == RANKING_QUALITY and now.status == "False":
         return [Event("Warning", "RankingQualityLow", "Measure", now.message)]
     if now.type == RANKING_QUALITY and now.status == "True" and was.get("status") == "False":

@@ -1,9 +1,10 @@
-"""Conditions that a Reranker has only while there is something to tell: RankingQuality, Capturing and Maintenance.
+"""Conditions that a Reranker has only while there is something to tell: RankingQuality, Capturing, Maintenance and
+Annotations.
 
 They say since when, and why, for whoever reads `kubectl describe`; nothing goes by them. Pure.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,10 +13,13 @@ from rerank_api.reranker import Capture, QualityStatus, Reranker, RerankerSpec
 from rerank_api.units import parse_instant
 
 from rerank_operator.controller.conditions import Answer
-from rerank_operator.controller.times import format_time
+from rerank_operator.controller.times import format_time, time_or_zero
 from rerank_operator.rollout.golden.summary import measures
 
 RANKING_QUALITY, CAPTURING, MAINTENANCE = "RankingQuality", "Capturing", "Maintenance"
+ANNOTATIONS = "Annotations"
+LONGEST_VALUE = 64
+"""Characters of an annotation's value that are told."""
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -34,6 +38,7 @@ def notices(reranker: Reranker, serving: str | None, measured: Measured, now: fl
         RANKING_QUALITY: _ranking_quality(reranker.spec, serving, measured),
         CAPTURING: _capturing(reranker.spec.observability.capture),
         MAINTENANCE: _maintenance(reranker.metadata.annotations.get(names.ANNOTATION_MAINTENANCE, ""), now),
+        ANNOTATIONS: _annotations(reranker.metadata.annotations),
     }
     return {kind: answer for kind, answer in found.items() if answer is not None}
 
@@ -43,7 +48,7 @@ def stored_notices(conditions: Sequence[Mapping[str, Any]]) -> dict[str, Answer]
     return {
         condition["type"]: (condition["status"], condition["reason"], condition["message"])
         for condition in conditions
-        if condition.get("type") in (RANKING_QUALITY, CAPTURING, MAINTENANCE)
+        if condition.get("type") in (RANKING_QUALITY, CAPTURING, MAINTENANCE, ANNOTATIONS)
     }
 
 
@@ -96,3 +101,41 @@ def _maintenance(until: str, now: float) -> Answer | None:
         return None
     note = f"alerts are silent until {format_time(end)} (annotation {names.ANNOTATION_MAINTENANCE})"
     return "True", "Maintenance", note
+
+
+def _annotations(annotations: Mapping[str, str]) -> Answer | None:
+    """Those that were meant for the operator and do nothing. One that names an earlier rollout is none of them."""
+    wrong = []
+    for name, value in sorted(annotations.items()):
+        if name in _UNDERSTOOD:
+            understood, why = _UNDERSTOOD[name]
+            if value and not understood(value):
+                wrong.append(f"{name}: {value[:LONGEST_VALUE]!r} {why}")
+        elif name.startswith(f"{names.GROUP}/") and name != names.ANNOTATION_MAINTENANCE:
+            wrong.append(f"{name}: this version knows no such annotation")
+    return ("False", "NotUnderstood", f"without effect: {'; '.join(wrong)}") if wrong else None
+
+
+def _names_a_rollout(value: str) -> bool:
+    """It is compared with status.rollout.started as text."""
+    return format_time(time_or_zero(value)) == value
+
+
+def _is_a_time(value: str) -> bool:
+    return time_or_zero(value) > 0
+
+
+def _is_a_switch(value: str) -> bool:
+    return value.lower() in ("true", "false")
+
+
+_NO_ROLLOUT = "names no rollout by status.rollout.started, such as 2027-01-15T08:00:00Z: use kubectl rerank"
+_NO_SWITCH = "is neither true nor false"
+_UNDERSTOOD: dict[str, tuple[Callable[[str], bool], str]] = {
+    names.ANNOTATION_PROMOTE: (_names_a_rollout, _NO_ROLLOUT),
+    names.ANNOTATION_ABORT: (_names_a_rollout, _NO_ROLLOUT),
+    names.ANNOTATION_RETRY: (_is_a_time, "is no RFC 3339 time, such as 2027-01-15T08:00:00Z: use kubectl rerank retry"),
+    names.ANNOTATION_ROLLOUT_PAUSED: (_is_a_switch, _NO_SWITCH),
+    names.ANNOTATION_SCALING_PAUSED: (_is_a_switch, _NO_SWITCH),
+}
+"""Of what people write, but for maintenance, which has a condition of its own: what does something, else what is so."""

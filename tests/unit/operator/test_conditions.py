@@ -3,6 +3,7 @@
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 from rerank_api.reranker import Metadata, RejectedRevision, RolloutPhase, RolloutStatus, ScalingState
 from rerank_operator.controller.conditions import Facts, Problem, judge
@@ -168,3 +169,17 @@ def test_a_promotion_is_told_once_also_where_it_takes_no_time(phases: tuple[Roll
     states = [RolloutStatus("new", "old", phase, message="no worse", started="now") for phase in phases]
     told = [event for was, now in pairwise(states) for event in of_rollout(was, now)]
     assert [(event.reason, event.note) for event in told] == [("CanaryPromoted", "canary new: no worse")]
+
+
+def test_that_a_pause_is_over_is_told_only_where_the_canary_goes_on():
+    """Its beginning was told, and its end was not: who let it go on, and when, stood nowhere."""
+    paused = RolloutStatus("new", "old", "Traffic", paused="spec.rollout.paused is true", started="now")
+    (event,) = of_rollout(paused, msgspec.structs.replace(paused, paused=""))
+    told = "canary new goes on; it was paused: spec.rollout.paused is true"
+    assert (event.type, event.reason, event.note) == ("Normal", "RolloutResumed", told)
+    for phase in ("Promoting", "RolledBack", "Cancelled"):
+        ended = msgspec.structs.replace(paused, paused="", phase=phase)
+        assert "RolloutResumed" not in {event.reason for event in of_rollout(paused, ended)}
+    assert of_rollout(paused, paused) == ()
+    another = msgspec.structs.replace(paused, paused="", started="later")
+    assert "RolloutResumed" not in {event.reason for event in of_rollout(paused, another)}

@@ -192,3 +192,51 @@ def test_no_text_of_an_annotation_keeps_a_plan_from_being_made(annotations: dict
         world.annotate(name, text)
     plan = world.step()
     assert (plan.actions, world.condition("Ready")[0]) == ((), "True")
+
+
+# --- Annotations ---
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "said"),
+    [
+        (names.ANNOTATION_PROMOTE, "garbage", "promote: 'garbage' names no rollout by status.rollout.started"),
+        (names.ANNOTATION_PROMOTE, "2027-01-15T08:00:00+00:00", "such as 2027-01-15T08:00:00Z: use kubectl rerank"),
+        (names.ANNOTATION_ABORT, "true", "rerank.dev/abort: 'true' names no rollout"),
+        (names.ANNOTATION_RETRY, "now", "rerank.dev/retry: 'now' is no RFC 3339 time"),
+        (names.ANNOTATION_ROLLOUT_PAUSED, "yes", "rerank.dev/rollout-paused: 'yes' is neither true nor false"),
+        (names.ANNOTATION_SCALING_PAUSED, "1", "rerank.dev/scaling-paused: '1' is neither true nor false"),
+        ("rerank.dev/promot", "x", "rerank.dev/promot: this version knows no such annotation"),
+        (names.ANNOTATION_ABORT, "x" * 5000, f"abort: '{'x' * 64}' names no rollout"),
+    ],
+)
+def test_an_annotation_that_does_nothing_is_told(annotation: str, value: str, said: str):
+    """A mistyped one was passed over in silence, and its writer waited for what never came."""
+    world = Noticed()
+    world.annotate(annotation, value)
+    assert world.told() == ["AnnotationIgnored"]
+    assert world.condition("Annotations") == ("False", "NotUnderstood")
+    assert said in world.message("Annotations")
+    assert world.told() == [], "told once"
+    world.annotate(annotation, "")
+    world.step()
+    assert ("Annotations" in world.types) == (annotation == "rerank.dev/promot")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (names.ANNOTATION_PROMOTE, "2026-12-31T23:59:59Z"),  # left over from an earlier rollout
+        (names.ANNOTATION_ABORT, "2027-01-15T08:00:00Z"),
+        (names.ANNOTATION_RETRY, "2027-01-15T09:00:00+01:00"),
+        (names.ANNOTATION_ROLLOUT_PAUSED, "True"),
+        (names.ANNOTATION_SCALING_PAUSED, "false"),
+        ("kubectl.kubernetes.io/last-applied-configuration", "{}"),
+        ("team", "search"),
+    ],
+)
+def test_other_annotations_are_no_news(annotation: str, value: str):
+    world = Noticed()
+    world.annotate(annotation, value)
+    assert "AnnotationIgnored" not in world.told()
+    assert "Annotations" not in world.types
