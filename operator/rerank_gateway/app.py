@@ -26,6 +26,7 @@ from rerank_gateway.cache import Caches
 from rerank_gateway.capture import Capture
 from rerank_gateway.cluster.state import Key
 from rerank_gateway.cluster.watch import Source
+from rerank_gateway.connections import Runner
 from rerank_gateway.demand import Demand, add_demand
 from rerank_gateway.ending import Ending
 from rerank_gateway.errors import ApiError, errors_as_json
@@ -201,7 +202,7 @@ class Gateway:
 
 
 async def _listen(app: web.Application, host: str, port: int, shutdown_timeout: float) -> web.AppRunner:
-    runner = web.AppRunner(
+    runner = Runner(
         app,
         access_log=None,
         handler_cancellation=True,  # a client that goes away frees its place and its worker

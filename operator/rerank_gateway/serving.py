@@ -178,9 +178,15 @@ def _reranker_in_path(request: web.Request) -> Key | None:
     return (namespace, request.match_info["name"]) if namespace else None
 
 
+def _stated(request: web.Request, header: str) -> str | None:
+    """Sent twice, it is one value with a comma (RFC 9110, 5.2), which none of ours may have: nobody's is preferred."""
+    given = request.headers.getall(header, None)
+    return None if given is None else ",".join(given)
+
+
 def _asked_timeout(request: web.Request) -> float:
     """Seconds that the client will wait at most; infinite when it does not say."""
-    given = request.headers.get(wire.HEADER_TIMEOUT)
+    given = _stated(request, wire.HEADER_TIMEOUT)
     if given is None:
         return math.inf
     if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given) > 0):
@@ -190,7 +196,7 @@ def _asked_timeout(request: web.Request) -> float:
 
 def _candidate_fetch(request: web.Request) -> float | None:
     """Seconds; None when the client does not say."""
-    given = request.headers.get(HEADER_CANDIDATE_FETCH)
+    given = _stated(request, HEADER_CANDIDATE_FETCH)
     if given is None:
         return None
     if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given) <= _LONGEST_FETCH):
@@ -199,7 +205,8 @@ def _candidate_fetch(request: web.Request) -> float | None:
 
 
 def _asked_priority(request: web.Request) -> wire.Priority:
-    given = request.headers.get(wire.HEADER_PRIORITY, "normal").strip().lower()
+    given = _stated(request, wire.HEADER_PRIORITY)
+    given = "normal" if given is None else given.strip().lower()
     for priority in PRIORITIES:
         if priority == given:
             return priority
@@ -216,7 +223,7 @@ def _client(request: web.Request) -> str:
 
 
 def _name(request: web.Request, header: str) -> str | None:
-    given = request.headers.get(header)
+    given = _stated(request, header)
     if given is not None and not _NAME.fullmatch(given):
         raise invalid(header, "expected 1 to 128 letters, digits or any of . _ : / + = @ -")
     return given

@@ -2,12 +2,14 @@
 
 import asyncio
 import gzip
+import logging
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
 import pytest
+from multidict import CIMultiDict
 from rerank_gateway.cluster.state import Policy
 
 
@@ -358,6 +360,58 @@ async def test_suspended(house) -> None:
         assert response.status == 503
         assert response.headers["Retry-After"].isdigit()
         assert (await response.json())["error"]["code"] == "suspended"
+
+
+BAD_HTTP = [
+    (
+        b"POST /v2/rerank HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "Transfer-Encoding can't be present with Content-Length",
+    ),
+    (b"POST /v2/rerank HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n", "Content-Length"),
+    (b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Secret: %s\r\n\r\n" % (b"s" * 40_000), "8190 bytes when reading: shorten"),
+    (b"GET /healthz HTTP/1.1\r\n\r\n", "Missing 'Host' header"),
+    (b"GET http://[ HTTP/1.1\r\nHost: x\r\n\r\n", "URL cannot be read"),
+    (b"\x16\x03\x01\x02\x00\x01", "HTTPS traffic on an HTTP port"),
+]
+
+
+@pytest.mark.parametrize("port", ["api_port", "admin_port"])
+@pytest.mark.parametrize(("request_", "words"), BAD_HTTP, ids=[words for _, words in BAD_HTTP])
+async def test_what_is_no_http_is_told_so_in_json_and_fills_no_log(
+    house, caplog: pytest.LogCaptureFixture, port: str, request_: bytes, words: str
+) -> None:
+    """aiohttp's own answer was plain text under its own name, with an error and a traceback in the log for each."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", getattr(house.gateway, port))
+    writer.write(request_)
+    head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.0 400 ")
+    assert b"\r\nContent-Type: application/json\r\n" in head
+    assert b"\r\nServer: rerank-gateway\r\n" in head
+    answer = msgspec.json.decode(body)
+    assert answer["error"]["code"] == "invalid_request"
+    assert answer["message"].startswith("the request is no valid HTTP: ")
+    assert words in answer["message"]
+    assert "ssss" not in answer["message"]
+    assert [record.message for record in caplog.records if record.levelno >= logging.INFO] == []
+
+
+@pytest.mark.parametrize(
+    ("header", "one", "other"),
+    [
+        ("X-Rerank-Timeout-Ms", "1000", "2000"),
+        ("X-Rerank-Priority", "high", "low"),
+        ("X-Rerank-Client", "one", "other"),
+        ("X-Rerank-Sticky", "one", "other"),
+        ("X-Rerank-Candidate-Fetch-Ms", "1", "2"),
+    ],
+)
+async def test_a_header_that_is_sent_twice_is_refused(house, header: str, one: str, other: str) -> None:
+    """The first one counted, and nobody was told."""
+    house.serve(await house.worker())
+    status, answer = await house.rerank(headers=CIMultiDict([(header, one), (header, other)]))
+    assert (status, answer["error"]["field"]) == (400, header)
+    assert (await house.rerank(headers={header: one}))[0] == 200
 
 
 async def test_broken_chunking(house) -> None:
