@@ -49,7 +49,7 @@ ANNOTATION_FITS = f"{GROUP}/fits"
 ANNOTATION_EVIDENCE = f"{GROUP}/evidence"
 """What the judge of its rollout must remember over a restart of the operator."""
 ANNOTATION_OUTCOME = f"{GROUP}/outcome"
-"""How its last rollout ended, and the figures: JSON, a reranker.RolloutStatus."""
+"""How its last rollout ended, and the figures: JSON, an outcome.Outcome."""
 
 # Annotations of Rerankers that people write.
 ANNOTATION_PROMOTE = f"{GROUP}/promote"

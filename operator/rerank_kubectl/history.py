@@ -11,11 +11,12 @@ from typing import Any
 
 import msgspec
 from rerank_api import names
+from rerank_api.outcome import Outcome
 from rerank_api.reranker import Reranker, RolloutStatus
 
 from rerank_kubectl.changes import Refused
-from rerank_kubectl.rendering import checks_table, differed_table, in_full, since
-from rerank_kubectl.state import canary
+from rerank_kubectl.rendering import checks_table, differed_table, in_full, since, table
+from rerank_kubectl.state import ENDED, canary
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -27,8 +28,8 @@ class Kept(msgspec.Struct, frozen=True):
     created: str
     spec: Any
     """As stored: what its workers are built from."""
-    outcome: RolloutStatus | None = None
-    """How its last rollout ended; None: it never was a canary whose rollout ended."""
+    outcome: Outcome | None = None
+    """How its rollouts ended; None: it never was a canary whose rollout ended."""
     unreadable: str = ""
     """Why its outcome is not understood."""
 
@@ -48,38 +49,57 @@ def only(history: Sequence[Kept], revision: str) -> list[Kept]:
 
 
 def history_table(history: Sequence[Kept], reranker: Reranker, width: int = 80) -> str:
+    """A row for each rollout, the one that goes on too, and below it why."""
     if not history:
         return "no revision is kept yet\n"
-    lines = [_line("REVISION", "NUMBER", "WHEN", "NOW", "RESULT", "REQUESTS")]
+    rows, whys = [["REVISION", "NUMBER", "WHEN", "NOW", "RESULT", "REQUESTS"]], [""]
     for kept in history:
-        outcome = kept.outcome
-        when = outcome.ended if outcome is not None and outcome.ended else kept.created
-        requests = str(outcome.requests) if outcome is not None else "-"
-        lines.append(_line(kept.revision, str(kept.number), when or "-", _now(kept, reranker), _result(kept), requests))
-        why = kept.unreadable or (outcome.message if outcome is not None else "")
+        now = _now(kept, reranker)
+        for rollout in _rollouts(kept, reranker):
+            when = rollout.ended or rollout.started or kept.created or "-"
+            rows.append([kept.revision, str(kept.number), when, now, _result(rollout), str(rollout.requests)])
+            whys.append(rollout.message)
+            now = "earlier"
+        if kept.unreadable or now != "earlier":
+            result = "?" if kept.unreadable else "no canary"
+            rows.append([kept.revision, str(kept.number), kept.created or "-", now, result, "-"])
+            whys.append(kept.unreadable)
+    lines = []
+    for line, why in zip(table(rows).splitlines(), whys, strict=True):
+        lines.append(line)
         lines += textwrap.wrap(why, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines) + "\n"
 
 
 def revision_page(kept: Kept, reranker: Reranker, now: datetime, width: int = 80) -> str:
-    """One revision in full: how its rollout ended, each check, and its stored spec."""
+    """One revision in full: how its rollouts go on and ended, each check, and its stored spec."""
+    rollouts = _rollouts(kept, reranker)
     lines = [f"Revision {kept.revision} of {reranker.metadata.namespace}/{reranker.metadata.name}"]
     lines += [f"  number     {kept.number}", f"  created    {since(kept.created, now)}"]
-    lines += [f"  now        {_now(kept, reranker)}", f"  result     {_result(kept)}"]
-    outcome = kept.outcome
-    if outcome is not None:
-        lines += [f"  beside     {outcome.stable}", f"  began      {since(outcome.started, now) or '-'}"]
-        lines += [f"  ended      {since(outcome.ended, now) or '-'}", f"  requests   {outcome.requests} of users"]
-    why = kept.unreadable or (outcome.message if outcome is not None else "")
-    lines += textwrap.wrap(
-        why, width, initial_indent="  why        ", subsequent_indent=" " * 13, break_on_hyphens=False
-    )
-    if outcome is not None:
-        lines += ["", *checks_table(outcome, width)]
-        if outcome.differed:
-            lines += ["", *differed_table(outcome)]
+    lines += [f"  now        {_now(kept, reranker)}"]
+    if rollouts:
+        lines += [f"  result     {_result(rollouts[0])}", *_rollout(rollouts[0], now, width)]
+    elif not kept.unreadable:
+        lines += ["  result     no canary"]
+    if kept.unreadable:
+        lines += ["", "Earlier: ?"] if rollouts else ["  result     ?"]
+        lines += _why(kept.unreadable, width)
+    for earlier in rollouts[1:]:
+        lines += ["", f"Earlier: {earlier.phase}", *_rollout(earlier, now, width)]
     spec = json.dumps(kept.spec, indent=2, ensure_ascii=False)
     return "\n".join([*lines, "", "Its spec", textwrap.indent(spec, "  ")]) + "\n"
+
+
+def _rollout(rollout: RolloutStatus, now: datetime, width: int) -> list[str]:
+    lines = [f"  beside     {rollout.stable}", f"  began      {since(rollout.started, now) or '-'}"]
+    lines += [f"  ended      {since(rollout.ended, now) or '-'}", f"  requests   {rollout.requests} of users"]
+    lines += [*_why(rollout.message, width), "", *checks_table(rollout, width)]
+    return lines + (["", *differed_table(rollout)] if rollout.differed else [])
+
+
+def _why(why: str, width: int) -> list[str]:
+    label = "  why        "
+    return textwrap.wrap(why, width, initial_indent=label, subsequent_indent=" " * len(label), break_on_hyphens=False)
 
 
 def history_json(history: Sequence[Kept], reranker: Reranker) -> dict[str, Any]:
@@ -87,6 +107,7 @@ def history_json(history: Sequence[Kept], reranker: Reranker) -> dict[str, Any]:
         "namespace": reranker.metadata.namespace,
         "name": reranker.metadata.name,
         "currentRevision": reranker.status.current_revision,
+        "rollout": in_full(canary(reranker)),
         "revisions": [in_full(kept) for kept in history],
     }
 
@@ -97,7 +118,7 @@ def _kept(item: Any) -> Kept:
     outcome, unreadable = None, ""
     if text is not None:
         try:
-            outcome = msgspec.json.decode(text, type=RolloutStatus)
+            outcome = msgspec.json.decode(text, type=Outcome)
         except msgspec.DecodeError as error:
             unreadable = f"its outcome (annotation {names.ANNOTATION_OUTCOME}) is not understood: {error}"
     return Kept(
@@ -110,6 +131,13 @@ def _kept(item: Any) -> Kept:
     )
 
 
+def _rollouts(kept: Kept, reranker: Reranker) -> list[RolloutStatus]:
+    """Those of the revision that are known, the one that goes on first."""
+    going = canary(reranker)
+    found: list[RolloutStatus] = [going] if going is not None and going.revision == kept.revision else []
+    return [*found, *([kept.outcome, *kept.outcome.earlier] if kept.outcome is not None else [])]
+
+
 def _now(kept: Kept, reranker: Reranker) -> str:
     going = canary(reranker)
     if going is not None and going.revision == kept.revision:
@@ -117,11 +145,5 @@ def _now(kept: Kept, reranker: Reranker) -> str:
     return "serves" if reranker.status.current_revision == kept.revision else "-"
 
 
-def _result(kept: Kept) -> str:
-    if kept.unreadable:
-        return "?"
-    return kept.outcome.phase if kept.outcome is not None else "no canary"
-
-
-def _line(revision: str, number: str, when: str, now: str, result: str, requests: str) -> str:
-    return f"{revision:<10}   {number:<6}   {when:<20}   {now:<6}   {result:<10}   {requests}".rstrip()
+def _result(rollout: RolloutStatus) -> str:
+    return rollout.phase if rollout.phase in ENDED else f"going on, {rollout.phase} {rollout.percent} %"
