@@ -275,6 +275,7 @@ def test_a_canary_is_paused_and_resumed_and_promoted_by_hand(
     trial.more_requests()
     print(json.dumps(trial.figures("promoted by hand", end)))
     assert end.rollout["phase"] == "Promoted"
+    assert "promoted by hand" in end.rollout["message"]
     assert failed_for_users(trial.load.report) == []
     assert trial.load.report.outcomes[-1].revision == canary
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 from rerank_api import names
+from rerank_api.outcome import Outcome
 from rerank_api.reranker import RejectedRevision, Reranker, RolloutStatus
 
 from rerank_operator.controller.diagnose import Diagnosis
@@ -14,6 +15,10 @@ from rerank_operator.rollout.canary import JUDGED, Course, Findings, Scene, outc
 
 MAY_PASS = frozenset({"ImagePullFailed"})
 """Hopeless only where a replica waits in vain: stable serves all the while, so a registry may take its time."""
+MOST_EARLIER = 4
+"""Rollouts of a revision that are kept beside its last one."""
+LARGEST_OUTCOME = 32768
+"""Bytes, with the earlier ones; they go first. Annotations have 256 KiB together, in the memory of every operator."""
 
 
 def scene_of(
@@ -97,9 +102,27 @@ def notes_to_leave(
         left[findings.revision] = kept.get(findings.revision, {}) | {names.ANNOTATION_EVIDENCE: findings.evidence}
     ended = outcome_of(observed.rollout, course.state, format_time(now))
     if ended is not None:
-        left[ended.revision] = {names.ANNOTATION_OUTCOME: _as_json(ended)}
+        left[ended.revision] = {
+            names.ANNOTATION_OUTCOME: _as_json(ended, kept.get(ended.revision, {}).get(names.ANNOTATION_OUTCOME))
+        }
     return {revision: notes for revision, notes in left.items() if revision in kept and notes != kept[revision]}
 
 
-def _as_json(ended: RolloutStatus) -> str:
-    return msgspec.json.encode(ended).decode()
+def _as_json(ended: RolloutStatus, before: str | None) -> str:
+    """``before``: the annotation as it is, perhaps of this same end: who died then had not told the status of it."""
+    earlier = [one for one in _outcomes(before) if one.started != ended.started][:MOST_EARLIER]
+    while True:
+        kept = Outcome(**msgspec.structs.asdict(ended), earlier=tuple(earlier))
+        text = msgspec.json.encode(kept)
+        if not earlier or len(text) <= LARGEST_OUTCOME:
+            return text.decode()
+        earlier.pop()
+
+
+def _outcomes(text: str | None) -> list[RolloutStatus]:
+    """The latest first; none where it is not understood."""
+    try:
+        last = msgspec.json.decode(text, type=Outcome) if text is not None else None
+    except msgspec.DecodeError:
+        return []
+    return [msgspec.structs.replace(last, earlier=()), *last.earlier] if last is not None else []

@@ -26,6 +26,8 @@ REASONS = {
     "latency": "Slower",
 }
 """Why a revision was rejected, by the check that failed."""
+BY_HAND = "promoted by hand"
+"""How the message of such a promotion begins, by which it is known in later looks, too."""
 OWN_METRIC_WORSE = "BusinessMetricWorse"
 """The same for a query of spec.rollout.prometheus, which is checked under a name of its own."""
 BEFORE_TRAFFIC = frozenset({"load", "golden", "mirror"})
@@ -107,7 +109,7 @@ def course(scene: Scene) -> Course:
         return Course(scene.state, scene.rejected)
     going = scene.state if scene.state is not None and scene.state.phase not in ENDED else None
     if going is not None and going.phase == "Promoting" and scene.current == scene.target == going.revision:
-        return Course(_ended(going, scene.time, "Promoted", f"revision {scene.target} serves all requests"))
+        return Course(_serves(going, scene.time))
     if scene.rollout.strategy == "Replace" or scene.current in (None, scene.target) or not scene.known:
         why = "the spec has turned back" if scene.current == scene.target else "the spec asks for no canary any more"
         return Course(_ended(going, scene.time, "Cancelled", why) if going is not None else scene.state)
@@ -118,10 +120,8 @@ def course(scene: Scene) -> Course:
 
 def promoted(course: Course, time: str) -> Course:
     """It serves all requests now."""
-    state = course.state
-    assert state is not None
-    said = f"revision {state.revision} serves all requests"
-    return Course(_ended(state, time, "Promoted", said))
+    assert course.state is not None
+    return Course(_serves(course.state, time))
 
 
 def size(desired: int, percent: float) -> int:
@@ -175,7 +175,7 @@ def _walk(state: RolloutStatus, scene: Scene) -> Course:
     if failed is not None:
         return _reject(state, scene, REASONS.get(failed.name, OWN_METRIC_WORSE), f"{failed.name}: {failed.message}")
     if scene.promote == state.started and state.phase != "Promoting":
-        state = _enter(state, scene, "Promoting", f"promoted by hand (annotation {names.ANNOTATION_PROMOTE})")
+        state = _enter(state, scene, "Promoting", _by_hand(state, scene.rollout))
     paused = _paused(state, scene)
     state = msgspec.structs.replace(state, paused=paused)
     while not paused and (gate := _GATES.get(state.phase)) and (after := gate(state, scene)) is not None:
@@ -292,6 +292,12 @@ def _ended(state: RolloutStatus, time: str, phase: RolloutPhase, message: str) -
     )
 
 
+def _serves(state: RolloutStatus, time: str) -> RolloutStatus:
+    """Whose word it was stays known: a person's may have passed over what the judge would not."""
+    by_hand = f": {state.message}" if state.message.startswith(BY_HAND) else ""
+    return _ended(state, time, "Promoted", f"revision {state.revision} serves all requests{by_hand}")
+
+
 def _reject(state: RolloutStatus, scene: Scene, reason: str, message: str) -> Course:
     message = message[:LONGEST_MESSAGE]
     rejected = RejectedRevision(state.revision, reason, message, scene.time)
@@ -314,6 +320,19 @@ def _message(state: RolloutStatus, scene: Scene) -> str:
         "Promoting": state.message or "all gates are passed; it takes over",
     }
     return told[state.phase]
+
+
+def _by_hand(state: RolloutStatus, rollout: Rollout) -> str:
+    """With what the person has passed over."""
+    where = f"in phase {state.phase}"
+    if state.phase == "Traffic":
+        where = f"at step {min(state.step + 1, len(rollout.steps))} of {len(rollout.steps)}"
+    gates = {"load": True, "golden": rollout.golden_set is not None, "mirror": rollout.mirror_percent > 0}
+    asked = [gate for gate, there in gates.items() if there]
+    asked += ["errors", "latency", *(query.name for query in rollout.prometheus)]
+    left = [name for name in asked if not _passed(state, name)]
+    passed = f"not passed: {', '.join(left)}" if left else "every check passed"
+    return f"{BY_HAND} (annotation {names.ANNOTATION_PROMOTE}) {where}, {passed}"
 
 
 def _of_step(state: RolloutStatus, scene: Scene, held: dict[str, str]) -> str:

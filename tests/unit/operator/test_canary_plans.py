@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rerank_api import names
+from rerank_api.outcome import Outcome
 from rerank_api.reranker import CheckVerdict, DifferedRequest, RolloutCheck
 from rerank_operator.controller.kinds import CONTROLLER_REVISIONS, PODS
 from rerank_operator.controller.plan import Apply, Scale
+from rerank_operator.controller.scene import LARGEST_OUTCOME
 from rerank_operator.controller.times import format_time
 from rerank_operator.rollout.canary import Findings
 from unit.operator.build import KEY, MODEL_A, MODEL_B, World, crashed
@@ -188,6 +190,65 @@ def test_by_hand_promoted_aborted_and_paused():
     assert (world.rollout["phase"], world.status["rejectedRevision"]["reason"]) == ("RolledBack", "Aborted")
 
 
+def promoted_by_hand(world: Rollout) -> str:
+    """Each message on the way is a promotion by hand; returns the last one."""
+    world.annotate(names.ANNOTATION_PROMOTE, world.rollout["started"])
+    notes = []
+    while world.rollout["phase"] != "Promoted":
+        notes += [event.note for event in world.step().events if event.reason == "CanaryPromoted"]
+        assert "promoted by hand" in world.rollout["message"]
+        world.run_one_pod()
+    assert ["promoted by hand" in note for note in notes] == [True]
+    world.settle()
+    outcome = msgspec.json.decode(world.note(world.b, names.ANNOTATION_OUTCOME) or "null")
+    assert outcome["message"] == world.rollout["message"]
+    return outcome["message"]
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([], "in phase Golden, not passed: golden, mirror, errors, latency"),
+        ([{"golden": check("golden")}], "in phase Mirror, not passed: mirror, errors, latency"),
+        (
+            [
+                {"golden": check("golden"), "mirror": check("mirror")},
+                {"metrics": (check("errors"), check("latency", "hold"))},
+            ],
+            "at step 1 of 2, not passed: latency",
+        ),
+        (
+            [
+                {"golden": check("golden"), "mirror": check("mirror")},
+                {"metrics": (check("errors"), check("latency")), "step": 1},
+            ],
+            "at step 2 of 2, every check passed",
+        ),
+    ],
+)
+def test_a_promotion_by_hand_is_told_as_one_with_what_was_not_passed(
+    found: list[dict[str, Any]], said: str, replicas: int
+):
+    """Status, history and Event said no more than what they say of the judge's own promotions."""
+    world = Rollout(replicas)
+    for one in found:
+        world.find(**one)
+    by_hand = f"promoted by hand (annotation {names.ANNOTATION_PROMOTE}) {said}"
+    assert promoted_by_hand(world) == f"revision {world.b} serves all requests: {by_hand}"
+
+
+def test_a_promotion_by_the_judge_is_not_told_as_one_by_hand():
+    world = Rollout()
+    world.find(golden=check("golden"), mirror=check("mirror"))
+    world.findings = Findings(world.b, step=1, action="promote")
+    world.step()
+    assert world.rollout["phase"] == "Promoting"
+    world.annotate(names.ANNOTATION_PROMOTE, world.rollout["started"])
+    world.settle()
+    assert world.rollout["message"] == f"revision {world.b} serves all requests"
+
+
 def test_paused_it_still_goes_back():
     world = Rollout(paused=True)
     world.find(golden=check("golden", "fail"))
@@ -314,6 +375,64 @@ def test_the_requests_that_differed_most_stay_with_the_rollout():
     world.annotate(names.ANNOTATION_RETRY, format_time(world.now + 1))
     world.settle()
     assert "differed" not in world.rollout, "the next try has its own"
+
+
+def outcome_of_b(world: Rollout) -> Outcome:
+    return msgspec.json.decode(world.note(world.b, names.ANNOTATION_OUTCOME) or "null", type=Outcome)
+
+
+def test_how_a_revision_ended_before_is_kept_beside_how_it_ends_now():
+    """``history --revision`` had the evidence of a rollback no more once it was tried again and promoted."""
+    world = Rollout()
+    for tries in range(1, 8):
+        world.find(golden=check("golden", "fail", f"try {tries}"))
+        world.findings = None
+        world.annotate(names.ANNOTATION_RETRY, format_time(world.now + 1))
+        world.settle()
+        assert world.rollout["phase"] == "Golden"
+    world.annotate(names.ANNOTATION_PROMOTE, world.rollout["started"])
+    world.settle()
+    last = outcome_of_b(world)
+    assert last.phase == "Promoted"
+    assert [one.checks[1].message for one in last.earlier] == ["try 7", "try 6", "try 5", "try 4"]
+    assert {one.phase for one in last.earlier} == {"RolledBack"}
+
+
+def test_a_rollout_whose_end_is_written_twice_is_not_its_own_past():
+    """The operator dies between the annotation and the status."""
+    world = Rollout()
+    world.findings = Findings(world.b, golden=check("golden", "fail"))
+    for _ in range(3):
+        world.now += 60
+        world.carry_out(msgspec.structs.replace(world.plan(), status=None))
+    world.settle()
+    assert (outcome_of_b(world).phase, outcome_of_b(world).earlier) == ("RolledBack", ())
+
+
+@pytest.mark.parametrize("before", ["{", "[]", '{"phase": "Flying"}'])
+def test_a_past_that_is_not_understood_stops_nothing(before: str):
+    world = Rollout()
+    (kept,) = [
+        body
+        for body in world.store.children(CONTROLLER_REVISIONS, KEY)
+        if body["metadata"]["labels"][names.LABEL_REVISION] == world.b
+    ]
+    noted = kept["metadata"] | {"annotations": {names.ANNOTATION_OUTCOME: before}}
+    world.put(CONTROLLER_REVISIONS, kept | {"metadata": noted})
+    world.find(golden=check("golden", "fail"))
+    assert outcome_of_b(world).earlier == ()
+
+
+def test_what_is_kept_of_earlier_rollouts_is_bounded():
+    """An annotation is in the memory of every operator, and the API server takes so much of them and no more."""
+    world = Rollout()
+    for tries in "12345":
+        world.find(golden=check("golden", "fail", tries * 6000))
+        world.findings = None
+        world.annotate(names.ANNOTATION_RETRY, format_time(world.now + 1))
+        world.settle()
+    assert len(world.note(world.b, names.ANNOTATION_OUTCOME) or "") <= LARGEST_OUTCOME
+    assert [one.checks[1].message[0] for one in outcome_of_b(world).earlier] == ["4", "3"]
 
 
 Evil = Literal["good", "golden", "mirror", "errors", "crash", "abort", "promote"]
