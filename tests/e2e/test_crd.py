@@ -332,8 +332,8 @@ def test_status_is_kept(kube: Cluster, stored: dict[str, tuple[Any, Any]], test_
 
 
 COLUMNS = [
-    "NAME", "READY", "REPLICAS", "READY REPLICAS", "QUEUE", "REVISION", "CANARY", "AGE", "MODEL", "REASON",
-    "LOANERS",
+    "NAME", "READY", "REPLICAS", "READY REPLICAS", "QUEUE", "REVISION", "CANARY", "AGE",
+    "MODEL ASKED FOR", "REASON", "LOANERS",
 ]  # fmt: skip
 POOL_COLUMNS = ["NAME", "SIZE", "READY", "FREE", "LOANED", "AGE", "REASON"]
 

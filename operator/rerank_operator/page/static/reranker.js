@@ -176,13 +176,14 @@ function makeCharts() {
 
 function facts({ row, seen, model, modelRevision, current, updated, rejected, minReplicas, maxReplicas, mode, scaling, capacity }) {
   const lacks = partial(seen);
+  const differs = updated && updated !== current;
   const fact = (name, ...value) => h("div", {}, h("dt", {}, name), h("dd", {}, ...value));
   return [
     fact("Requests/s", parts.rate(row, lacks), h("small", {}, "last minute")),
     fact("Waiting", known(row.waiting) ? parts.atLeast(count(row.waiting), lacks) : unknown(), h("small", {}, "in queues")),
     fact("Workers", parts.workers(row), h("small", {}, `${minReplicas} to ${maxReplicas} allowed`)),
-    fact("Serves", h("code", {}, short(current)), updated && updated !== current ? h("small", {}, "asked for: ", h("code", {}, updated), rejected === updated ? " (rejected)" : "") : h("small", {}, "as asked for")),
-    h("div", { class: "wide" }, h("dt", {}, "Model"), h("dd", { class: "plain" }, h("code", {}, model), modelRevision ? [" at ", h("code", {}, modelRevision)] : null)),
+    fact("Serves", h("code", {}, short(current)), differs ? h("small", {}, "asked for: ", h("code", {}, updated), rejected === updated ? " (rejected)" : "") : h("small", {}, "as asked for")),
+    h("div", { class: "wide" }, h("dt", {}, differs ? "Model asked for" : "Model"), h("dd", { class: "plain" }, h("code", {}, model), modelRevision ? [" at ", h("code", {}, modelRevision)] : null)),
     h("div", { class: "wide" }, h("dt", {}, "Scaling"), h("dd", { class: "plain" }, mode ? `${MODES[mode] ?? mode}: ` : "Not known yet. ", scaling, capacity ? h("small", {}, `one worker: ${count(capacity)} tokens a second, as measured`) : null)),
   ];
 }

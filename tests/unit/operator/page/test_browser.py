@@ -188,6 +188,7 @@ def test_one_reranker(show: Open):
     expect(main).to_contain_text("nDCG@10 0.671 against 0.664")
     expect(page.get_by_role("img", name=re.compile("Requests in the last hour. Now: all 2"))).to_be_visible()
     expect(main).to_contain_text("since 07:00:05")
+    expect(page.locator(".facts dt").get_by_text("Model asked for", exact=True)).to_be_visible()
     expect(page.locator(".history li")).to_have_count(12)
     page.get_by_role("button", name="Show all").click()
     assert page.locator(".history li").count() > 12
@@ -207,6 +208,7 @@ def test_one_that_was_taken_back(show: Open):
 def test_others(show: Open, place: str):
     page = show(place, "dark")
     expect(page.locator(".canvas canvas").first).to_be_visible()
+    expect(page.locator(".facts dt").get_by_text("Model", exact=True)).to_be_visible()
     picture(page, place.rpartition("/")[2])
 
 
