@@ -132,7 +132,7 @@ def _gather(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, now: f
     urgent = needed(policy, demand, fleet, memory, rate, fleet.start_seconds)
     need = needed(policy, demand, fleet, memory, rate, fleet.wake_seconds) if pooled else urgent
     own_need = own_needed(policy, demand, fleet, memory, rate) if pooled else need
-    keep = max(SHORTEST_KEEP, KEEP * fleet.start_seconds)
+    keep = _keep(fleet)
     buckets = with_need(memory.buckets, own_need, now, keep)
     memory = replace(with_burst(memory, need, active, now), buckets=buckets, active=active)
     # Only with requests: a revision that is never asked for need not start, and one that cannot start ends with them.
@@ -153,6 +153,11 @@ def _gather(policy: Policy, demand: Demand, fleet: Fleet, memory: Memory, now: f
         coverable=fleet.loaners + fleet.claiming + fleet.warm_free if pooled else 0,
         idle=now - active,
     )
+
+
+def _keep(fleet: Fleet) -> float:
+    """Seconds for which an own replica is kept for nothing."""
+    return max(SHORTEST_KEEP, KEEP * fleet.start_seconds)
 
 
 def _active(demand: Demand, fleet: Fleet, before: Memory, now: float) -> float:
@@ -245,7 +250,10 @@ def _idle(view: _View) -> Answer | None:
 def _stabilizing(view: _View) -> Answer | None:
     if view.fleet.wanted <= max(view.floor, view.need):
         return None
-    return _stay(view, "Stabilizing", "more were needed a while ago")
+    span = f"the last {_keep(view.fleet):.0f} s"
+    if view.recent is None:
+        return _stay(view, "Stabilizing", f"what {span} needed is not all known yet")
+    return _stay(view, "Stabilizing", f"{view.recent} were needed within {span}")
 
 
 def _steady(view: _View) -> Answer | None:
@@ -296,7 +304,10 @@ def _loaners(view: _View) -> int:
 def _message(view: _View, why: str) -> str:
     demand, fleet = view.demand, view.fleet
     load = "an unknown load" if view.load is None else f"a load of {view.load:.2f} replicas"
+    # Else a person takes the load, rounded up, for the number.
+    room = view.load is not None and view.need > max(1, math.ceil(view.load))
+    needed_for = " with room for spec.slo.latency and what waits" if room else ""
     return (
         f"{load}, {demand.queued} requests wait and {demand.in_flight} are served by {fleet.ready} replicas and "
-        f"{fleet.loaners} warm pods; {view.need} are needed: {why}"
+        f"{fleet.loaners} warm pods; {view.need} are needed{needed_for}: {why}"
     )

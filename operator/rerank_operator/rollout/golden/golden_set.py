@@ -108,7 +108,7 @@ def _parsed(text: str, name: str, kind: type[_Set], *, lines: bool = False) -> _
     """``lines``: it holds JSON lines, whatever it looks like."""
     text = text.removeprefix(_BYTE_ORDER_MARK)
     try:
-        found = msgspec.convert({"queries": _lines(text)} if lines or _are_lines(text) else _whole(text), kind)
+        found = msgspec.convert({"queries": _lines(text)} if lines or _are_lines(text) else _mapping(text), kind)
     except (yaml.YAMLError, RecursionError) as error:
         raise BadGoldenSet(f"{name}: is neither YAML nor JSON: {str(error)[:LONGEST_REASON]}") from None
     except ValueError as error:
@@ -128,6 +128,14 @@ def _are_lines(text: str) -> bool:
         return "queries" not in json.loads(lines[0])
     except (ValueError, RecursionError):
         return len(lines) > 1 and all(line.startswith("{") for line in lines)
+
+
+def _mapping(text: str) -> dict[Any, Any]:
+    body = _whole(text)
+    if not isinstance(body, dict):
+        query = '{"query": "...", "documents": ["...", "..."], "labels": [1, 0]}'
+        raise ValueError(f"its first line is no query in JSON: write {query}, one a line, or a list under queries:")
+    return body
 
 
 def _whole(text: str) -> Any:

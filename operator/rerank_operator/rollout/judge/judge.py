@@ -18,7 +18,7 @@ import msgspec
 from rerank_operator.rollout.judge.difference import Effects
 from rerank_operator.rollout.judge.errors import Errors
 from rerank_operator.rollout.judge.latency import QUANTILES, Latency
-from rerank_operator.rollout.judge.quality import compare, queries_for
+from rerank_operator.rollout.judge.quality import FEWEST, compare, queries_for
 from rerank_operator.rollout.judge.windows import Window, joined, latest, rounded
 
 Action = Literal["hold", "advance", "promote", "rollback"]
@@ -97,7 +97,8 @@ def judge_golden(
     measure from 0 to 1, which is called ``measure`` in messages. ``queries``: metrics of the user's own (series.py)."""
     found = compare(stable, canary, settings.miss_probability, chance_of_each(settings, golden=True, queries=queries))
     if found is None:
-        metric = MetricVerdict("quality", "hold", f"{len(stable)} golden queries are too few to compare")
+        told = f"too few golden queries to compare: {len(stable)}, where it takes {FEWEST} at least, mostly hundreds"
+        metric = MetricVerdict("quality", "hold", told)
         return Verdict("hold", "quality", (metric,))
     told = f"{measure} {found.mean:+.4f} over {found.queries} queries, between {found.low:+.4f} and {found.high:+.4f}"
     if found.high < -settings.ndcg_tolerated:

@@ -132,7 +132,8 @@ class Latency(msgspec.Struct):
         stable, canary = one.totals.stable, one.totals.canary
         name, expected = f"stable's p{100 * one.quantile:g} ({threshold:.3g} s now)", 100 - 100 * one.quantile
         if not canary.requests:
-            return f"no answer of the canary to compare with {name} yet"
+            left_out = f"its first {COLD}, cold starts and failures are left out"
+            return f"no answer of the canary to compare with {name} yet: {left_out}"
         return (
             f"canary slower than {name} in {share(canary)} of {canary.requests} requests ({expected:.3g} % expected), "
             f"stable in {share(stable)} of {stable.requests}"

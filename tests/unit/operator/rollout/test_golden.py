@@ -80,7 +80,8 @@ def test_yaml_and_lines_are_the_same_set(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "Expected `object`, got `null`"),
+        ("", "its first line is no query in JSON: write {"),
+        ("not json", "its first line is no query in JSON: write {"),
         ("queries: []", "length >= 1 - at `$.queries`"),
         ("queries: [{query: a, documents: [b, c]}]", "missing required field `labels` - at `$.queries[0]`"),
         ("queries: [{query: a, documents: [b, c], labels: [1]}]", "labels: 1 for 2 documents: give one for each"),
@@ -179,7 +180,8 @@ def test_one_line_is_one_query():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "Expected `object`, got `null`"),
+        ("", "its first line is no query in JSON: write {"),
+        ("not json", "its first line is no query in JSON: write {"),
         (LINE + "\nnonsense", "line 2: is no JSON"),
         ('{"query": \n' + LINE, "line 1: is no JSON"),
         (LINE + "\n" + '{"query": "a"}', "missing required field `documents` - at `$.queries[1]`"),

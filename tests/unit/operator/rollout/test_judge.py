@@ -150,6 +150,8 @@ def test_a_golden_set_that_is_too_small_says_how_many_queries_it_takes():
     verdict = judge_golden([0.5] * 30, canary, Settings())
     assert verdict.action == "hold"
     assert "a drop of 0.02 is not excluded; that takes about 178 queries" in verdict.metrics[0].message
+    verdict = judge_golden([0.5], [0.5], Settings())
+    assert verdict.metrics[0].message.startswith("too few golden queries to compare: 1, where it takes 10 at least")
 
 
 class Alike(Arm):

@@ -178,6 +178,7 @@ def test_messages_tell_what_was_seen():
     errors, latency = judge.look(1.0, Window(), Window()).metrics
     assert "nothing to compare yet; evidence of worse 1 of 200" in errors.message
     assert "no answer of the canary to compare with stable's p95" in latency.message
+    assert "its first 20, cold starts and failures are left out" in latency.message
     stable, canary = Window([0.1] * 990 + [0.9] * 10, [0, 1]), Window([0.1, 0.1, 0.1, 0.9] * 100, [5])
     errors, latency = judge.look(2.0, stable, canary).metrics
     assert "canary 1 of 400 failed (0.25 %), stable 2 of 1000 (0.2 %)" in errors.message

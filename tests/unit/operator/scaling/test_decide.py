@@ -529,6 +529,16 @@ def test_the_message_has_the_figures():
     )
 
 
+def test_the_message_tells_why_a_small_load_has_many_replicas():
+    """Regression: "a load of 0.12 replicas ... 2 are needed: more were needed a while ago", of 5."""
+    world = World(own=[0.0] * 5)
+    world.run(4, 200)
+    decision = world.run(1.2, 20)[-1]
+    assert (decision.replicas, decision.reason) == (6, "Stabilizing"), decision.message
+    assert "3 are needed with room for spec.slo.latency and what waits: " in decision.message
+    assert decision.message.endswith(": 6 were needed within the last 120 s")
+
+
 def test_one_giant_request_is_the_work_of_one_replica():
     """Regression: one request of a billion tokens held all replicas for as long as the rates remembered it."""
     world = World(Policy(max_replicas=8), own=[0.0])
