@@ -17,7 +17,7 @@ from cohere.core.api_error import ApiError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness.cluster import BIN, ROOT, STATE, Cluster, CommandError, devcluster, local_cluster, wait_for
+from harness.cluster import BIN, ROOT, STATE, VENV_BIN, Cluster, CommandError, devcluster, local_cluster, wait_for
 from harness.release import RELEASE, SYSTEM_NAMESPACE, Release, condition, is_ready, is_settled, namespace
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -194,6 +194,8 @@ def what_next(cluster: Cluster, options: argparse.Namespace, url: str, name: str
         kubectl = f"kubectl --context {options.context}"
         return (
             f"What next:\n  {kubectl} -n {home} describe reranker {name}\n"
+            f"  export PATH={VENV_BIN}:$PATH   # has kubectl's plugin\n"
+            f"  kubectl rerank status {name} -n {home} --context {options.context}\n"
             f"  {kubectl} -n {SYSTEM_NAMESPACE} port-forward service/{RELEASE}-page 8081:80   # http://localhost:8081\n"
         )
     curl = (
@@ -204,13 +206,15 @@ def what_next(cluster: Cluster, options: argparse.Namespace, url: str, name: str
     return "\n".join(
         [
             "What next:",
-            f"  export KUBECONFIG={cluster.kubeconfig} PATH={BIN}:$PATH",
+            f"  export KUBECONFIG={cluster.kubeconfig} PATH={BIN}:{VENV_BIN}:$PATH",
             f"  kubectl -n {home} get rerankers -o wide",
             f"  kubectl -n {home} describe reranker {name}",
+            f"  kubectl events --for reranker/{name} -n {home}   # oldest first; describe lists them in any order",
             "  kubectl explain reranker.spec.model",
             f"  {curl}",
             f"  kubectl -n {home} scale reranker {name} --replicas=2",
             f"  kubectl -n {home} patch reranker {name} --type=merge -p '{json.dumps(patch)}'   # a new revision",
+            f"  kubectl rerank status {name} -n {home}   # promote, abort, pause, retry: kubectl rerank --help",
             f"  {page_address(cluster)}   # the operator's page: the fleet and each Reranker, live",
             "  make down                          # remove it all",
         ]
