@@ -156,6 +156,8 @@ def manifest(event: Event, regarding: Metadata, instance: str, now: float, kind:
         "reason": event.reason,
         "action": event.action,
         "note": event.note.encode()[:LONGEST_NOTE].decode(errors="ignore"),
+        # No deprecatedLastTimestamp and the like, by which kubectl describe sorts: of events.k8s.io/v1 the API server
+        # refuses them (ValidateEventCreate of Kubernetes: "needs to be unset").
         "eventTime": time,
         "reportingController": names.FIELD_MANAGER,
         "reportingInstance": instance[:128],

@@ -119,7 +119,7 @@ export class RerankerView {
           )
         : h("li", { class: "dim" }, "Nothing yet."),
     );
-    renew(this.known, known(historySince) ? `Seen as they happened since ${when(historySince, seen.time)}; from before, what the status still told. Events: ` : "", known(historySince) ? h("code", {}, `kubectl describe reranker ${row.name} -n ${row.namespace}`) : null);
+    renew(this.known, known(historySince) ? `Seen as they happened since ${when(historySince, seen.time)}; from before, what the status still told. Events: ` : "", known(historySince) ? h("code", {}, `kubectl events --for reranker/${row.name} -n ${row.namespace}`) : null);
     this.more.hidden = history.length <= FEW;
     this.more.textContent = this.all ? "Show fewer" : `Show all ${history.length}`;
   }
