@@ -32,22 +32,15 @@ HEADER_CACHE = "X-Rerank-Cache"
 """hit, partial or miss; absent where the Reranker has no cache."""
 
 
-class AccessLine(Line, omit_defaults=True, kw_only=True):
+class AccessLine(Line, omit_defaults=True):
     """Left out is what is not known of a request."""
 
     id: str
-    trace_id: str = ""
     traced: bool
     route: str
-    namespace: str = ""
-    reranker: str = ""
-    revision: str = ""
     code: int
-    error: str = ""
     bytes: int
     documents: int
-    priority: str = ""
-    cache: str = ""
     cached: int
     tokens: int
     truncated: int
@@ -56,6 +49,13 @@ class AccessLine(Line, omit_defaults=True, kw_only=True):
     queue_ms: float
     duration_ms: float
     sample: float
+    namespace: str = ""
+    reranker: str = ""
+    revision: str = ""
+    priority: str = ""
+    cache: str = ""
+    error: str = ""
+    trace_id: str = ""
 
 
 def observe_requests(
@@ -122,32 +122,33 @@ def _draw(request_id: str) -> float:
 
 
 def _line(record: Record, duration: float, rate: float) -> AccessLine:
+    # In the order of the fields: named ones take msgspec seven times as long, a fifth of the whole line.
     return AccessLine(
-        time=datetime.now(UTC),
-        level="info",
-        logger=log.name,
-        message="request",
-        id=record.request_id,
-        trace_id=record.trace_id,
-        traced=record.sampled,
-        route=record.route,
-        namespace=record.namespace,
-        reranker=record.reranker,
-        revision=record.revision,
-        code=record.code,
-        error=record.error,
-        bytes=record.body_bytes,
-        documents=record.documents,
-        priority=record.priority,
-        cache=record.cache,
-        cached=record.cached,
-        tokens=record.tokens,
-        truncated=record.truncated,
-        chunked=record.chunked,
-        attempts=record.attempts,
-        queue_ms=_tenths(record.waited * 1000),
-        duration_ms=_tenths(duration * 1000),
-        sample=rate,
+        datetime.now(UTC),
+        "info",
+        log.name,
+        "request",
+        record.request_id,
+        record.sampled,
+        record.route,
+        record.code,
+        record.body_bytes,
+        record.documents,
+        record.cached,
+        record.tokens,
+        record.truncated,
+        record.chunked,
+        record.attempts,
+        _tenths(record.waited * 1000),
+        _tenths(duration * 1000),
+        rate,
+        record.namespace,
+        record.reranker,
+        record.revision,
+        record.priority,
+        record.cache,
+        record.error,
+        record.trace_id,
     )
 
 

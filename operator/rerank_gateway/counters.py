@@ -15,6 +15,15 @@ from prometheus_client.registry import Collector
 Labels = tuple[str, ...]
 
 
+class Count:
+    """One series."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: float = 0) -> None:
+        self.value = value
+
+
 class Counters(Collector):
     """All series of one counter, by their labels' values. Each begins with its first count."""
 
@@ -24,25 +33,29 @@ class Counters(Collector):
         self._documentation = documentation
         self._labels = labels
         self._owner = len(owner)
-        self._values: dict[Labels, float] = {}
+        self._series: dict[Labels, Count] = {}
         self._owned: defaultdict[Labels, list[Labels]] = defaultdict(list)
 
-    def add(self, labels: Labels, amount: float = 1) -> None:
-        """``amount``: 0 or more; 0 begins a series."""
-        if labels in self._values:
-            self._values[labels] += amount
-        else:
-            self._values[labels] = amount
+    def of(self, labels: Labels) -> Count:
+        """The series with these labels, made at its first use; it counts until it is forgotten."""
+        series = self._series.get(labels)
+        if series is None:
+            series = self._series[labels] = Count()
             self._owned[labels[: self._owner]].append(labels)
+        return series
+
+    def add(self, labels: Labels, amount: float = 1) -> None:
+        """``amount``: 0 or more."""
+        self.of(labels).value += amount
 
     def forget(self, owner: Labels) -> None:
         for labels in self._owned.pop(owner, ()):
-            del self._values[labels]
+            del self._series[labels]
 
     def snapshot(self) -> Self:
         """As it is now, for another thread to read."""
         taken = copy(self)
-        taken._values = dict(self._values)
+        taken._series = {labels: Count(series.value) for labels, series in self._series.items()}
         return taken
 
     def describe(self) -> Iterable[CounterMetricFamily]:
@@ -50,6 +63,6 @@ class Counters(Collector):
 
     def collect(self) -> Iterable[CounterMetricFamily]:
         family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
-        for labels, value in self._values.items():
-            family.add_metric(labels, value)
+        for labels, series in self._series.items():
+            family.add_metric(labels, series.value)
         yield family

@@ -15,7 +15,7 @@ import msgspec
 _encoder = msgspec.json.Encoder()
 
 
-class Line(msgspec.Struct, omit_defaults=True, kw_only=True):
+class Line(msgspec.Struct, omit_defaults=True):
     """What is written for each request. logging would take longer for it than all that is counted of the request."""
 
     time: datetime

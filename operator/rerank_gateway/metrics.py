@@ -6,7 +6,8 @@ Gauges are read when scraped, so they cannot drift from the truth. Counting is o
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -17,9 +18,9 @@ from rerank_api import names
 from rerank_gateway import slo
 from rerank_gateway.cache import Caches
 from rerank_gateway.cluster.state import Endpoint, Key, Policy, RoutingTable
-from rerank_gateway.counters import Counters
+from rerank_gateway.counters import Count, Counters
 from rerank_gateway.feedback import BINS, Bin
-from rerank_gateway.histograms import Histograms
+from rerank_gateway.histograms import Buckets, Histograms
 from rerank_gateway.record import Record
 from rerank_gateway.waiting import Queues
 
@@ -51,7 +52,7 @@ class Metrics:
         """Of the Rerankers that exist."""
         self._maintenance: dict[Key, float] = {}
         """Unix time until when nobody is to be alarmed; of those that exist."""
-        self._known: set[tuple[str, str, str]] = set()
+        self._known: dict[tuple[str, str, str], _Revision] = {}
         """Rerankers and revisions that have series, of both indicators at least; revision empty: what no worker has
         answered."""
         self._gone_since: dict[tuple[str, str, str], float] = {}
@@ -196,17 +197,20 @@ class Metrics:
     def answered(self, record: Record, duration: float) -> None:
         """Counts a request that has ended after so many seconds."""
         key, labels = (record.namespace, record.reranker), (record.namespace, record.reranker, record.revision)
-        self._requests.add((*labels, str(record.code)))
+        code = record.code
         if not record.reranker:
+            self._requests.add((*labels, str(code)))
             return
-        if labels not in self._known:
-            self._begin(labels)
+        known = self._known.get(labels) or self._begin(labels)
+        counted = known.codes.get(code)
+        if counted is None:
+            counted = known.codes[code] = self._requests.of((*labels, str(code)))
+        counted.value += 1
         policy = self._policies.get(key)
         if policy is not None:
-            objectives, code = policy.objectives, record.code
-            threshold = objectives.threshold
-            self._judged(labels, "availability", slo.available(code, patience=record.patience, threshold=threshold))
-            self._judged(labels, "latency", slo.in_time(code, duration, threshold=threshold))
+            threshold = policy.objectives.threshold
+            known.available.judge(slo.available(code, patience=record.patience, threshold=threshold))
+            known.in_time.judge(slo.in_time(code, duration, threshold=threshold))
         if record.documents:
             self._documents.of(key).observe(record.documents)
         if record.priority:
@@ -214,23 +218,21 @@ class Metrics:
         if record.cache:
             self._cache_documents.add((*key, "hit"), record.cached)
             self._cache_documents.add((*key, "miss"), record.documents - record.cached)
-        if record.code != 200:
+        if code != 200:
             return
         if record.candidate_fetch is not None:
             self._candidate_fetch.of(key).observe(record.candidate_fetch)
         if record.revision and record.cache != "hit":
+            scored = known.scored
+            if scored is None:
+                scored = known.scored = self._begin_scored(labels)
             exemplar = Exemplar({"trace_id": record.trace_id}, duration, self._wall()) if record.sampled else None
-            self._duration.of(labels).observe(duration, exemplar)
-            self._queue_time.of(labels).observe(record.waited)
-            self._tokens.add(labels, record.tokens)
-            self._truncated.add(labels, record.truncated)
-            self._truncated_requests.add(labels, record.truncated > 0)
-            self._chunked.add(labels, record.chunked)
-
-    def _judged(self, labels: tuple[str, str, str], sli: slo.Sli, good: bool | None) -> None:
-        if good is not None:
-            self._promised.add((*labels, sli))
-            self._kept.add((*labels, sli), int(good))
+            scored.duration.observe(duration, exemplar)
+            scored.queue_time.observe(record.waited)
+            scored.tokens.value += record.tokens
+            scored.truncated.value += record.truncated
+            scored.truncated_requests.value += record.truncated > 0
+            scored.chunked.value += record.chunked
 
     def retried(self, endpoint: Endpoint, reason: str) -> None:
         labels = (endpoint.namespace, endpoint.reranker, endpoint.revision)
@@ -275,11 +277,23 @@ class Metrics:
             del self._policies[key], self._maintenance[key]
             self._duration.retract(key)
 
-    def _begin(self, labels: tuple[str, str, str]) -> None:
-        self._known.add(labels)
-        for sli in slo.INDICATORS:
-            self._promised.add((*labels, sli), 0)
-            self._kept.add((*labels, sli), 0)
+    def _begin(self, labels: tuple[str, str, str]) -> "_Revision":
+        known = _Revision(self._indicator(labels, "availability"), self._indicator(labels, "latency"))
+        self._known[labels] = known
+        return known
+
+    def _indicator(self, labels: tuple[str, str, str], sli: slo.Sli) -> "_Indicator":
+        return _Indicator(self._promised.of((*labels, sli)), self._kept.of((*labels, sli)))
+
+    def _begin_scored(self, labels: tuple[str, str, str]) -> "_Scored":
+        return _Scored(
+            self._duration.of(labels),
+            self._queue_time.of(labels),
+            self._tokens.of(labels),
+            self._truncated.of(labels),
+            self._truncated_requests.of(labels),
+            self._chunked.of(labels),
+        )
 
     def observe(
         self,
@@ -314,10 +328,10 @@ class Metrics:
         """Drops the series of Rerankers and revisions that have been gone for a while. For each scrape."""
         now = self._clock()
         present = {(*key, revision) for key, route in table.routes.items() for revision in ("", *route.revisions)}
-        for labels in self._known - present:
+        for labels in self._known.keys() - present:
             if now - self._gone_since.setdefault(labels, now) > FORGET_AFTER:
                 del self._gone_since[labels]
-                self._known.discard(labels)
+                del self._known[labels]
                 for metric in self._by_revision:
                     metric.forget(labels)
                 if labels[:2] not in table.routes:
@@ -325,6 +339,38 @@ class Metrics:
                         metric.forget(labels[:2])
         for labels in present & self._gone_since.keys():
             del self._gone_since[labels]
+
+
+class _Indicator(NamedTuple):
+    promised: Count
+    kept: Count
+
+    def judge(self, good: bool | None) -> None:
+        """None: the request says nothing about it."""
+        if good is not None:
+            self.promised.value += 1
+            self.kept.value += good
+
+
+class _Scored(NamedTuple):
+    """Series of a revision that has scored."""
+
+    duration: Buckets
+    queue_time: Buckets
+    tokens: Count
+    truncated: Count
+    truncated_requests: Count
+    chunked: Count
+
+
+@dataclass(slots=True)
+class _Revision:
+    """Series in which nearly every request of a revision counts, looked up once."""
+
+    available: _Indicator
+    in_time: _Indicator
+    codes: dict[int, Count] = field(default_factory=dict)
+    scored: _Scored | None = None
 
 
 def _maintenance_end(policy: Policy) -> float:

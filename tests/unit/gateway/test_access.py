@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from rerank_gateway import __main__ as program
-from rerank_gateway import logs
+from rerank_gateway import access, logs
 from rerank_gateway.access import AccessLine, log_rate
 from rerank_gateway.auth import ApiKeys
 from rerank_gateway.cluster.state import Policy, build_table
@@ -179,6 +179,22 @@ async def test_a_line_leaves_out_what_is_not_known_and_is_among_those_of_logging
     formatted = json.loads(logs.JsonFormatter().format(logging.LogRecord("x", logging.INFO, "", 0, "", None, None)))
     assert formatted["time"].endswith("Z")
     assert line["time"].endswith("Z")
+
+
+def test_each_field_of_a_line_is_what_its_name_says() -> None:
+    record = Record(
+        "id", "/route", "namespace", "reranker", "revision", 201, "error", body_bytes=2, documents=3, tokens=4,
+        truncated=5, chunked=6, attempts=7, waited=0.0082, priority="priority", cache="cache", cached=9,
+        trace_id="trace_id", sampled=True,
+    )  # fmt: skip
+    line = json.loads(msgspec.json.encode(access._line(record, 0.01049, 0.5)))
+    del line["time"], line["level"], line["logger"], line["message"]
+    assert line == {
+        "id": "id", "traced": True, "route": "/route", "code": 201, "bytes": 2, "documents": 3, "cached": 9,
+        "tokens": 4, "truncated": 5, "chunked": 6, "attempts": 7, "queue_ms": 8.2, "duration_ms": 10.5, "sample": 0.5,
+        "namespace": "namespace", "reranker": "reranker", "revision": "revision", "priority": "priority",
+        "cache": "cache", "error": "error", "trace_id": "trace_id",
+    }  # fmt: skip
 
 
 async def test_nothing_is_written_below_the_level(house, caplog: pytest.LogCaptureFixture) -> None:
