@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from rerank_operator.rollout.judge.judge import Settings
+from rerank_operator.rollout.simulate.doubts import doubts
 from rerank_operator.rollout.simulate.scenario import MOST_RUNS, BadInput, read_scenario
 
 BAD_INPUT = 2
@@ -47,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs=scenario.runs if options.runs is None else options.runs,
         seed=scenario.seed if options.seed is None else options.seed,
     )
+    # Of the others nobody has promised a probability.
+    warnings = doubts(scenario) if options.judge == "ours" else []
+    for warning in warnings:
+        print(f"simulate: warning: {warning} (docs/canary-judge.md, Too alike to judge)", file=sys.stderr)
     told = _Progress(scenario.runs)
     make = partial(Ours, settings=chosen) if options.judge == "ours" else JUDGES[options.judge]
     told(0)
@@ -57,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = report(options.judge, runs, scenario)
     if options.judge == "ours":
         found["settings"]["judge"] = msgspec.to_builtins(chosen)
+    found["warnings"] = warnings
     print(json.dumps(found, indent=2) if options.json else table(found))
     return 0
 

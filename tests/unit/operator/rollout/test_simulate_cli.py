@@ -32,6 +32,7 @@ KEYS = {
     "user_requests_on_canary_p50",
     "reasons",
     "settings",
+    "warnings",
 }
 
 
@@ -57,6 +58,17 @@ def test_json_has_what_is_promised(scenario: Path, capsys: pytest.CaptureFixture
     assert settings["stable"]["latency"] == {"p50_seconds": 0.05, "p95_seconds": 0.12}
     assert settings["canary"]["latency"] == {"samples": "recorded.txt", "recorded": 3}
     assert (settings["correlation"], settings["bursts"]) == (None, None)
+
+
+def test_what_the_judge_cannot_tell_apart_is_warned_of(scenario: Path, capsys: pytest.CaptureFixture):
+    scenario.write_text(SCENARIO + "correlation: 1\n")
+    for judge, count in (("ours", 1), ("flagger", 0)):
+        assert main(["--scenario", str(scenario), "--judge", judge, "--json"]) == 0
+        printed = capsys.readouterr()
+        warnings = json.loads(printed.out)["warnings"]
+        assert len(warnings) == count
+        assert all(warning.startswith("correlation: 1 is more than 0.9") for warning in warnings)
+        assert printed.err.count("simulate: warning: correlation: 1 is more than 0.9") == count
 
 
 def test_the_same_scenario_gives_the_same_figures(scenario: Path, capsys: pytest.CaptureFixture):
