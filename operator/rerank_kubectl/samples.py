@@ -86,7 +86,8 @@ def none_found(reranker: Reranker, gateways: int, since: float, disagreements: b
     what = "request that a canary ranked otherwise" if disagreements else "request"
     return (
         f"the logs of {gateways} gateways hold no captured {what} of {metadata.namespace}/{metadata.name} of the last "
-        f"{since:g} s: {capture.percent:g} % are captured, and a gateway that was started anew has a new log"
+        f"{since:g} s: {capture.percent:g} % are captured, {capture.max_per_minute} a minute and gateway at most "
+        "(spec.observability.capture.maxPerMinute), and a gateway that was started anew has a new log"
     )
 
 
