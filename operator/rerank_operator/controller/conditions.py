@@ -146,6 +146,8 @@ def _serving(facts: Facts) -> Answer | None:
     if facts.ready + facts.loaners == 0:
         return None
     beside = f", and {facts.loaners} warm pods serve" if facts.loaners else ""
+    if facts.ready > facts.desired:  # a rollout's, or those that are going
+        return "True", "Serving", f"{facts.ready} workers are ready, {facts.desired} wanted{beside}"
     return "True", "Serving", f"{facts.ready} of {facts.desired} workers are ready{beside}"
 
 

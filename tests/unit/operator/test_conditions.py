@@ -64,6 +64,19 @@ def test_conditions(facts: dict[str, Any], ready: str, progressing: str, degrade
     assert all(c.message and c.observed_generation == 3 for c in judged)
 
 
+@pytest.mark.parametrize(
+    ("desired", "ready", "message"),
+    [
+        (2, 1, "1 of 2 workers are ready"),
+        (2, 2, "2 of 2 workers are ready"),
+        (1, 2, "2 workers are ready, 1 wanted"),
+    ],
+)
+def test_who_is_ready_is_told_beside_who_is_wanted(desired: int, ready: int, message: str):
+    judged = judge(Facts(desired=desired, ready=ready, target="a", current="a"), [], 1, NOW)
+    assert next(c.message for c in judged if c.type == "Ready") == message
+
+
 def test_a_reranker_that_warm_pods_serve_is_ready():
     lent = Verdict("Auto", replicas=0, loaners=2, serving=2)
     facts = Facts(desired=0, ready=0, target="a", current="a", verdict=lent)
