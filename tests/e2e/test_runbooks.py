@@ -113,7 +113,8 @@ MAY_PRINT_NOTHING = {
 """Parts of looking commands, and why."""
 READING = re.compile(
     r"^(for pod in .*\n  echo \$pod; kubectl -n \S+ port-forward|sha256sum |helm \S+ \S+ history|kubectl (-n \S+ )?"
-    r"(get|events|describe|logs|wait|rollout status|auth can-i|port-forward|rerank (status|history|samples|calibrate))\b)"
+    r"(get|events|describe|logs|wait|rollout status|auth can-i|port-forward|"
+    r"rerank (status|history|samples|calibrate))\b)"
 )
 """How a command begins that only looks."""
 PRINTS: dict[str, tuple[str, ...]] = {
