@@ -47,9 +47,6 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str) -> None:
-    # What no line tells takes longer to find out than the rest of it (Python's Logging HOWTO, "Optimization").
-    logging._srcfile = None
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

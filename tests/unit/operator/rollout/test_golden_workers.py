@@ -1,8 +1,8 @@
 """A golden set asked of one worker: the genuine client, and servers that answer as a worker does."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 
 import aiohttp
 import msgspec
@@ -14,6 +14,7 @@ from rerank_operator.rollout.golden.ask import CannotAsk
 from rerank_operator.rollout.golden.golden_set import GoldenQuery, GoldenSet
 from rerank_operator.rollout.golden.measures import Quality
 from rerank_operator.rollout.golden.workers import AT_ONCE, TRIES, ask_worker
+from unit.operator.golden import listening
 
 RIGHT = Quality(1.0, 1.0, 1.0)
 Answer = Callable[[wire.ScoreRequest], web.Response]
@@ -47,17 +48,8 @@ class Worker:
             self.at_once -= 1
 
 
-@asynccontextmanager
-async def serving(worker: Worker) -> AsyncGenerator[str]:
-    app = web.Application()
-    app.router.add_post(wire.SCORE_PATH, worker.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+def serving(worker: Worker) -> AbstractAsyncContextManager[str]:
+    return listening(web.post(wire.SCORE_PATH, worker.handle))
 
 
 @pytest.fixture
