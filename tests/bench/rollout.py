@@ -42,6 +42,8 @@ P50, P95 = 0.05, 0.12
 ARM = Arm(error_rate=0.001, latency=LogNormal(P50, P95), quality=None)
 CORRELATION = 0.5
 """Of the latencies, where it is not what varies."""
+ALIKE = (0.95, 0.99)
+"""Correlations at which a day at 0.2 requests a second decides little."""
 GOLDEN = Arm(error_rate=0.001, latency=LogNormal(P50, P95), quality=Quality(0.7, 0.2))
 GOLDEN_QUERIES = 200
 BURSTS = Bursts(factor=5.0, on=30.0, off=270.0)
@@ -74,7 +76,7 @@ def scenarios(recorded: Sequence[Samples]) -> Iterator[tuple[str, Scenario]]:
     for rate in HORIZONS:
         for errors in (0.001, 0.005):
             arm = replace(ARM, error_rate=errors)
-            for correlation in (0.0, 0.5, 0.9):
+            for correlation in (0.0, 0.5, 0.9, *(ALIKE if errors == ARM.error_rate and rate >= 1 else ())):
                 name = f"healthy, {rate:g}/s, errors {errors:.1%}, correlation {correlation:g}"
                 yield name, scenario(rate, arm, arm, correlation)
         for samples in recorded:

@@ -1,10 +1,12 @@
 """What telemetry costs gateway and worker: throughput and CPU time with it on against off. JSON out.
 
-    python tests/bench/telemetry.py [--rounds 6] [--seconds 8] [--parts gateway worker] [--json FILE]
+    python tests/bench/telemetry.py [--rounds 6] [--seconds 8] [--parts counting gateway worker] [--json FILE]
 
-Three of each, started once:
+Some of each, started once:
 
 - off: no metric does anything (untold.py), no trace, no line a request, never scraped;
+- off again: the same, to tell what is noise (gateway only);
+- counted: metrics and a line a request, not scraped, no trace (gateway only);
 - on: metrics scraped every 5 seconds, a line a request, 1 in 100 requests traced to a collector on loopback;
 - traced: the same with every request traced.
 
@@ -13,7 +15,9 @@ batch. Each client asks one gateway after the other, so that whatever else the m
 milliseconds; what counts is the CPU time of a gateway's process a request, which is what its throughput on a core is
 bound by. Worker: 16 clients, the demo model on one core, the workers loaded in turn and the order turned round each
 time; what counts is pairs a second. Ratios are of medians over the rounds, with the range of the rounds' own ratios.
-Beside it the series of one Reranker with one revision at a gateway, and those of a worker.
+Beside it the series of one Reranker with one revision at a gateway, and those of a worker. Counting: in this process,
+what the gateway does for one request's metrics and line, and how long a scrape of 300 Rerankers holds requests up; the
+least of many rounds.
 """
 
 import argparse
@@ -21,16 +25,22 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
+import math
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
+from rerank_gateway import access, logs
+from rerank_gateway.cluster.state import Policy, build_table
+from rerank_gateway.metrics import Metrics
+from rerank_gateway.record import Record
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -55,12 +65,21 @@ METRICS_PATH = "/metrics"
 class Variant(NamedTuple):
     name: str
     told: bool
-    """Its metrics count and are scraped."""
+    """Its metrics count, and its requests have lines."""
+    scraped: bool
     traced: float
     """Share of the requests."""
 
 
-VARIANTS = (Variant("off", False, 0.0), Variant("on", True, 0.01), Variant("traced", True, 1.0))
+VARIANTS = (Variant("off", False, False, 0.0), Variant("on", True, True, 0.01), Variant("traced", True, True, 1.0))
+OF_GATEWAYS = (*VARIANTS, Variant("off again", False, False, 0.0), Variant("counted", True, False, 0.0))
+RERANKERS = 300
+COUNTED = 2000
+"""Requests, in each of as many rounds as COUNTING_ROUNDS."""
+COUNTING_ROUNDS = 40
+
+
+PARTS = ["counting", "gateway", "worker"]
 
 
 def main() -> int:
@@ -68,9 +87,11 @@ def main() -> int:
     parser.add_argument("--name", default="telemetry", help="the local cluster's name (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=6, help="(default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each round's load (default: %(default)s)")
-    parser.add_argument("--parts", nargs="+", choices=["gateway", "worker"], default=["gateway", "worker"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     found: dict[str, Any] = {}
+    if "counting" in options.parts:
+        found["counting"] = of_counting()
     with collector() as endpoint:
         if "gateway" in options.parts:
             found["gateway"] = of_gateways(options, endpoint)
@@ -152,12 +173,50 @@ async def scraped(url: str | None) -> AsyncGenerator[None]:
                 await asyncio.gather(task, return_exceptions=True)
 
 
+def of_counting() -> dict[str, Any]:
+    figures.note("counting: in this process")
+    policies = [Policy("bench", f"served-{number}", traffic=(("0000000000", 100),)) for number in range(RERANKERS)]
+    metrics = Metrics(time.monotonic)
+    metrics.update(build_table(policies, []))
+    records = [
+        Record(
+            "0" * 32, "/v2/rerank", policy.namespace, policy.name, "0000000000", 200, body_bytes=20_000, documents=50,
+            tokens=4_000, attempts=1, waited=0.001, priority="normal",
+        )
+        for policy in policies
+    ]  # fmt: skip
+    for record in records:
+        metrics.answered(record, 0.02)
+    one = records[0]
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        line = _least(lambda: logs.write(access._line(one, 0.02, 1.0)), COUNTED)
+    return {
+        "metrics_us_a_request": round(1e6 * _least(lambda: metrics.answered(one, 0.02), COUNTED), 2),
+        "line_us_a_request": round(1e6 * line, 2),
+        "rerankers": RERANKERS,
+        "scrape_holds_requests_up_ms": round(1e3 * _least(metrics.snapshot, 1), 2),
+    }
+
+
+def _least(act: Callable[[], object], times: int) -> float:
+    """Seconds of CPU time that one ``act`` takes."""
+    least = math.inf
+    for _ in range(COUNTING_ROUNDS):
+        before = time.process_time()
+        for _ in range(times):
+            act()
+        least = min(least, (time.process_time() - before) / times)
+    return least
+
+
 def of_gateways(options: argparse.Namespace, endpoint: str) -> dict[str, Any]:
     try:
         cluster = local_cluster(options.name)
         gateways.prepare(cluster)
         with contextlib.ExitStack() as stack:
-            started = {variant.name: stack.enter_context(_gateway(cluster, variant, endpoint)) for variant in VARIANTS}
+            started = {
+                variant.name: stack.enter_context(_gateway(cluster, variant, endpoint)) for variant in OF_GATEWAYS
+            }
             return asyncio.run(_gateway_rounds(options, started))
     finally:
         devcluster("down", "--name", options.name)
@@ -168,7 +227,9 @@ def _gateway(cluster: Cluster, variant: Variant, endpoint: str) -> Generator[tup
     figures.note(f"gateway {variant.name}")
     program = (VENV_BIN / "rerank-gateway",) if variant.told else (*UNTOLD, "gateway")
     flags = () if variant.told else ("--log-level", "warning")
-    with gateways.gateway(cluster, program, flags, environment(variant, endpoint), variant.name) as made:
+    with gateways.gateway(
+        cluster, program, flags, environment(variant, endpoint), variant.name.replace(" ", "-")
+    ) as made:
         yield made
 
 
@@ -179,8 +240,8 @@ async def _gateway_rounds(options: argparse.Namespace, started: Mapping[str, tup
         for _, api, _ in started.values():
             await gateways.serving(client, f"{api}/v2/rerank", body)
         await _asked_in_turn(client, started, body, WARM_UP_SECONDS)
-        for variant in VARIANTS:
-            if variant.told:
+        for variant in OF_GATEWAYS:
+            if variant.scraped:
                 await scrapes.enter_async_context(scraped(f"{started[variant.name][2]}{METRICS_PATH}"))
         for number in range(options.rounds):
             figures.note(f"gateway: round {number + 1} of {options.rounds}")
@@ -260,7 +321,7 @@ async def _worker_rounds(
             for variant in order:
                 server = servers[variant.name]
                 metrics = f"http://127.0.0.1:{server.place.port}{METRICS_PATH}"
-                async with scraped(metrics if variant.told else None):
+                async with scraped(metrics if variant.scraped else None):
                     before = cpu_seconds(server.pid)
                     seconds = await _load(client, server, bodies)
                 scored = len(bodies) * workload.DOCUMENTS
