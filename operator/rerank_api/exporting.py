@@ -25,6 +25,7 @@ from opentelemetry.sdk.resources import (
 )
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import Sampler
 
 log = logging.getLogger(__name__)
@@ -54,9 +55,9 @@ class Exporter:
         for name in _COMPLAINING:
             logging.getLogger(name).addFilter(self._seldom)
 
-    def provider(self, sampler: Sampler | None = None) -> TracerProvider:
-        """Of tracers whose spans are sent. ``sampler``: None: the environment's."""
-        made = TracerProvider(sampler=sampler, resource=self._resource, shutdown_on_exit=False)
+    def provider(self, sampler: Sampler | None = None, ids: IdGenerator | None = None) -> TracerProvider:
+        """Of tracers whose spans are sent. None: the environment's sampler; ids at random."""
+        made = TracerProvider(sampler, self._resource, shutdown_on_exit=False, id_generator=ids)
         made.add_span_processor(self._processor)
         return made
 

@@ -17,8 +17,12 @@ BY_RATIO = "parentbased_traceidratio"
 """The sampler: as the caller has decided, and for a trace that begins here, a share of them by its id."""
 
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-_WITH_RATIO = (BY_RATIO, "traceidratio")
-_SAMPLERS = (*_WITH_RATIO, "always_on", "always_off", "parentbased_always_on", "parentbased_always_off")
+BY_DEFAULT = "parentbased_always_on"
+WITH_RATIO = (BY_RATIO, "traceidratio")
+ALWAYS = (BY_DEFAULT, "always_on")
+NEVER = ("parentbased_always_off", "always_off")
+PARENT_BASED = (BY_RATIO, BY_DEFAULT, "parentbased_always_off")
+SAMPLERS = (*WITH_RATIO, *ALWAYS, *NEVER)
 
 
 def traces_wanted(environment: Mapping[str, str]) -> bool:
@@ -37,9 +41,9 @@ def traces_wanted(environment: Mapping[str, str]) -> bool:
     with _naming(name):
         checked_endpoint(environment[name])
     sampler = environment.get(SAMPLER, "").lower()
-    if sampler and sampler not in _SAMPLERS:
-        raise ValueError(f"{SAMPLER} is {sampler!r}: use one of {', '.join(_SAMPLERS)}")
-    if sampler in _WITH_RATIO:
+    if sampler and sampler not in SAMPLERS:
+        raise ValueError(f"{SAMPLER} is {sampler!r}: use one of {', '.join(SAMPLERS)}")
+    if sampler in WITH_RATIO:
         with _naming(SAMPLER_ARGUMENT):
             checked_ratio(environment.get(SAMPLER_ARGUMENT, ""))
     return True

@@ -4,20 +4,17 @@ This one keeps no spans and costs next to nothing: it only hands the client's co
 tracing.py makes those that keep them. Loads no SDK, and is never told any text of a request.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
+
+from rerank_api import sampling
+from rerank_api.sampling import TRACEPARENT, traceparent
 
 from rerank_gateway.cluster.state import Endpoint
 
 if TYPE_CHECKING:
     from rerank_gateway.record import Record
-
-TRACEPARENT = "traceparent"
-"""Of the W3C's Trace Context."""
-
-_GIVEN = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Attempt:
@@ -66,6 +63,5 @@ Begin = Callable[[Mapping[str, str], str, str, float], Trace]
 
 def pass_on(headers: Mapping[str, str], method: str, route: str, started: float) -> Trace:
     """Where no traces are exported: a worker that does so continues the client's."""
-    given = headers.get(TRACEPARENT)
-    found = _GIVEN.fullmatch(given) if given is not None else None
-    return Trace(found[1], {TRACEPARENT: found[0]}) if found is not None else UNTRACED
+    parent = sampling.parent(headers)
+    return UNTRACED if parent is None else Trace(parent.trace_id, {TRACEPARENT: traceparent(*parent)})

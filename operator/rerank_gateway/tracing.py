@@ -5,6 +5,7 @@ query or document, nor a path as the client wrote it. No request ever waits for 
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -13,25 +14,30 @@ from aiohttp.hdrs import METH_ALL
 from multidict import CIMultiDictProxy
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Getter
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import (
     Span,
     SpanKind,
     Status,
     StatusCode,
+    TraceFlags,
     Tracer,
+    format_span_id,
     format_trace_id,
     get_current_span,
     set_span_in_context,
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from rerank_api import sampling
 from rerank_api.exporting import Exporter
+from rerank_api.sampling import TRACEPARENT, TRACESTATE, traceparent
 
 from rerank_gateway.cluster.state import Endpoint
 from rerank_gateway.ending import SHUTTING_DOWN
 from rerank_gateway.errors import ApiError
 from rerank_gateway.record import Record
 from rerank_gateway.slo import CLIENT_WENT_AWAY
-from rerank_gateway.trace import TRACEPARENT, Attempt, Trace
+from rerank_gateway.trace import Attempt, Trace
 
 SERVICE = "rerank-gateway"
 SERVER_ERROR = 500
@@ -40,6 +46,7 @@ _WENT_AWAY = "client_went_away"
 
 _propagator = TraceContextTextMapPropagator()
 _NO_CONTEXT = Context()
+_RANDOM = TraceFlags.RANDOM_TRACE_ID
 
 
 class Tracing:
@@ -47,11 +54,21 @@ class Tracing:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._exporter = Exporter(SERVICE, version("rerank-operator"), clock)
-        self._tracer = self._exporter.provider().get_tracer(SERVICE)
+        self._ids = _Ids()
+        self._sampling = sampling.of(os.environ)
+        self._tracer = self._exporter.provider(ids=self._ids).get_tracer(SERVICE)
         self._clock = clock
 
     def begin(self, headers: Mapping[str, str], method: str, route: str, started: float) -> Trace:
         """A trace.Begin. Whether spans are kept is up to the client's context and the sampler."""
+        parent = sampling.parent(headers)
+        trace_id = self._ids.begin() if parent is None else parent.trace_id
+        plain = TRACESTATE not in headers and (parent is not None or TRACEPARENT not in headers)
+        if plain and not self._sampling.keeps(trace_id, parent):
+            # Most requests. A span of the SDK that keeps nothing would take ten times as long.
+            span_id = f"{self._ids.generate_span_id():016x}"
+            flags = _RANDOM if parent is None else parent.flags & _RANDOM
+            return Trace(trace_id, {TRACEPARENT: traceparent(trace_id, span_id, flags)})
         zero = self._exporter.zero()
         given = _propagator.extract(headers, getter=_HEADERS) if TRACEPARENT in headers else _NO_CONTEXT
         method = method if method in METH_ALL else "_OTHER"  # as the convention has it: few names, no one's own
@@ -60,7 +77,7 @@ class Tracing:
         if span.is_recording():
             span.set_attributes({"http.request.method": method, "http.route": route, "url.scheme": "http"})
             return _Sampled(self._tracer, span, given, started, self._clock, zero)
-        return Trace(_trace_id(span), _headers(span))
+        return Trace(_trace_id(span), _below(span))
 
     async def close(self) -> None:
         """Sends what is left, for exporting.LAST_SPANS at most."""
@@ -102,7 +119,7 @@ class _Sampled(Trace):
             "rerank.attempt": number,
         }
         with self._child("mirror" if mirrored else "score", SpanKind.CLIENT, attributes, mirrored) as span:
-            attempt = Attempt(_headers(span))
+            attempt = Attempt(_below(span))
             try:
                 yield attempt
             finally:
@@ -188,14 +205,28 @@ def _trace_id(span: Span) -> str:
     return format_trace_id(span.get_span_context().trace_id)
 
 
-def _headers(span: Span) -> dict[str, str]:
+def _below(span: Span) -> dict[str, str]:
     """By which the next process continues the trace below ``span``, as the W3C's Trace Context writes them."""
     context = span.get_span_context()
-    parent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
-    headers = {TRACEPARENT: parent}
+    headers = {TRACEPARENT: traceparent(_trace_id(span), format_span_id(context.span_id), context.trace_flags)}
     if context.trace_state:
-        headers["tracestate"] = context.trace_state.to_header()
+        headers[TRACESTATE] = context.trace_state.to_header()
     return headers
+
+
+class _Ids(RandomIdGenerator):
+    """A trace that begins here has its id before it has a span: whether it is kept depends on it."""
+
+    def __init__(self) -> None:
+        self._begun = 0
+
+    def begin(self) -> str:
+        """Of the trace that begins next, 32 hex digits."""
+        self._begun = super().generate_trace_id()
+        return f"{self._begun:032x}"
+
+    def generate_trace_id(self) -> int:
+        return self._begun
 
 
 class _Headers(Getter[Mapping[str, str]]):

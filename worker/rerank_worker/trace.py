@@ -4,20 +4,15 @@ A request that is not sampled has none (None everywhere), so that it costs a loo
 never text. The engine thread only appends; spans are made when the request ends, by the event loop's thread.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rerank_api import sampling
 from rerank_api.worker_config import WorkerConfig
 
 MOST_BATCHES = 32
 """Of a request that are noted: one of 10,000 documents is in hundreds, and their spans would hold up the event loop."""
-
-TRACEPARENT = "traceparent"
-"""Of the W3C's Trace Context, as is the form below: version, trace, span, and flags whose last bit is "sampled"."""
-
-_SAMPLED = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f][13579bdf](?:-.*)?")
 
 
 @dataclass(eq=False, slots=True)
@@ -68,5 +63,5 @@ class Trace:
 
 def sampled_trace_id(headers: Mapping[str, str]) -> str:
     """The id of the trace that the sender keeps, for logs; empty where it sends none, or does not keep it."""
-    found = _SAMPLED.fullmatch(headers.get(TRACEPARENT, ""))
-    return "" if found is None else found[1]
+    parent = sampling.parent(headers)
+    return parent.trace_id if parent is not None and parent.sampled else ""

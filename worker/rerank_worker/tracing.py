@@ -5,6 +5,7 @@ is a trace of its own, linked with those of its sampled requests, both ways; wit
 counts, times and codes, never text. Nothing waits for a collector (rerank_api.exporting).
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from rerank_api import sampling
 from rerank_api.exporting import Exporter
 
 from rerank_worker.trace import Batch, Trace
@@ -37,6 +39,7 @@ class Tracing:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._exporter = Exporter(SERVICE, version(SERVICE), clock)
+        self._sampling = sampling.of(os.environ)
         self._tracer: Tracer = self._exporter.provider().get_tracer(SERVICE)
         # Sampled with its requests: a batch is no child of theirs, so the sampler would throw the dice again.
         self._batch_tracer: Tracer = self._exporter.provider(ALWAYS_ON).get_tracer(SERVICE)
@@ -45,6 +48,9 @@ class Tracing:
     def begin(self, headers: Mapping[str, str], method: str, route: str, started: float) -> Trace | None:
         """For a request that came at ``started``; None where it is not sampled, by its sender or, where that says
         nothing, by the sampler."""
+        parent = sampling.parent(headers)
+        if parent is not None and not self._sampling.keeps(parent.trace_id, parent):
+            return None  # most requests, which the SDK would take far longer to tell
         given, zero = _propagator.extract(headers), self._exporter.zero()
         began = _at(zero, started)
         span = self._tracer.start_span(f"{method} {route}", given, SpanKind.SERVER, start_time=began)

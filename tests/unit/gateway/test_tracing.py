@@ -22,9 +22,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 from rerank_api import otlp, wire
 from rerank_api.exporting import LAST_SPANS
+from rerank_api.sampling import TRACEPARENT
 from rerank_gateway.cluster.state import CachePolicy, MirrorPolicy
 from rerank_gateway.record import Record
-from rerank_gateway.trace import TRACEPARENT, UNTRACED, pass_on
+from rerank_gateway.trace import UNTRACED, pass_on
 from rerank_gateway.tracing import Tracing
 
 from .conftest import DEADLINE, House, Worker, scores, until, worker_error
@@ -333,6 +334,7 @@ async def test_a_share_of_the_traces_that_begin_here_is_kept(
     await until(lambda: len(collector.named("POST /v2/rerank")) == len(kept), "all that were kept")
     assert {span.trace_id.hex() for span in collector.spans} == set(kept)
     assert 10 <= len(kept) <= 50
+    assert len({trace for _, trace, _, _ in sent}) == 60
     async with house.client.get(house.admin_url + "/metrics", headers={"Accept": "application/openmetrics-text"}) as it:
         told = await it.text()
     examples = {line.split('trace_id="')[1][:32] for line in told.splitlines() if "trace_id" in line}
