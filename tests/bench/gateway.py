@@ -66,8 +66,9 @@ def main() -> int:
     return 0
 
 
-def prepare(cluster: Cluster) -> str:
-    """Two Rerankers that nobody reconciles: ``served``, with a worker, and ``asleep``, without. The worker's URL."""
+def prepare(cluster: Cluster, command: Sequence[str] = ("rerank-worker", "serve")) -> str:
+    """Two Rerankers that nobody reconciles: ``served``, with a worker, and ``asleep``, without. The worker's URL.
+    ``command``: what runs as the worker."""
     figures.note("cluster: definitions, Rerankers, worker")
     for file in sorted((ROOT / "crds").glob("*.yaml")):
         cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", file)
@@ -91,9 +92,8 @@ def prepare(cluster: Cluster) -> str:
                 },
             }
         )
-    cluster.apply(
-        worker_pod(WorkerConfig(ModelSource(path=str(STATE / "models" / "demo-reranker")), max_delay_seconds=0.0))
-    )
+    config = WorkerConfig(ModelSource(path=str(STATE / "models" / "demo-reranker")), max_delay_seconds=0.0)
+    cluster.apply(worker_pod(config, command))
 
     def address() -> str | None:
         pod = cluster.get("pod", "served", "-n", NAMESPACE)
@@ -102,7 +102,7 @@ def prepare(cluster: Cluster) -> str:
     return f"http://{wait_for('the worker', address, timeout=60)}:{names.WORKER_PORT}{wire.SCORE_PATH}"
 
 
-def worker_pod(config: WorkerConfig) -> dict[str, Any]:
+def worker_pod(config: WorkerConfig, command: Sequence[str]) -> dict[str, Any]:
     variables = paced.environment(INSTANT, VENV_BIN) | {
         names.ENV_WORKER_CONFIG: msgspec.json.encode(config).decode(),
         "OMP_NUM_THREADS": "1",
@@ -118,7 +118,7 @@ def worker_pod(config: WorkerConfig) -> dict[str, Any]:
     container = {
         "name": names.WORKER_CONTAINER,
         "image": "paced",
-        "command": ["rerank-worker", "serve"],
+        "command": list(command),
         "env": [address, *({"name": name, "value": value} for name, value in variables.items())],
         "readinessProbe": {"httpGet": {"path": wire.READY_PATH, "port": names.WORKER_PORT}, "periodSeconds": 1},
     }

@@ -1,6 +1,6 @@
 """What telemetry costs gateway and worker: throughput and CPU time with it on against off. JSON out.
 
-    python tests/bench/telemetry.py [--rounds 6] [--seconds 8] [--parts counting gateway worker] [--json FILE]
+    python tests/bench/telemetry.py [--rounds 10] [--seconds 3] [--parts counting gateway worker] [--json FILE]
 
 Some of each, started once:
 
@@ -10,11 +10,13 @@ Some of each, started once:
 - on: metrics scraped every 5 seconds, a line a request, 1 in 100 requests traced to a collector on loopback;
 - traced: the same with every request traced.
 
-Gateway: 16 clients ask for 50 documents as fast as they are answered, before a paced worker that takes no time for a
-batch. Each client asks one gateway after the other, so that whatever else the machine does meets all of them within
-milliseconds; what counts is the CPU time of a gateway's process a request, which is what its throughput on a core is
-bound by. Worker: 16 clients, the demo model on one core, the workers loaded in turn and the order turned round each
-time; what counts is pairs a second. Ratios are of medians over the rounds, with the range of the rounds' own ratios.
+Gateway: at full load, one after the other for some seconds each round, with a core of its own where there are two; 16
+clients that ask for 50 documents, and a worker that answers at once (full_load.py). What counts is requests a second,
+and the CPU time of the gateway's process a request.
+
+Worker: 16 clients, the demo model on one core, the workers loaded in turn; what counts is pairs a second.
+
+Each round goes the other way round. Ratios are of medians over the rounds, with the range of the rounds' own ratios.
 Beside it the series of one Reranker with one revision at a gateway, and those of a worker. Counting: in this process,
 what the gateway does for one request's metrics and line, and how long a scrape of 300 Rerankers holds requests up; the
 least of many rounds.
@@ -24,7 +26,6 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import math
 import os
 import statistics
@@ -44,6 +45,7 @@ from rerank_gateway.record import Record
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import full_load
 import gateway as gateways
 from harness import figures
 from harness.cluster import STATE, VENV_BIN, Cluster, devcluster, local_cluster
@@ -56,7 +58,7 @@ from worker import workload
 CLIENTS = 16
 SCRAPE_SECONDS = 5.0
 UNTOLD = (sys.executable, Path(__file__).with_name("untold.py"))
-WARM_UP_SECONDS = 2.0
+WARM_UP_ROUNDS = 1
 REQUESTS = 16
 """Of a worker, in each round."""
 METRICS_PATH = "/metrics"
@@ -85,18 +87,19 @@ PARTS = ["counting", "gateway", "worker"]
 def main() -> int:
     parser = figures.parser(__doc__)
     parser.add_argument("--name", default="telemetry", help="the local cluster's name (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=6, help="(default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each round's load (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=10, help="(default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="of a gateway's load in a round (default: %(default)s)"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     found: dict[str, Any] = {}
     if "counting" in options.parts:
         found["counting"] = of_counting()
-    with collector() as endpoint:
-        if "gateway" in options.parts:
-            found["gateway"] = of_gateways(options, endpoint)
-        if "worker" in options.parts:
-            found["worker"] = of_workers(options, endpoint)
+    if "gateway" in options.parts:
+        found["gateway"] = of_gateways(options)
+    if "worker" in options.parts:
+        found["worker"] = of_workers(options)
     figures.publish(options, found)
     return 0
 
@@ -133,10 +136,9 @@ def environment(variant: Variant, endpoint: str) -> dict[str, str]:
     }
 
 
-def turns(rounds: int) -> Generator[Sequence[Variant]]:
-    """All variants in each round, each round the other way round."""
-    for number in range(rounds):
-        yield VARIANTS if number % 2 == 0 else VARIANTS[::-1]
+def in_turn(variants: Sequence[Variant], number: int) -> Sequence[Variant]:
+    """All of them in each round, each round the other way round."""
+    return variants if number % 2 == 0 else variants[::-1]
 
 
 def compared(values: Mapping[str, list[float]], unit: str) -> dict[str, Any]:
@@ -209,17 +211,15 @@ def _least(act: Callable[[], object], times: int) -> float:
     return least
 
 
-def of_gateways(options: argparse.Namespace, endpoint: str) -> dict[str, Any]:
-    try:
+def of_gateways(options: argparse.Namespace) -> dict[str, Any]:
+    with contextlib.ExitStack() as stack:
+        core = stack.enter_context(first_core_left_free())
+        endpoint = stack.enter_context(collector())
+        stack.callback(devcluster, "down", "--name", options.name)
         cluster = local_cluster(options.name)
-        gateways.prepare(cluster)
-        with contextlib.ExitStack() as stack:
-            started = {
-                variant.name: stack.enter_context(_gateway(cluster, variant, endpoint)) for variant in OF_GATEWAYS
-            }
-            return asyncio.run(_gateway_rounds(options, started))
-    finally:
-        devcluster("down", "--name", options.name)
+        gateways.prepare(cluster, (sys.executable, full_load.__file__, str(gateways.DOCUMENTS)))
+        started = {variant.name: stack.enter_context(_gateway(cluster, variant, endpoint)) for variant in OF_GATEWAYS}
+        return asyncio.run(_gateway_rounds(options, started, core))
 
 
 @contextlib.contextmanager
@@ -233,43 +233,53 @@ def _gateway(cluster: Cluster, variant: Variant, endpoint: str) -> Generator[tup
         yield made
 
 
-async def _gateway_rounds(options: argparse.Namespace, started: Mapping[str, tuple[int, str, str]]) -> dict[str, Any]:
+async def _gateway_rounds(
+    options: argparse.Namespace, started: Mapping[str, tuple[int, str, str]], core: set[int]
+) -> dict[str, Any]:
     body = content(f"{gateways.NAMESPACE}/served", gateways.DOCUMENTS * PAIR_WORDS)
+    rates: dict[str, list[float]] = {name: [] for name in started}
     cpu: dict[str, list[float]] = {name: [] for name in started}
     async with gateways.session() as client, contextlib.AsyncExitStack() as scrapes:
-        for _, api, _ in started.values():
+        for pid, api, _ in started.values():
             await gateways.serving(client, f"{api}/v2/rerank", body)
-        await _asked_in_turn(client, started, body, WARM_UP_SECONDS)
+            _move(pid, core)
         for variant in OF_GATEWAYS:
             if variant.scraped:
                 await scrapes.enter_async_context(scraped(f"{started[variant.name][2]}{METRICS_PATH}"))
-        for number in range(options.rounds):
-            figures.note(f"gateway: round {number + 1} of {options.rounds}")
-            for name, milliseconds in (await _asked_in_turn(client, started, body, options.seconds)).items():
-                cpu[name].append(milliseconds)
+        for number in range(WARM_UP_ROUNDS + options.rounds):
+            figures.note(f"gateway: round {number + 1 - WARM_UP_ROUNDS} of {options.rounds}")
+            for variant in in_turn(OF_GATEWAYS, number):
+                pid, api, _ = started[variant.name]
+                cpu_before, began = cpu_seconds(pid), time.monotonic()
+                answered = await full_load.ask(f"{api}/v2/rerank", body, CLIENTS, options.seconds)
+                took, cpu_took = time.monotonic() - began, cpu_seconds(pid) - cpu_before
+                if number >= WARM_UP_ROUNDS:
+                    rates[variant.name].append(answered / took)
+                    cpu[variant.name].append(1000 * cpu_took / answered)
         series = await _series(client, f"{started['on'][2]}{METRICS_PATH}", 'reranker="served"')
-    return {"series_a_reranker": series, "cpu_a_request": compared(cpu, "ms of the gateway's process")}
+    return {
+        "series_a_reranker": series,
+        "throughput": compared(rates, "requests a second"),
+        "cpu_a_request": compared(cpu, "ms of the gateway's process"),
+    }
 
 
-async def _asked_in_turn(
-    client: aiohttp.ClientSession, started: Mapping[str, tuple[int, str, str]], body: bytes, seconds: float
-) -> dict[str, float]:
-    """CPU milliseconds of each gateway's process a request, with CLIENTS clients that ask all of them in turn."""
-    asked = dict.fromkeys(started, 0)
-    end = time.monotonic() + seconds
-    names = list(started)
+def _move(pid: int, cores: set[int]) -> None:
+    """All threads of a process."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
 
-    async def one(first: int) -> None:
-        for place in itertools.count(first):
-            if time.monotonic() >= end:
-                return
-            name = names[place % len(names)]
-            await gateways.ask(client, f"{started[name][1]}/v2/rerank", body)
-            asked[name] += 1
 
-    before = {name: cpu_seconds(pid) for name, (pid, _, _) in started.items()}
-    await asyncio.gather(*(one(first) for first in range(CLIENTS)))
-    return {name: 1000 * (cpu_seconds(pid) - before[name]) / asked[name] for name, (pid, _, _) in started.items()}
+@contextlib.contextmanager
+def first_core_left_free() -> Generator[set[int]]:
+    """By this process and what it starts, where there are others. The core."""
+    cores = os.sched_getaffinity(0)
+    first = {min(cores)}
+    _move(os.getpid(), cores - first or cores)
+    try:
+        yield first
+    finally:
+        _move(os.getpid(), cores)
 
 
 async def _series(client: aiohttp.ClientSession, url: str, named: str = "") -> int:
@@ -279,13 +289,14 @@ async def _series(client: aiohttp.ClientSession, url: str, named: str = "") -> i
     return sum(not line.startswith("#") and named in line for line in text.splitlines())
 
 
-def of_workers(options: argparse.Namespace, endpoint: str) -> dict[str, Any]:
+def of_workers(options: argparse.Namespace) -> dict[str, Any]:
     model = STATE / "models" / "demo-reranker"
     bodies = [
         msgspec.json.encode({"query": request.query, "documents": request.documents})
         for request in workload.build(model, REQUESTS)
     ]
     with contextlib.ExitStack() as stack:
+        endpoint = stack.enter_context(collector())
         servers: dict[str, Server] = {}
         for variant in VARIANTS:
             figures.note(f"worker {variant.name}")
@@ -316,9 +327,9 @@ async def _worker_rounds(
     async with gateways.session() as client:
         for server in servers.values():
             await _load(client, server, bodies)
-        for number, order in enumerate(turns(options.rounds)):
+        for number in range(options.rounds):
             figures.note(f"worker: round {number + 1} of {options.rounds}")
-            for variant in order:
+            for variant in in_turn(VARIANTS, number):
                 server = servers[variant.name]
                 metrics = f"http://127.0.0.1:{server.place.port}{METRICS_PATH}"
                 async with scraped(metrics if variant.scraped else None):
