@@ -12,7 +12,7 @@ from typing import Self
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-Labels = tuple[str, ...]
+from rerank_gateway.labels import Labels
 
 
 class Count:

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
-Labels = tuple[str, ...]
+from rerank_gateway.labels import Labels
 
 
 class Buckets:

@@ -1,6 +1,6 @@
 """The gateway's Prometheus metrics. Labels come from Rerankers that exist, never from the text of a request.
 
-Gauges are read when scraped, so they cannot drift from the truth. Counting is on the path of every request, and cheap.
+Counting is on the path of every request, and cheap.
 """
 
 import logging
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 from rerank_api import names
@@ -20,7 +20,9 @@ from rerank_gateway.cache import Caches
 from rerank_gateway.cluster.state import Endpoint, Key, Policy, RoutingTable
 from rerank_gateway.counters import Count, Counters
 from rerank_gateway.feedback import BINS, Bin
+from rerank_gateway.gauges import LiveGauges
 from rerank_gateway.histograms import Buckets, Histograms
+from rerank_gateway.labels import RERANKER, REVISION, Labels
 from rerank_gateway.record import Record
 from rerank_gateway.waiting import Queues
 
@@ -31,8 +33,6 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.
             300)
 # fmt: on
 _DOCUMENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
-_RERANKER = ("namespace", "reranker")
-_REVISION = ("namespace", "reranker", "revision")
 
 MirrorResult = Literal["ok", "failed", "skipped"]
 CaptureResult = Literal["captured", "limited"]
@@ -61,91 +61,91 @@ class Metrics:
             "rerank_gateway_requests",
             "Requests answered, by HTTP code; 499: the client went away. Labels are empty when no Reranker was found, "
             "or none was asked to rank.",
-            (*_REVISION, "code"),
+            (*REVISION, "code"),
         )
         self._promised = self._counter(
             "rerank_gateway_sli_requests",
             "Requests that count for an objective of their Reranker (sli: availability or latency).",
-            (*_REVISION, "sli"),
+            (*REVISION, "sli"),
         )
         self._kept = self._counter(
             "rerank_gateway_sli_good_requests",
             "Of these, the ones that were as promised: answered, or answered within the threshold.",
-            (*_REVISION, "sli"),
+            (*REVISION, "sli"),
         )
         self._duration = self._histogram(
             "rerank_gateway_request_duration_seconds",
             "From a request's headers to its answer, for answers with scores of which not all were cached. One edge is "
             "the Reranker's own threshold of spec.slo.latency; where that changes, its series begin anew.",
-            _REVISION,
+            REVISION,
             _SECONDS,
         )
         self._queue_time = self._histogram(
             "rerank_gateway_queue_duration_seconds",
             "Time that answered requests waited in the gateway for a worker.",
-            _REVISION,
+            REVISION,
             (0.001, *_SECONDS),
         )
         self._documents = self._histogram(
-            "rerank_gateway_request_documents", "Documents in one request.", _RERANKER, _DOCUMENTS
+            "rerank_gateway_request_documents", "Documents in one request.", RERANKER, _DOCUMENTS
         )
         self._candidate_fetch = self._histogram(
             "rerank_gateway_candidate_fetch_seconds",
             "Time that it took to find the documents, as clients tell in X-Rerank-Candidate-Fetch-Ms.",
-            _RERANKER,
+            RERANKER,
             _SECONDS,
         )
-        self._tokens = self._counter("rerank_gateway_tokens", "Tokens scored, as counted by workers.", _REVISION)
-        self._truncated = self._counter("rerank_gateway_truncated_documents", "Documents cut to fit.", _REVISION)
+        self._tokens = self._counter("rerank_gateway_tokens", "Tokens scored, as counted by workers.", REVISION)
+        self._truncated = self._counter("rerank_gateway_truncated_documents", "Documents cut to fit.", REVISION)
         self._truncated_requests = self._counter(
-            "rerank_gateway_truncated_requests", "Requests of which any document was cut to fit.", _REVISION
+            "rerank_gateway_truncated_requests", "Requests of which any document was cut to fit.", REVISION
         )
         self._chunked = self._counter(
             "rerank_gateway_chunked_documents",
             "Documents scored in several parts, as requests.longDocuments: chunk asks.",
-            _REVISION,
+            REVISION,
         )
         self._retries = self._counter(
             "rerank_gateway_retries",
             "Attempts that were tried again elsewhere: the worker was busy, unreachable or broken.",
-            (*_REVISION, "reason"),
+            (*REVISION, "reason"),
         )
         self._prioritized = self._counter(
             "rerank_gateway_priority_requests",
             "Requests answered, by the priority that they asked for.",
-            (*_RERANKER, "priority"),
+            (*RERANKER, "priority"),
         )
         self._cache_documents = self._counter(
             "rerank_gateway_cache_documents",
             "Documents of Rerankers with a cache, by result: hit where the score was known, miss where it was not.",
-            (*_RERANKER, "result"),
+            (*RERANKER, "result"),
         )
         self._mirrored = self._counter(
             "rerank_gateway_mirrored_requests",
             "Users' requests asked of a canary too: failed where it refused, broke or took too long; skipped where it "
             "had no room, or as many as may be were on their way.",
-            (*_RERANKER, "result"),
+            (*RERANKER, "result"),
         )
         self._captured = self._counter(
             "rerank_gateway_captured_requests",
             "Requests whose texts were to go to the log; limited: they did not, for capture.maxPerMinute was reached.",
-            (*_RERANKER, "result"),
+            (*RERANKER, "result"),
         )
         self._labels = self._counter(
             "rerank_gateway_feedback_labels",
             "Labels posted to /v1/feedback, by the score's bin (lower edge of ten); revision empty where not told.",
-            (*_REVISION, "bin"),
+            (*REVISION, "bin"),
         )
         self._labels_relevant = self._counter(
-            "rerank_gateway_feedback_relevant", "Of these, the relevant ones.", (*_REVISION, "bin")
+            "rerank_gateway_feedback_relevant", "Of these, the relevant ones.", (*REVISION, "bin")
         )
         self._label_scores = self._counter(
-            "rerank_gateway_feedback_scores", "Sum of these labels' scores.", (*_REVISION, "bin")
+            "rerank_gateway_feedback_scores", "Sum of these labels' scores.", (*REVISION, "bin")
         )
         self._label_errors = self._counter(
             "rerank_gateway_feedback_squared_error",
             "Sum of the squared differences of these labels' scores from 1 where relevant, else from 0.",
-            _REVISION,
+            REVISION,
         )
         self._by_reranker = (
             self._documents,
@@ -172,15 +172,13 @@ class Metrics:
             self._label_errors,
         )
 
-    def _counter(self, name: str, documentation: str, labels: tuple[str, ...]) -> Counters:
-        owner = _REVISION if labels[: len(_REVISION)] == _REVISION else _RERANKER
+    def _counter(self, name: str, documentation: str, labels: Labels) -> Counters:
+        owner = REVISION if labels[: len(REVISION)] == REVISION else RERANKER
         counters = Counters(name, documentation, labels, owner)
         self._counted.append(counters)
         return counters
 
-    def _histogram(
-        self, name: str, documentation: str, labels: tuple[str, ...], edges: tuple[float, ...]
-    ) -> Histograms:
+    def _histogram(self, name: str, documentation: str, labels: Labels, edges: tuple[float, ...]) -> Histograms:
         histograms = Histograms(name, documentation, labels, edges)
         self._counted.append(histograms)
         return histograms
@@ -305,7 +303,7 @@ class Metrics:
         ready: Callable[[], bool],
     ) -> None:
         """Registers the gauges that are read when scraped."""
-        self._gauges.register(_LiveGauges(queues, table, caches, self._in_maintenance))
+        self._gauges.register(LiveGauges(queues, table, caches, self._in_maintenance))
         held = Gauge("rerank_gateway_held_bytes", "Bytes of request bodies held in memory.", registry=self._gauges)
         held.set_function(held_bytes)
         readers = Gauge(
@@ -392,59 +390,3 @@ class _Collected(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return self._families
-
-
-class _LiveGauges(Collector):
-    def __init__(
-        self,
-        queues: Queues,
-        table: Callable[[], RoutingTable],
-        caches: Caches,
-        in_maintenance: Callable[[Key], bool],
-    ) -> None:
-        self._queues = queues
-        self._table = table
-        self._caches = caches
-        self._in_maintenance = in_maintenance
-
-    def collect(self) -> Iterable[Metric]:
-        waiting = GaugeMetricFamily(
-            "rerank_gateway_waiting_requests", "Requests waiting for a worker.", labels=_RERANKER
-        )
-        in_flight = GaugeMetricFamily("rerank_gateway_in_flight_requests", "Requests at a worker.", labels=_RERANKER)
-        endpoints = GaugeMetricFamily("rerank_gateway_endpoints", "Workers that are Ready.", labels=_REVISION)
-        cached = GaugeMetricFamily(
-            "rerank_gateway_cache_bytes", "Memory that cached scores take, all told.", labels=_RERANKER
-        )
-        objectives = GaugeMetricFamily(
-            "rerank_gateway_objective_ratio",
-            "Share of requests that spec.slo promises to keep (sli: availability or latency).",
-            labels=(*_RERANKER, "sli"),
-        )
-        thresholds = GaugeMetricFamily(
-            "rerank_gateway_latency_threshold_seconds",
-            "Seconds within which spec.slo.latency promises an answer.",
-            labels=_RERANKER,
-        )
-        maintenance = GaugeMetricFamily(
-            "rerank_gateway_maintenance",
-            f"1 until the time in the annotation {names.ANNOTATION_MAINTENANCE}, when nobody is to be alarmed.",
-            labels=_RERANKER,
-        )
-        for key, cache in self._caches:
-            cached.add_metric(key, cache.size)
-        queues = dict(self._queues)
-        for key, route in self._table().routes.items():
-            queue = queues.get(key)
-            waiting.add_metric(key, queue.waiting if queue else 0)
-            in_flight.add_metric(key, queue.in_flight if queue else 0)
-            for sli in slo.INDICATORS:
-                objectives.add_metric((*key, sli), route.policy.objectives.ratio(sli))
-            thresholds.add_metric(key, route.policy.objectives.threshold)
-            maintenance.add_metric(key, self._in_maintenance(key))
-            counts: dict[str, int] = {revision: 0 for revision, _ in route.policy.traffic}
-            for endpoint in (*route.endpoints, *route.set_aside):
-                counts[endpoint.revision] = counts.get(endpoint.revision, 0) + endpoint.ready
-            for revision, count in counts.items():
-                endpoints.add_metric((*key, revision), count)
-        yield from (waiting, in_flight, endpoints, cached, objectives, thresholds, maintenance)
