@@ -1,4 +1,4 @@
-"""Writes docs/reference/metrics.md: every metric of gateway, worker and operator, read from the code that defines it.
+"""Writes docs/metrics.md: every metric of gateway, worker and operator, read from the code that defines it.
 
 Run by `make generate`; a unit test holds page and code together.
 """
@@ -15,7 +15,7 @@ from rerank_gateway.waiting import Queues
 from rerank_operator.controller import metrics as operator_metrics
 from rerank_worker.metrics import Metrics as WorkerMetrics
 
-PAGE = Path(__file__).with_name("metrics.md")
+PAGE = Path(__file__).parents[1] / "metrics.md"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The pieces of PromQL that the dashboards are written with. Metrics are those of docs/reference/metrics.md.
+"""The pieces of PromQL that the dashboards are written with. Metrics are those of docs/metrics.md.
 
 Pure. Nothing here knows a namespace, a Reranker or a revision by name: Grafana's variables choose.
 """

@@ -64,7 +64,7 @@ def test_no_command_shows_a_part_for_the_whole(page: Path):
 
 def test_every_metric_that_is_named_exists():
     known = {"up"} | recorded()
-    reference = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    reference = (ROOT / "docs" / "metrics.md").read_text()
     known |= set(re.findall(r"^\| `(\w+)` \|", reference, re.MULTILINE))
     named = {name for text in PAGES.values() for one in queries(text) for name in re.findall(r"rerank[_:][\w:]+", one)}
     assert named - known == set()

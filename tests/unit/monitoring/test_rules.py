@@ -97,9 +97,7 @@ def test_what_is_pasted_from_a_runbook_makes_nothing_smaller_by_chance(path: Pat
 def test_every_metric_exists():
     """In the reference, or recorded by a rule before."""
     known = {"up", "ALERTS"} | set(rules.OTHERS)
-    for name, kind in re.findall(
-        r"^\| `(\w+)` \| (\w+)", (ROOT / "docs/reference/metrics.md").read_text(), re.MULTILINE
-    ):
+    for name, kind in re.findall(r"^\| `(\w+)` \| (\w+)", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE):
         known |= {f"{name}_bucket", f"{name}_sum", f"{name}_count"} if kind == "histogram" else {name}
     recorded: set[str] = set()
     unknown = set()
