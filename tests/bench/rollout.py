@@ -53,6 +53,8 @@ BAD = {
     "p95 +20 %, p50 +20 %": replace(ARM, latency=LogNormal(1.2 * P50, 1.2 * P95)),
     "errors +1 point": replace(ARM, error_rate=0.011),
     "nDCG -0.02": replace(GOLDEN, quality=Quality(0.68, 0.2)),
+    "gross, ten times slower": replace(ARM, latency=LogNormal(10 * P50, 10 * P95)),
+    "gross, errors +10 points": replace(ARM, error_rate=0.101),
 }
 
 

@@ -1,7 +1,8 @@
-"""What in a scenario the judge was not seen to stand: a rollback there may be chance ("Too alike to judge" in
-docs/canary-judge.md). Tells; changes no figure.
+"""What in a scenario is likely no one's intent, or what the judge was not seen to stand: a rollback there may be chance
+("Too alike to judge" in docs/canary-judge.md). Tells; changes no figure.
 """
 
+from collections.abc import Sequence
 from statistics import median
 
 from rerank_operator.rollout.judge.dependence import ALONE, LAGS, Flags, design_effect
@@ -18,6 +19,19 @@ is 0.5, give or take 0.06 (computed from a design effect of 13)."""
 
 def doubts(scenario: Scenario) -> list[str]:
     """One sentence each."""
+    return [*_of_weights(scenario.weights), *_of_likeness(scenario)]
+
+
+def _of_weights(weights: Sequence[float]) -> list[str]:
+    if weights[-1] > 1:
+        return []
+    return [
+        f"weights: the last of {list(weights)} is {weights[-1]:g} %, so the canary never gets more: if these are "
+        "shares, write them as percents"
+    ]
+
+
+def _of_likeness(scenario: Scenario) -> list[str]:
     correlation = scenario.correlation
     if correlation is None:
         return [*_of_levels("stable", scenario.stable), *_of_levels("canary", scenario.canary), *_of_canary(scenario)]

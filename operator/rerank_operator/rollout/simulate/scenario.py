@@ -34,6 +34,7 @@ FIELDS = (
     "weights",
     "correlation",
     "bursts",
+    "ndcg_sd",
     "golden_queries",
     "golden_correlation",
     "stable",
@@ -42,7 +43,14 @@ FIELDS = (
 BURST_FIELDS = ("factor", "on_seconds", "off_seconds")
 QUALITY_FIELDS = ("ndcg", "ndcg_sd", "golden_queries")
 ARM_FIELDS = ("error_rate", "latency", *QUALITY_FIELDS)
-NDCG_FIELDS = ("mean", "ndcg_sd", "golden_queries")
+NDCG_FIELDS = {
+    "mean": "ndcg",
+    "ndcg": "ndcg",
+    "ndcg_sd": "ndcg_sd",
+    "sd": "ndcg_sd",
+    "golden_queries": "golden_queries",
+}
+"""What may stand in an arm's ``ndcg``, and the arm's field that it means."""
 LATENCY_FIELDS = ("p50_seconds", "p95_seconds", "samples")
 
 
@@ -163,13 +171,14 @@ def _scenario(body: Any, folder: Path) -> Scenario:
         raise ValueError(f"{missing}.ndcg: is missing: state it for both arms, or for none to leave the golden set out")
     stated = {"stable.golden_queries": stable_queries, "canary.golden_queries": canary_queries}
     if "golden_queries" in fields:
-        stated["golden_queries"] = _whole("golden_queries", fields["golden_queries"], 1, 10**6)
+        stated["golden_queries"] = _whole("golden_queries", fields["golden_queries"], 0, 10**6)
     queries = {count for count in stated.values() if count is not None}
     if len(queries) > 1:
         told = ", ".join(f"{name} is {count}" for name, count in stated.items() if count is not None)
         raise ValueError(f"{told}: both arms answer the same queries: state one number")
-    if stable.quality is not None and not queries:
-        raise ValueError("golden_queries: is missing: state how many queries the golden set has (ndcg is of them)")
+    if stable.quality is not None and queries <= {0}:
+        missing = "is 0" if queries else "is missing"
+        raise ValueError(f"golden_queries: {missing}: state how many queries the golden set has (ndcg is of them)")
     recorded = isinstance(stable.latency, Samples) or isinstance(canary.latency, Samples)
     correlation = _number("correlation", fields["correlation"], 0, 1) if "correlation" in fields else None
     found = Scenario(
@@ -179,7 +188,7 @@ def _scenario(body: Any, folder: Path) -> Scenario:
         seed=_whole("seed", fields.get("seed", 0), 0, 2**63),
         weights=_weights(fields["weights"]) if "weights" in fields else WEIGHTS,
         correlation=correlation if correlation is not None or recorded else 0.0,
-        bursts=_bursts(fields["bursts"]) if "bursts" in fields else None,
+        bursts=_bursts(fields["bursts"]) if fields.get("bursts") else None,
         golden_queries=queries.pop() if stable.quality is not None else 0,
         golden_correlation=_number("golden_correlation", fields.get("golden_correlation", GOLDEN_CORRELATION), 0, 1),
         stable=stable,
@@ -198,12 +207,16 @@ def _arm(name: str, fields: Mapping[str, Any], folder: Path) -> tuple[Arm, int |
     """And its ``golden_queries``, None where it states none."""
     body = dict(_mapping(name, _required("", fields, name), ARM_FIELDS))
     if isinstance(body.get("ndcg"), Mapping):
-        ndcg = dict(_mapping(f"{name}.ndcg", body["ndcg"], NDCG_FIELDS))
-        body["ndcg"] = _required(f"{name}.ndcg", ndcg, "mean")
-        for field in ndcg.keys() - {"mean"}:
+        ndcg = _mapping(f"{name}.ndcg", body.pop("ndcg"), tuple(NDCG_FIELDS))
+        for inner, value in ndcg.items():
+            field = NDCG_FIELDS[inner]
             if field in body:
-                raise ValueError(f"{name}.{field}: stands in {name}.ndcg too: state it once")
-            body[field] = ndcg[field]
+                raise ValueError(f"{name}.{field}: stands twice, once as {name}.ndcg.{inner}: state it once")
+            body[field] = value
+        if "ndcg" not in body:
+            raise ValueError(f"{name}.ndcg.mean: is missing: state it")
+    if "ndcg" in body and "ndcg_sd" in fields:
+        body.setdefault("ndcg_sd", fields["ndcg_sd"])
     quality = None
     if "ndcg" in body:
         quality = Quality(
@@ -218,7 +231,7 @@ def _arm(name: str, fields: Mapping[str, Any], folder: Path) -> tuple[Arm, int |
         latency=_latency(f"{name}.latency", _required(name, body, "latency"), folder),
         quality=quality,
     )
-    return arm, None if queries is None else _whole(f"{name}.golden_queries", queries, 1, 10**6)
+    return arm, None if queries is None else _whole(f"{name}.golden_queries", queries, 0, 10**6)
 
 
 def _latency(name: str, value: Any, folder: Path) -> LogNormal | Samples:

@@ -44,6 +44,13 @@ def test_a_correlation_beyond_that_is(correlation: float):
     assert told.startswith("correlation: ")
 
 
+def test_percents_that_look_like_shares_are():
+    """Regression: [0.01, 0.05, 0.5, 1.0] was taken for 1 % at most, and every run was held without a word."""
+    (told,) = doubts(replace(scenario(0.0), weights=(0.01, 0.05, 0.5, 1.0)))
+    assert told.startswith("weights: the last of [0.01, 0.05, 0.5, 1.0] is 1 %")
+    assert doubts(replace(scenario(0.0), weights=(0.5, 1.0, 5.0))) == []
+
+
 def test_a_recording_that_is_slow_for_long_is():
     slow = recorded(9000, slow=range(1500))
     (told,) = doubts(scenario(None, slow, recorded(9000)))

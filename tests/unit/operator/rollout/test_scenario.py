@@ -68,6 +68,8 @@ def test_everything_can_be_stated(tmp_path: Path):
         ({}, {"ndcg": 0.7, "ndcg_sd": 0.2, "golden_queries": 40}),
         ({}, {"ndcg": {"mean": 0.7, "ndcg_sd": 0.2, "golden_queries": 40}}),
         ({"golden_queries": 40}, {"ndcg": {"mean": 0.7}, "ndcg_sd": 0.2, "golden_queries": 40}),
+        ({"golden_queries": 40, "ndcg_sd": 0.2}, {"ndcg": 0.7}),
+        ({"golden_queries": 40, "ndcg_sd": 0.3}, {"ndcg": {"ndcg": 0.7, "sd": 0.2}}),
     ],
 )
 def test_the_golden_set_may_stand_at_the_top_or_in_the_arms(tmp_path: Path, shared: dict, arm: dict):
@@ -104,6 +106,11 @@ def test_what_is_left_empty_is_not_stated(tmp_path: Path):
     optional = ("runs", "seed", "weights", "correlation", "bursts", "golden_queries", "golden_correlation")
     stated = LEAST | dict.fromkeys(optional) | {"stable": arm}
     assert read_scenario(write(tmp_path, stated)) == read_scenario(write(tmp_path, LEAST))
+
+
+@pytest.mark.parametrize("nothing", [{"bursts": {}}, {"bursts": False}, {"golden_queries": 0}, {"ndcg_sd": 0.2}])
+def test_none_may_be_said_in_other_ways(tmp_path: Path, nothing: dict[str, Any]):
+    assert read_scenario(write(tmp_path, LEAST | nothing)) == read_scenario(write(tmp_path, LEAST))
 
 
 def test_a_whole_number_may_have_a_point(tmp_path: Path):
@@ -185,9 +192,16 @@ QUALITY: dict[str, Any] = {"ndcg": 0.7, "ndcg_sd": 0.2, "golden_queries": 200}
         (with_arm(ndcg=0.7), "canary.ndcg_sd: is missing"),
         (with_arm(ndcg=1.2, ndcg_sd=0.2), "canary.ndcg: 1.2 must be a number from 0 to 1"),
         (with_arm(ndcg={"ndcg_sd": 0.2}), "canary.ndcg.mean: is missing"),
-        (with_arm(ndcg={"mean": 0.2, "sd": 0.2}), "canary.ndcg.sd: there is no such field; the nearest is ndcg_sd"),
-        (with_arm(ndcg={"mean": 0.7, "ndcg_sd": 0.2}, ndcg_sd=0.3), "canary.ndcg_sd: stands in canary.ndcg too"),
-        (with_arm(golden_queries=0), "canary.golden_queries: 0 must be a whole number from 1"),
+        (with_arm(ndcg={"mean": 0.2, "std": 0.2}), "canary.ndcg.std: there is no such field; the nearest is sd"),
+        (with_arm(ndcg={"mean": 0.7, "sd": 0.2}, ndcg_sd=0.3), "canary.ndcg_sd: stands twice, once as canary.ndcg.sd"),
+        (with_arm(ndcg={"mean": 0.7, "ndcg": 0.7}), "canary.ndcg: stands twice, once as canary.ndcg.ndcg"),
+        (with_arm(golden_queries=-1), "canary.golden_queries: -1 must be a whole number from 0"),
+        (
+            LEAST
+            | {"golden_queries": 0}
+            | {name: STABLE | {"ndcg": 0.7, "ndcg_sd": 0.2} for name in ("stable", "canary")},
+            "golden_queries: is 0: state how many",
+        ),
         (
             LEAST | {"stable": STABLE | QUALITY, "canary": STABLE | QUALITY | {"golden_queries": 100}},
             "stable.golden_queries is 200, canary.golden_queries is 100: both arms answer the same queries",
