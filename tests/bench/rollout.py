@@ -2,10 +2,13 @@
 back, and after how many requests a bad one; JSON out.
 
     python tests/bench/rollout.py [--runs 200] [--judges ours,flagger,kayenta] [--only SUBSTRING] [--samples FILE]
+    python tests/bench/rollout.py --drawn 200 --runs 40 [--judges ours,flagger,kayenta]
 
 Healthy canaries at each rate, share of errors and correlation of latencies; then bad ones at each rate. Each row can be
 run alone: --only takes a part of its name. --samples adds healthy rows
 that replay a file of recorded latencies (seconds, one a line; tests/bench/latencies.py records one) in both arms.
+--drawn has so many healthy rows instead of all these, in which everything is drawn by chance: rate, steps, errors,
+latencies and how alike neighbours are, bursts, and a golden set or none.
 
 Every run is deterministic, and each judge meets the same draws. The figures are of a model (docs/canary-judge.md), not
 of a cluster. A share of N runs is known to about 2 sqrt(share (1 - share) / N); none in 200 still allows 1.5 %.
@@ -13,6 +16,8 @@ of a cluster. A share of N runs is known to about 2 sqrt(share (1 - share) / N);
 
 import argparse
 import json
+import math
+import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -91,6 +96,43 @@ def scenarios(recorded: Sequence[Samples]) -> Iterator[tuple[str, Scenario]]:
             yield f"{what}, {rate:g}/s", scenario(rate, GOLDEN if canary.quality else ARM, canary)
 
 
+REQUESTS = (3_000.0, 60_000.0)
+"""Of a rollout that is drawn, about."""
+STEPS = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 50.0, 60.0, 75.0, 90.0)
+
+
+def drawn(number: int) -> tuple[str, Scenario]:
+    """The same for the same number."""
+    chance = random.Random(number)
+    rate = chance.choice(list(HORIZONS))
+    bursts, busier = None, 1.0
+    if chance.random() < 0.5:
+        bursts = Bursts(chance.uniform(2, 10), chance.uniform(10, 120), chance.uniform(60, 600))
+        busier = (bursts.factor * bursts.on + bursts.off) / (bursts.on + bursts.off)
+    weights = sorted(chance.sample(STEPS, chance.randint(1, 6)))
+    errors = chance.choice((0.0, 0.0005, 0.001, 0.005, 0.02, chance.uniform(0, 0.05)))
+    p50 = _between(chance, 0.01, 0.5)
+    latency = LogNormal(p50, p50 * _between(chance, 1.2, 10))
+    golden = chance.random() < 0.4
+    quality = Quality(chance.uniform(0.4, 0.95), chance.uniform(0.1, 0.35)) if golden else None
+    correlation = chance.choice((0.0, 0.5, 0.9, 0.95, 0.99, chance.uniform(0, 0.99)))
+    arm = Arm(errors, latency, quality)
+    found = replace(
+        scenario(rate, arm, arm, correlation),
+        seed=number,
+        horizon=_between(chance, *REQUESTS) / rate / busier,
+        weights=(*weights, 100.0) if chance.random() < 0.5 else tuple(weights),
+        bursts=bursts,
+        golden_queries=chance.randint(20, 500) if golden else 0,
+    )
+    return f"healthy, drawn {number}, {rate:g}/s", found
+
+
+def _between(chance: random.Random, least: float, most: float) -> float:
+    """As often in each of its octaves."""
+    return math.exp(chance.uniform(math.log(least), math.log(most)))
+
+
 HEAD = (
     "| scenario | judge | rolled back | promoted | held | canary's requests to rollback p50 / p90 "
     "| seconds to decision p50 | users' requests on the canary p50 |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
@@ -109,6 +151,20 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def totals(rows: Sequence[dict[str, Any]], judges: Sequence[str]) -> dict[str, Any]:
+    """Of all healthy rollouts, by judge; ``most``: the largest share of one row that was rolled back."""
+    found: dict[str, Any] = {}
+    for place, judge in enumerate(judges):
+        healthy = [row["judges"][place] for row in rows if row["scenario"].startswith("healthy")]
+        counts = {
+            what: sum(round(one[f"{what}_rate"] * one["runs"]) for one in healthy)
+            for what in ("rollback", "promote", "hold")
+        }
+        most = max((one["rollback_rate"] for one in healthy), default=0.0)
+        found[judge] = {"runs": sum(one["runs"] for one in healthy), **counts, "most": most}
+    return found
+
+
 def figure(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
 
@@ -119,6 +175,9 @@ def main() -> None:
     parser.add_argument("--judges", default=",".join(JUDGES), help="separated by commas; default: all")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="rows whose name has it")
     parser.add_argument("--samples", type=Path, action="append", default=[], metavar="FILE", help="repeatable")
+    parser.add_argument(
+        "--drawn", type=int, metavar="NUMBER", help="so many healthy rows at random, instead of all others"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the JSON goes; default: the output stream")
     parser.add_argument("--table", action="store_true", help="a table in Markdown on the error stream too")
     options = parser.parse_args()
@@ -128,7 +187,8 @@ def main() -> None:
     recorded = [read_samples(str(path), path) for path in options.samples]
     rows: list[dict[str, Any]] = []
     began = time.perf_counter()
-    for name, found in scenarios(recorded):
+    chosen = scenarios(recorded) if options.drawn is None else map(drawn, range(options.drawn))
+    for name, found in chosen:
         if options.only in name:
             run = replace(found, runs=options.runs)
             row: dict[str, Any] = {"scenario": name, "judges": []}
@@ -138,7 +198,8 @@ def main() -> None:
                 row["judges"].append(one)
                 print(f"{time.perf_counter() - began:7.1f} s  {name}: {judge} done", file=sys.stderr)
             rows.append(row)
-    results = json.dumps({"took_seconds": round(time.perf_counter() - began, 1), "rows": rows}, indent=2)
+    took = round(time.perf_counter() - began, 1)
+    results = json.dumps({"took_seconds": took, "healthy": totals(rows, judges), "rows": rows}, indent=2)
     if options.json:
         options.json.write_text(results + "\n")
     else:
