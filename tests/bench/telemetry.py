@@ -10,9 +10,9 @@ Some of each, started once:
 - on: metrics scraped every 5 seconds, a line a request, 1 in 100 requests traced to a collector on loopback;
 - traced: the same with every request traced.
 
-Gateway: at full load, one after the other for some seconds each round, with a core of its own where there are two; 16
-clients that ask for 50 documents, and a worker that answers at once (full_load.py). What counts is requests a second,
-and the CPU time of the gateway's process a request.
+Gateway: at full load, one after the other for half a second until each had its seconds of the round, with a core of its
+own where there are two; 16 clients that ask for 50 documents, and a worker that answers at once (full_load.py). What
+counts is requests a second, and the CPU time of the gateway's process a request.
 
 Worker: 16 clients, the demo model on one core, the workers loaded in turn; what counts is pairs a second.
 
@@ -59,6 +59,8 @@ CLIENTS = 16
 SCRAPE_SECONDS = 5.0
 UNTOLD = (sys.executable, Path(__file__).with_name("untold.py"))
 WARM_UP_ROUNDS = 1
+SLICE_SECONDS = 0.5
+"""Of load on one gateway at a time: the machine's speed changes within seconds."""
 REQUESTS = 16
 """Of a worker, in each round."""
 METRICS_PATH = "/metrics"
@@ -248,20 +250,32 @@ async def _gateway_rounds(
                 await scrapes.enter_async_context(scraped(f"{started[variant.name][2]}{METRICS_PATH}"))
         for number in range(WARM_UP_ROUNDS + options.rounds):
             figures.note(f"gateway: round {number + 1 - WARM_UP_ROUNDS} of {options.rounds}")
-            for variant in in_turn(OF_GATEWAYS, number):
-                pid, api, _ = started[variant.name]
-                cpu_before, began = cpu_seconds(pid), time.monotonic()
-                answered = await full_load.ask(f"{api}/v2/rerank", body, CLIENTS, options.seconds)
-                took, cpu_took = time.monotonic() - began, cpu_seconds(pid) - cpu_before
-                if number >= WARM_UP_ROUNDS:
-                    rates[variant.name].append(answered / took)
-                    cpu[variant.name].append(1000 * cpu_took / answered)
+            sums = await _slices(started, body, options.seconds)
+            for name, (answered, took, cpu_took) in sums.items() if number >= WARM_UP_ROUNDS else ():
+                rates[name].append(answered / took)
+                cpu[name].append(1000 * cpu_took / answered)
         series = await _series(client, f"{started['on'][2]}{METRICS_PATH}", 'reranker="served"')
     return {
         "series_a_reranker": series,
         "throughput": compared(rates, "requests a second"),
         "cpu_a_request": compared(cpu, "ms of the gateway's process"),
     }
+
+
+async def _slices(
+    started: Mapping[str, tuple[int, str, str]], body: bytes, seconds: float
+) -> dict[str, tuple[float, float, float]]:
+    """Of each gateway the requests answered, the seconds and the CPU seconds that they took."""
+    sums = dict.fromkeys(started, (0.0, 0.0, 0.0))
+    for number in range(round(seconds / SLICE_SECONDS)):
+        for variant in in_turn(OF_GATEWAYS, number):
+            pid, api, _ = started[variant.name]
+            cpu, began = cpu_seconds(pid), time.monotonic()
+            answered = await full_load.ask(f"{api}/v2/rerank", body, CLIENTS, SLICE_SECONDS)
+            more = answered, time.monotonic() - began, cpu_seconds(pid) - cpu
+            before = sums[variant.name]
+            sums[variant.name] = before[0] + more[0], before[1] + more[1], before[2] + more[2]
+    return sums
 
 
 def _move(pid: int, cores: set[int]) -> None:
