@@ -358,7 +358,8 @@ class _Planner:
             elif self._is_done_with(found, replicas, handover):
                 actions.append(_delete(DEPLOYMENTS, found.body))
             else:
-                actions.extend(self._scale(found, replicas, *lent.get(revision, (None, None))))
+                scaled = self._scale(found, replicas, *lent.get(revision, (None, None)))
+                actions.extend(scaled or self._renew(found, replicas, handover, rejected))
         return actions
 
     def _apply_target(
@@ -389,6 +390,21 @@ class _Planner:
         except BadSpec:
             return []
         return apply_if_different(DEPLOYMENTS, manifest, None, deleted=True)
+
+    def _renew(
+        self, found: DeploymentState, replicas: int, handover: Handover, rejected: RejectedRevision | None
+    ) -> list[Action]:
+        """Who serves beside a canary, or because the target was rejected, may do so for weeks: a newer image reaches
+        it, and both arms run the same. In a plain handover its workers are about to go, and stay as they are."""
+        stays = self.course.judging or rejected is not None
+        stored = self.stored.get(found.revision)
+        if not stays or found.revision != handover.current or found.lent_to or stored is None or stored.spec is None:
+            return []
+        try:
+            manifest = self._deployment(found.revision, stored.spec, replicas)
+        except BadSpec:
+            return []
+        return apply_if_different(DEPLOYMENTS, manifest, found.body)
 
     def _scale(
         self, found: DeploymentState, replicas: int, lent_to: str | None, fits: int | None = None

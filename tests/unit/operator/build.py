@@ -104,6 +104,7 @@ class World:
         self.now = NOW
         self.problem: Problem | None = None
         self.findings: Findings | None = None
+        self.worker = WORKER
 
     def put(self, kind: Kind, body: dict[str, Any]) -> dict[str, Any]:
         self.version += 1
@@ -123,7 +124,7 @@ class World:
         return observed
 
     def plan(self) -> Plan:
-        return make_plan(self.observe(), WORKER, self.now, self.problem, findings=self.findings)
+        return make_plan(self.observe(), self.worker, self.now, self.problem, findings=self.findings)
 
     def deployment(self, revision: str) -> dict[str, Any] | None:
         return self.store.get(DEPLOYMENTS, NAMESPACE, object_name(NAME, revision))

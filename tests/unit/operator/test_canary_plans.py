@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 from rerank_api import names
 from rerank_api.outcome import Outcome
 from rerank_api.reranker import CheckVerdict, DifferedRequest, RolloutCheck
-from rerank_operator.controller.kinds import CONTROLLER_REVISIONS, PODS
+from rerank_operator.controller.kinds import CONTROLLER_REVISIONS, DEPLOYMENTS, PODS
 from rerank_operator.controller.plan import Apply, Scale
 from rerank_operator.controller.scene import LARGEST_OUTCOME
 from rerank_operator.controller.times import format_time
+from rerank_operator.manifests.pod_template import WorkerImage
 from rerank_operator.rollout.canary import Findings
 from unit.operator.build import KEY, MODEL_A, MODEL_B, World, crashed
 
+NEWER = WorkerImage("registry.example/worker:2")
 MODEL_C = {"uri": "file:///models/c"}
 CANARY = {"strategy": "Canary", "steps": [5, 50], "goldenSet": {"configMap": "golden"}}
 
@@ -277,6 +279,36 @@ def test_an_ab_test_holds_its_split_whatever_its_figures_say():
     world.annotate(names.ANNOTATION_ABORT, world.rollout["started"])
     world.settle()
     assert world.rollout["phase"] == "RolledBack"
+
+
+def images(world: World) -> dict[str, str]:
+    return {
+        body["metadata"]["labels"][names.LABEL_REVISION]: body["spec"]["template"]["spec"]["containers"][0]["image"]
+        for body in world.store.children(DEPLOYMENTS, KEY)
+    }
+
+
+@pytest.mark.parametrize("strategy", ["Canary", "ABTest"])
+def test_a_newer_image_reaches_both_arms(strategy: str):
+    """Regression: stable kept the image and the tracing of before until the canary had ended, and the arms differed."""
+    world = Rollout(strategy=strategy, steps=[50])
+    world.find(golden=check("golden"), mirror=check("mirror"))
+    world.worker = NEWER
+    world.settle()
+    assert images(world) == {world.a: NEWER.image, world.b: NEWER.image}
+    assert (world.replicas()[world.a], world.percents) == (4, {world.a: 50, world.b: 50})
+
+
+def test_a_newer_image_reaches_who_serves_where_the_target_was_rejected():
+    """Regression: it reached the rejected revision only, which has no workers."""
+    world = Rollout()
+    world.find(golden=check("golden", "fail"))
+    assert world.rollout["phase"] == "RolledBack"
+    world.worker, world.findings = NEWER, None
+    world.settle()
+    assert images(world)[world.a] == NEWER.image
+    assert world.replicas() == {world.a: 4, world.b: 0}
+    assert world.step().actions == ()
 
 
 def test_the_spec_turns_to_a_third_revision_or_back():
