@@ -48,6 +48,9 @@ def troubles(reranker: Reranker) -> dict[str, str]:
     if degraded is not None and degraded.status == "True" and degraded.reason != "RevisionRejected":
         why = f"{degraded.reason}: {degraded.message}"
         told |= {"degraded": why} if why not in told.values() else {}
+    annotations = found.get("Annotations")
+    if annotations is not None and annotations.status == "False":
+        told["no effect"] = annotations.message
     return told
 
 

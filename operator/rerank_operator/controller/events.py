@@ -108,7 +108,7 @@ def scaled(was: dict[str, Any], verdict: Verdict | None) -> tuple[Event, ...]:
 
 def of_condition(was: dict[str, Any], now: Condition) -> list[Event]:
     changed = (was.get("status"), was.get("reason")) != (now.status, now.reason)
-    if not changed:
+    if not changed and (now.type != ANNOTATIONS or was.get("message") == now.message):
         return []
     if now.type == DEGRADED and now.status == "True":
         return [Event("Warning", now.reason, "Reconcile", now.message)]

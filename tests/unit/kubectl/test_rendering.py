@@ -267,6 +267,7 @@ def test_why_nothing_serves_is_told():
     [
         ([condition("Ready", "True"), condition("Degraded", "True", "no GPU")], "  degraded   ModelLoadFailed: no GPU"),
         ([condition("Ready", "Unknown", "silent"), condition("Degraded", "False")], "  not ready  ModelLoadFailed: s"),
+        ([condition("Ready", "True"), condition("Annotations", "False", "retry=later")], "  no effect  retry=later"),
     ],
 )
 def test_what_is_wrong_with_what_serves_is_told(conditions: list[dict[str, Any]], text: str):

@@ -223,6 +223,16 @@ def test_an_annotation_that_does_nothing_is_told(annotation: str, value: str, sa
     assert ("Annotations" in world.types) == (annotation == "rerank.dev/promot")
 
 
+def test_each_annotation_that_does_nothing_is_told():
+    """Regression: the second one was told in the condition only."""
+    world = Noticed()
+    world.annotate(names.ANNOTATION_RETRY, "now")
+    assert world.told() == ["AnnotationIgnored"]
+    world.annotate(names.ANNOTATION_ROLLOUT_PAUSED, "yes")
+    assert world.told() == ["AnnotationIgnored"]
+    assert world.told() == []
+
+
 @pytest.mark.parametrize(
     ("annotation", "value"),
     [
