@@ -35,7 +35,8 @@ def render() -> str:
         "<!-- Written by docs/reference/metrics.py: change the code, then `make generate`. -->",
         "",
         "Base units throughout; labels are bounded (objects that exist, HTTP codes, fixed reasons). Beside these "
-        "stands what prometheus_client adds by itself: `process_*`, `python_*`, and in the plain text format `*_created`.",
+        "stands what prometheus_client adds by itself: `process_*`, `python_*`, and in the plain text format "
+        "`*_created`.",
     ]
     for title, port, registry in parts:
         lines += ["", f"## {title} ({port})", "", "| metric | type | labels | what |", "| --- | --- | --- | --- |"]
