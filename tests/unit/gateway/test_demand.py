@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rerank_api import wire
 from rerank_api.demand import DEMAND_PATH, DemandLine, RerankerDemand, decode_line, encode_line
@@ -379,7 +379,6 @@ EVENTS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(EVENTS)
 def test_whenever_a_reader_reads_it_has_what_a_full_line_tells(events: list[tuple[str, int]]) -> None:
     async def play() -> None:

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict, deque
 from itertools import count
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rerank_api.wire import Priority
 from rerank_gateway.ordering import LARGEST_STEP, PRIORITIES, REMEMBERED, YIELD, Order
@@ -90,7 +90,6 @@ def test_who_has_just_been_served_does_not_come_in_as_new() -> None:
     assert Counter(served)["one"] <= 4
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(1, 1000), min_size=5, max_size=30), min_size=2, max_size=5))
 def test_clients_that_wait_all_the_time_get_the_same(sizes: list[list[int]]) -> None:
     """Goyal, Vin and Cheng, theorem 1: no two differ by more than one largest request of each."""
@@ -114,7 +113,6 @@ def test_clients_that_wait_all_the_time_get_the_same(sizes: list[list[int]]) -> 
 
 
 @pytest.mark.parametrize("priority", ["normal", "low"])
-@settings(deadline=None)
 @given(tokens=st.integers(1, 300), sizes=st.lists(st.integers(1, 500), min_size=1, max_size=20))
 def test_higher_classes_let_a_lower_one_have_its_turn(priority: Priority, tokens: int, sizes: list[int]) -> None:
     """However much of higher priority comes: a request waits for YIELD times its tokens, and one request more."""
@@ -266,7 +264,6 @@ _OPERATIONS = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(_OPERATIONS, max_size=200))
 def test_nothing_is_lost_or_served_twice(operations: list[tuple[str, str, Priority, int]]) -> None:
     order: Order[Item] = Order()

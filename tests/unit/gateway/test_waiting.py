@@ -5,7 +5,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rerank_api.wire import Priority
 from rerank_gateway.bounds import deadline, retry_after
@@ -420,7 +420,6 @@ _EVENTS = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(_EVENTS, max_size=60))
 def test_nothing_is_lost_or_counted_twice(events: list[tuple[str, Priority, float, str]]) -> None:
     """Whatever happens in whatever order: no more is outstanding than allowed, and nobody waits for a free endpoint."""

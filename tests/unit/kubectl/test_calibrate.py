@@ -69,7 +69,7 @@ def test_scores_that_are_right_are_left_alone():
     assert "Nothing to change" in calibrate.page(found, CALL)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(2, 12), st.floats(0.05, 20), st.floats(0.05, 20))
 def test_the_labels_are_never_less_likely_afterwards(queries: int, true: float, in_force: float):
     labelled = drawn(queries, true)

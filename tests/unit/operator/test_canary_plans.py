@@ -470,7 +470,7 @@ def test_what_is_kept_of_earlier_rollouts_is_bounded():
 Evil = Literal["good", "golden", "mirror", "errors", "crash", "abort", "promote"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from(["step", "kill", "golden", "mirror", "next", "pods"]), max_size=40),
     st.sampled_from(["good", "errors", "abort", "golden"]),

@@ -323,7 +323,7 @@ class Turning(World):
             self.want(self.model, **self.spec)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(TURNS, max_size=50), st.sampled_from([5, 1000]), st.sampled_from([(), BEGUN]))
 def test_in_whatever_order_things_are_done(turns: list[Any], room: int, first: tuple[Any, ...]):
     """Shares are one a revision and 100 together, a canary gets none before Traffic and never more than its share, and

@@ -471,7 +471,7 @@ specs = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(changes=st.lists(st.tuples(specs, st.integers(0, 4)), min_size=1, max_size=5), room=st.integers(1, 6))
 def test_any_history_of_specs_converges(changes: list[tuple[dict[str, Any], int]], room: int):
     """Specs change in the middle of rollouts; in the end only what was asked for last is there, as far as it fits."""

@@ -209,7 +209,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(STEPS)
 def test_any_history_neither_makes_up_nor_loses_requests(steps: list[tuple[int, str]]):
     totals = Totals()

@@ -69,7 +69,7 @@ def whole(query: str, document: str) -> list[int]:
     return TOKENIZER(QWEN.text(query, document), add_special_tokens=False)["input_ids"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXTS, TEXTS)
 def test_tokens_are_those_of_the_whole_text(query: str, document: str) -> None:
     pair, _, _ = PAIRS.pair(PAIRS.query(query), PAIRS.documents([document])[0])

@@ -211,7 +211,7 @@ class EveryRequest(RuleBasedStateMachine):
 
 
 TestEveryRequestIsFinishedOnce = EveryRequest.TestCase
-TestEveryRequestIsFinishedOnce.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestEveryRequestIsFinishedOnce.settings = settings(max_examples=60, stateful_step_count=30)
 
 
 def test_priorities_go_in_order_and_are_told_apart() -> None:

@@ -79,7 +79,7 @@ LABELLED = st.lists(st.tuples(st.floats(-50, 50), st.booleans()), min_size=2, ma
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(LABELLED, st.floats(LOWEST, HIGHEST))
 def test_no_temperature_is_likelier_than_the_fitted_one(pairs: list[tuple[float, bool]], other: float):
     logits, relevant = [logit for logit, _ in pairs], [label for _, label in pairs]

@@ -34,7 +34,7 @@ LOOK = st.tuples(
 
 
 @given(st.integers(0, 1000), st.integers(0, 3000), st.lists(LOOK, min_size=1, max_size=12), st.sets(st.integers(0, 12)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_round_trip_anywhere_changes_no_verdict(
     seed: int, before: int, looks: list[tuple[int, int, float, float]], restarts: set[int]
 ):

@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rerank_operator.rollout.simulate.mann_whitney import TOLERANCE, AllTied, shift, statistic
 from scipy.stats import mannwhitneyu, norm
@@ -47,7 +47,6 @@ class TestStatistic:
 
 class TestShift:
     @given(sizes, sizes, st.integers(0, 2**32), st.sampled_from([0.8, 0.95, 0.98]))
-    @settings(deadline=None)
     def test_is_read_off_the_sorted_pairwise_differences(self, m: int, n: int, seed: int, confidence: float):
         x, y = drawn(seed, m, n)
         differences = sorted(here - there for here in x for there in y)
@@ -63,7 +62,6 @@ class TestShift:
         assert before - TOLERANCE <= found.estimate <= after + TOLERANCE
 
     @given(st.integers(10, 60), st.integers(10, 60), st.integers(0, 2**32))
-    @settings(deadline=None)
     def test_the_interval_holds_the_shifts_that_scipy_does_not_reject(self, m: int, n: int, seed: int):
         x, y = drawn(seed, m, n)
         found = shift(x, y, 0.98)

@@ -164,7 +164,7 @@ ARRIVALS = st.lists(
 ).map(sorted)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     traces=st.lists(ARRIVALS, min_size=1, max_size=3),
     orders=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=20),
