@@ -15,14 +15,14 @@ SAMPLER = "OTEL_TRACES_SAMPLER"
 SAMPLER_ARGUMENT = "OTEL_TRACES_SAMPLER_ARG"
 BY_RATIO = "parentbased_traceidratio"
 """The sampler: as the caller has decided, and for a trace that begins here, a share of them by its id."""
-
-_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 BY_DEFAULT = "parentbased_always_on"
 WITH_RATIO = (BY_RATIO, "traceidratio")
 ALWAYS = (BY_DEFAULT, "always_on")
 NEVER = ("parentbased_always_off", "always_off")
 PARENT_BASED = (BY_RATIO, BY_DEFAULT, "parentbased_always_off")
 SAMPLERS = (*WITH_RATIO, *ALWAYS, *NEVER)
+
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
 
 def traces_wanted(environment: Mapping[str, str]) -> bool:

@@ -18,8 +18,8 @@ Worker: 16 clients, the demo model on one core, the workers loaded in turn; what
 
 Each round goes the other way round. Ratios are of medians over the rounds, with the range of the rounds' own ratios.
 Beside it the series of one Reranker with one revision at a gateway, and those of a worker. Counting: in this process,
-what the gateway does for one request's metrics and line, and how long a scrape of 300 Rerankers holds requests up; the
-least of many rounds.
+what the gateway does for one request's metrics, its line and a trace that is not kept, and how long a scrape of 300
+Rerankers holds requests up; the least of many rounds.
 """
 
 import argparse
@@ -35,6 +35,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import aiohttp
 import msgspec
@@ -42,6 +43,7 @@ from rerank_gateway import access, logs
 from rerank_gateway.cluster.state import Policy, build_table
 from rerank_gateway.metrics import Metrics
 from rerank_gateway.record import Record
+from rerank_gateway.tracing import Tracing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -194,7 +196,13 @@ def of_counting() -> dict[str, Any]:
     one = records[0]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         line = _least(lambda: logs.write(access._line(one, 0.02, 1.0)), COUNTED)
+    unsampled = environment(Variant("unsampled", told=True, scraped=False, traced=1e-9), "http://127.0.0.1:9")
+    with patch.dict(os.environ, unsampled):
+        tracing = Tracing(time.monotonic)
+    begun = _least(lambda: tracing.begin({}, "POST", "/v2/rerank", 1.0), COUNTED)
+    asyncio.run(tracing.close())
     return {
+        "unsampled_trace_us_a_request": round(1e6 * begun, 2),
         "metrics_us_a_request": round(1e6 * _least(lambda: metrics.answered(one, 0.02), COUNTED), 2),
         "line_us_a_request": round(1e6 * line, 2),
         "rerankers": RERANKERS,
@@ -267,7 +275,7 @@ async def _slices(
 ) -> dict[str, tuple[float, float, float]]:
     """Of each gateway the requests answered, the seconds and the CPU seconds that they took."""
     sums = dict.fromkeys(started, (0.0, 0.0, 0.0))
-    for number in range(round(seconds / SLICE_SECONDS)):
+    for number in range(max(1, round(seconds / SLICE_SECONDS))):
         for variant in in_turn(OF_GATEWAYS, number):
             pid, api, _ = started[variant.name]
             cpu, began = cpu_seconds(pid), time.monotonic()

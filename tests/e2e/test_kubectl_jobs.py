@@ -84,7 +84,7 @@ def test_tune_measures_beside_the_serving_worker_and_leaves_nothing(
     kube: Cluster, test_namespace: str, served: dict[str, Any], plugin: Plugin
 ):
     before = pods(kube, test_namespace)
-    report = plugin("tune", "--seconds=40")
+    report = plugin("tune", "--seconds=60")
     print(report)
     assert "\nRecommended: " in report  # of how many sizes is up to how busy the machine is
     spec = yaml.safe_load(report[report.index("\nspec:\n") :])["spec"]
@@ -97,7 +97,7 @@ def test_tune_measures_beside_the_serving_worker_and_leaves_nothing(
 
 
 def test_tune_as_json(served: dict[str, Any], plugin: Plugin):
-    told = json.loads(plugin("tune", "--seconds=40", "--json"))
+    told = json.loads(plugin("tune", "--seconds=60", "--json"))
     assert told["trials"]
 
 

@@ -382,14 +382,8 @@ class _Planner:
         return [*actions, *apply_if_different(DEPLOYMENTS, manifest, body, deleted)]
 
     def _restore(self, revision: str, replicas: int) -> list[Action]:
-        stored = self.stored.get(revision)
-        if replicas == 0 or stored is None or stored.spec is None:
-            return []
-        try:
-            manifest = self._deployment(revision, stored.spec, replicas)
-        except BadSpec:
-            return []
-        return apply_if_different(DEPLOYMENTS, manifest, None, deleted=True)
+        manifest = self._deployment_as_stored(revision, replicas) if replicas else None
+        return apply_if_different(DEPLOYMENTS, manifest, None, deleted=True) if manifest is not None else []
 
     def _renew(
         self, found: DeploymentState, replicas: int, handover: Handover, rejected: RejectedRevision | None
@@ -397,14 +391,10 @@ class _Planner:
         """Who serves beside a canary, or because the target was rejected, may do so for weeks: a newer image reaches
         it, and both arms run the same. In a plain handover its workers are about to go, and stay as they are."""
         stays = self.course.judging or rejected is not None
-        stored = self.stored.get(found.revision)
-        if not stays or found.revision != handover.current or found.lent_to or stored is None or stored.spec is None:
+        if not stays or found.revision != handover.current or found.lent_to:
             return []
-        try:
-            manifest = self._deployment(found.revision, stored.spec, replicas)
-        except BadSpec:
-            return []
-        return apply_if_different(DEPLOYMENTS, manifest, found.body)
+        manifest = self._deployment_as_stored(found.revision, replicas)
+        return apply_if_different(DEPLOYMENTS, manifest, found.body) if manifest is not None else []
 
     def _scale(
         self, found: DeploymentState, replicas: int, lent_to: str | None, fits: int | None = None
@@ -438,6 +428,16 @@ class _Planner:
 
     def _deployment(self, hash_: str, revision: RevisionSpec, replicas: int) -> dict[str, Any]:
         return deployment(self.owner, hash_, revision, replicas, self.spec.requests.timeout, self.worker)
+
+    def _deployment_as_stored(self, revision: str, replicas: int) -> dict[str, Any] | None:
+        """Of a revision that the spec does not ask for any more; None where it is not known any more."""
+        stored = self.stored.get(revision)
+        if stored is None or stored.spec is None:
+            return None
+        try:
+            return self._deployment(revision, stored.spec, replicas)
+        except BadSpec:
+            return None
 
     def _is_done_with(self, found: DeploymentState, replicas: int, handover: Handover) -> bool:
         """Nothing of an old revision is left, nor wanted: its last worker has finished its requests and gone."""
