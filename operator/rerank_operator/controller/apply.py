@@ -11,11 +11,11 @@ from rerank_api import names
 from rerank_api.reranker import Metadata
 
 from rerank_operator.controller import events, metrics
+from rerank_operator.controller.actions import Action, Apply, Delete, Mark, Scale
 from rerank_operator.controller.api import ApiError, KubeApi, Unreachable
 from rerank_operator.controller.conditions import Problem
 from rerank_operator.controller.events import Allowance, Event
 from rerank_operator.controller.kinds import DEPLOYMENTS, EVENTS, PODS, RERANKERS, Kind
-from rerank_operator.controller.plan import Action, Apply, Delete, Mark, Scale
 from rerank_operator.controller.store import Store
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ import msgspec
 from rerank_api.reranker import Metadata
 from rerank_api.warm_pool import WarmPoolSpec, parse_warm_pool
 
+from rerank_operator.controller.actions import Action, Mark, apply_if_different
 from rerank_operator.controller.conditions import Problem
 from rerank_operator.controller.diagnose import Diagnosis, diagnose
 from rerank_operator.controller.kinds import DEPLOYMENTS, WARM_POOLS, Key
 from rerank_operator.controller.observe import DeploymentState, deployment_state
-from rerank_operator.controller.plan import Action, Mark, apply_if_different
 from rerank_operator.controller.store import Store
 from rerank_operator.manifests.pod_template import BadSpec, WorkerImage
 from rerank_operator.manifests.warm_pool import deployment_name, warm_pool_deployment

@@ -5,10 +5,11 @@ from typing import Any
 from rerank_api import names
 from rerank_api.reranker import parse_reranker
 from rerank_api.revision import object_name, revision_hash, revision_of
+from rerank_operator.controller.actions import Apply, Delete, Scale
 from rerank_operator.controller.conditions import Problem
 from rerank_operator.controller.kinds import DEPLOYMENTS, PODS, RERANKERS, Kind
 from rerank_operator.controller.observe import Observed, observe
-from rerank_operator.controller.plan import Apply, Delete, Plan, Scale, make_plan
+from rerank_operator.controller.plan import Plan, make_plan
 from rerank_operator.controller.store import Store
 from rerank_operator.manifests.common import labels
 from rerank_operator.manifests.pod_template import WorkerImage

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from rerank_api import names
 from rerank_api.outcome import Outcome
 from rerank_api.reranker import CheckVerdict, DifferedRequest, RolloutCheck
+from rerank_operator.controller.actions import Apply, Scale
 from rerank_operator.controller.kinds import CONTROLLER_REVISIONS, DEPLOYMENTS, PODS
-from rerank_operator.controller.plan import Apply, Scale
 from rerank_operator.controller.scene import LARGEST_OUTCOME
 from rerank_operator.controller.times import format_time
 from rerank_operator.manifests.pod_template import WorkerImage

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rerank_api import names
+from rerank_operator.controller.actions import Apply, Delete, Scale
 from rerank_operator.controller.conditions import Problem
-from rerank_operator.controller.plan import Apply, Delete, Scale
 from unit.operator.build import (
     DEPLOYMENTS,
     KEY,

@@ -7,7 +7,8 @@ import pytest
 from prometheus_client import REGISTRY
 from rerank_api import names
 from rerank_api.demand import DemandLine, RerankerDemand
-from rerank_operator.controller.plan import Mark, Plan, Scale, make_plan
+from rerank_operator.controller.actions import Mark, Scale
+from rerank_operator.controller.plan import Plan, make_plan
 from rerank_operator.controller.scaler import Scaler, stored_memory
 from rerank_operator.controller.status_writes import ASLEEP_STATUS_SECONDS, STATUS_SECONDS
 from rerank_operator.controller.verdict import Verdict

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from rerank_api import names
 from rerank_api.reranker import Metadata
+from rerank_operator.controller.actions import Apply, Mark
 from rerank_operator.controller.conditions import Problem
 from rerank_operator.controller.kinds import DEPLOYMENTS, PODS, RERANKERS, WARM_POOLS
-from rerank_operator.controller.plan import Apply, Mark
 from rerank_operator.controller.store import Store
 from rerank_operator.manifests.pod_template import BadSpec
 from rerank_operator.manifests.warm_pool import warm_pool_deployment
