@@ -3,6 +3,7 @@
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 from rerank_api import units
 
@@ -26,8 +27,7 @@ exit status:
 Everything is asked and written by your own kubectl, with your rights: status
 and history need get and list of rerankers (history: of controllerrevisions,
 too), those from promote to retry patch of rerankers; calibrate, tune and
-samples tell theirs in their --help. Flags stand behind the command: kubectl
-rerank status -n search."""
+samples tell theirs in their --help."""
 
 _PROMOTE = """\
 Sends all requests to the canary and skips the gates that are left.
@@ -112,7 +112,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Rerankers: how far rollouts are, why, and what to do by hand.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
+    _of_kubectl(parser)
+    parser.set_defaults(namespace=None, context=None, kubeconfig=None)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
     status = _verb(verbs, "status", "how far rollouts are, and what can be done", "One Reranker in full, or a table.")
@@ -173,11 +176,17 @@ def _verb(
     verb = verbs.add_parser(
         name, help=short, description=long, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    asked = verb.add_argument_group("of kubectl")
-    asked.add_argument("-n", "--namespace", metavar="NAME", help="default: the context's")
-    asked.add_argument("--context", metavar="NAME", help="of the kubeconfig; default: the current one")
-    asked.add_argument("--kubeconfig", metavar="FILE", help="default: as kubectl finds it")
+    _of_kubectl(verb)
     return verb
+
+
+def _of_kubectl(parser: argparse.ArgumentParser) -> None:
+    """Before the command or behind it. Without defaults, for those of the second would hide what the first was told."""
+    asked = parser.add_argument_group("of kubectl")
+    nothing: dict[str, Any] = {"default": argparse.SUPPRESS}
+    asked.add_argument("-n", "--namespace", metavar="NAME", help="default: the context's", **nothing)
+    asked.add_argument("--context", metavar="NAME", help="of the kubeconfig; default: the current one", **nothing)
+    asked.add_argument("--kubeconfig", metavar="FILE", help="default: as kubectl finds it", **nothing)
 
 
 def _named(verb: argparse.ArgumentParser) -> None:

@@ -23,6 +23,9 @@ GET = ["get", "rerankers.rerank.dev"]
     [
         (["status"], [*GET, "--output=json"]),
         (["status", "-n", "search"], [*GET, "--namespace=search", "--output=json"]),
+        (["-n", "search", "status"], [*GET, "--namespace=search", "--output=json"]),
+        (["-n", "shop", "status", "-n", "search"], [*GET, "--namespace=search", "--output=json"]),
+        ([*CLUSTER, "status", "-A"], [*GET, "--all-namespaces", "--output=json", *FLAGS]),
         (["status", "-A", *CLUSTER], [*GET, "--all-namespaces", "--output=json", *FLAGS]),
     ],
 )

@@ -119,19 +119,35 @@ class Scenario:
     canary: Arm
 
 
+class _Once(yaml.SafeLoader):
+    """Refuses a field that stands twice in one place: YAML's own rule, of which PyYAML would let the last win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise BadInput(f"{key.value}: stands there twice, the second time in line {line}: leave one out")
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_scenario(path: Path) -> Scenario:
     """The scenario in ``path``; a file of samples is looked for beside it, then where the command runs.
 
     Raises BadInput with the field.
     """
     try:
-        body = yaml.safe_load(path.read_text("utf-8"))
+        body = yaml.load(path.read_text("utf-8"), _Once)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}): give the path of a scenario") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"{path}: is no YAML: {error}") from None
     except RecursionError:
         raise BadInput(f"{path}: is no YAML of a scenario: it is nested too deeply") from None
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
     except ValueError as error:  # What looks like a date or a number, and is none that Python has.
         raise BadInput(f"{path}: is no YAML that can be used ({error}): put a quote around such a value") from None
     try:

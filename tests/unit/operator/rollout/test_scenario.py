@@ -135,6 +135,8 @@ QUALITY: dict[str, Any] = {"ndcg": 0.7, "ndcg_sd": 0.2, "golden_queries": 200}
     [
         ("{", "is no YAML"),
         ("[" * 5000, "is no YAML"),
+        ("seed: 1\nseed: 2", "seed: stands there twice, the second time in line 2: leave one out"),
+        ("stable: {error_rate: 0.1, error_rate: 0.2}", "error_rate: stands there twice"),
         ("seed: 2001-13-45", "is no YAML that can be used (month must be in 1..12)"),
         (f"seed: {'9' * 5000}", "is no YAML that can be used (Exceeds the limit"),
         ("", "the scenario: None is not a mapping"),
