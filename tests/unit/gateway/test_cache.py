@@ -33,10 +33,11 @@ SCORE = DocumentScore(0.25, 7, truncated=False, chunked=False)
 
 
 async def _ask(house: House, documents: Sequence[str], path: str = "/v2/rerank", **fields: Any) -> tuple[Any, str, str]:
-    """The answer without its id, the cache's word and the revision."""
-    kind = fields.pop("kind", "documents")
+    """The answer without its id, the cache's word and the revision. ``request_id`` decides on the revision."""
+    kind, request_id = fields.pop("kind", "documents"), fields.pop("request_id", "")
     body = {"query": "q", kind: documents, **fields}
-    async with house.client.post(house.url + path, json=body) as response:
+    headers = {"X-Request-Id": request_id} if request_id else {}
+    async with house.client.post(house.url + path, json=body, headers=headers) as response:
         answer = await response.json()
         assert response.status == 200, answer
         if isinstance(answer, dict):
@@ -163,9 +164,9 @@ async def test_an_answer_is_of_one_revision_and_the_traffic_is_split_as_without_
     house.serve(old, new, cache=CACHE, traffic=(("old", 50), ("new", 50)))
     draw = random.Random(7)
     said: dict[tuple[str, str], int] = {}
-    for _ in range(150):
+    for number in range(150):
         documents = ["x" * draw.randint(1, 8) for _ in range(3)]
-        answer, cache, revision = await _ask(house, documents)
+        answer, cache, revision = await _ask(house, documents, request_id=f"number-{number}")
         said[cache, revision] = said.get((cache, revision), 0) + 1
         right = [len(document) / 1000 for document in documents]
         assert _scores_in(answer) == pytest.approx(
