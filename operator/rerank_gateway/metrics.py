@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 from prometheus_client.core import Metric
@@ -194,9 +194,9 @@ class Metrics:
 
     def answered(self, record: Record, duration: float) -> None:
         """Counts a request that has ended after so many seconds."""
-        key, labels = (record.namespace, record.reranker), (record.namespace, record.reranker, record.revision)
-        code = record.code
-        if not record.reranker:
+        namespace, reranker, code = record.namespace, record.reranker, record.code
+        key, labels = (namespace, reranker), (namespace, reranker, record.revision)
+        if not reranker:
             self._requests.add((*labels, str(code)))
             return
         known = self._known.get(labels) or self._begin(labels)
@@ -228,9 +228,11 @@ class Metrics:
             scored.duration.observe(duration, exemplar)
             scored.queue_time.observe(record.waited)
             scored.tokens.value += record.tokens
-            scored.truncated.value += record.truncated
-            scored.truncated_requests.value += record.truncated > 0
-            scored.chunked.value += record.chunked
+            if record.truncated:
+                scored.truncated.value += record.truncated
+                scored.truncated_requests.value += 1
+            if record.chunked:
+                scored.chunked.value += record.chunked
 
     def retried(self, endpoint: Endpoint, reason: str) -> None:
         labels = (endpoint.namespace, endpoint.reranker, endpoint.revision)
@@ -339,7 +341,8 @@ class Metrics:
             del self._gone_since[labels]
 
 
-class _Indicator(NamedTuple):
+@dataclass(slots=True)
+class _Indicator:
     promised: Count
     kept: Count
 
@@ -350,7 +353,8 @@ class _Indicator(NamedTuple):
             self.kept.value += good
 
 
-class _Scored(NamedTuple):
+@dataclass(slots=True)
+class _Scored:
     """Series of a revision that has scored."""
 
     duration: Buckets

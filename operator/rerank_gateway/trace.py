@@ -32,6 +32,8 @@ class Attempt:
 class Trace:
     """Of a request whose spans are not kept."""
 
+    __slots__ = ("_headers", "trace_id")
+
     sampled = False
 
     def __init__(self, trace_id: str = "", headers: Mapping[str, str] | None = None) -> None:

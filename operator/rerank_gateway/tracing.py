@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from random import getrandbits
 
 from aiohttp.hdrs import METH_ALL
 from multidict import CIMultiDictProxy
@@ -46,7 +47,7 @@ _WENT_AWAY = "client_went_away"
 
 _propagator = TraceContextTextMapPropagator()
 _NO_CONTEXT = Context()
-_RANDOM = TraceFlags.RANDOM_TRACE_ID
+_RANDOM = int(TraceFlags.RANDOM_TRACE_ID)
 
 
 class Tracing:
@@ -66,8 +67,8 @@ class Tracing:
         plain = TRACESTATE not in headers and (parent is not None or TRACEPARENT not in headers)
         if plain and not self._sampling.keeps(trace_id, parent):
             # Most requests. A span of the SDK that keeps nothing would take ten times as long.
-            span_id = f"{self._ids.generate_span_id():016x}"
             flags = _RANDOM if parent is None else parent.flags & _RANDOM
+            span_id = (getrandbits(64) or 1).to_bytes(8).hex()
             return Trace(trace_id, {TRACEPARENT: traceparent(trace_id, span_id, flags)})
         zero = self._exporter.zero()
         given = _propagator.extract(headers, getter=_HEADERS) if TRACEPARENT in headers else _NO_CONTEXT
@@ -222,8 +223,8 @@ class _Ids(RandomIdGenerator):
 
     def begin(self) -> str:
         """Of the trace that begins next, 32 hex digits."""
-        self._begun = super().generate_trace_id()
-        return f"{self._begun:032x}"
+        self._begun = begun = getrandbits(128) or 1  # 0 is no id
+        return begun.to_bytes(16).hex()  # a third of the time of formatting it
 
     def generate_trace_id(self) -> int:
         return self._begun

@@ -23,7 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 from rerank_api import otlp, wire
 from rerank_api.exporting import LAST_SPANS
 from rerank_api.sampling import TRACEPARENT
-from rerank_gateway.cluster.state import CachePolicy, MirrorPolicy
+from rerank_gateway.cluster.state import CachePolicy, Endpoint, MirrorPolicy
 from rerank_gateway.record import Record
 from rerank_gateway.trace import UNTRACED, pass_on
 from rerank_gateway.tracing import Tracing
@@ -555,3 +555,23 @@ async def test_while_it_is_off_it_costs_next_to_nothing(house: House) -> None:
         trace.end(Record("id"), 1.0)
     of_a_trace = (time.thread_time() - began) / times
     assert of_a_trace < of_a_request / 50
+
+
+def test_ids_of_a_trace_that_is_not_kept_are_hexadecimal_and_never_nought(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(otlp.ENDPOINT, "http://127.0.0.1:9")
+    monkeypatch.setenv(otlp.SAMPLER, otlp.BY_RATIO)
+    monkeypatch.setenv(otlp.SAMPLER_ARGUMENT, "0")
+    drawn = {128: [0, 0xABC, 2**128 - 1], 64: [0, 0xDEF, 2**64 - 1]}
+    monkeypatch.setattr("rerank_gateway.tracing.getrandbits", lambda bits: drawn[bits].pop(0))
+    endpoint = Endpoint("uid", "search", "products", "one", "127.0.0.1", 9)
+    begun = Tracing(time.monotonic)
+    sent = []
+    for _ in range(3):
+        with begun.begin({}, "POST", "/v2/rerank", 1.0).attempt(endpoint, 1) as attempt:
+            sent.append(attempt.headers[TRACEPARENT])
+    asyncio.run(begun.close())
+    assert sent == [
+        f"00-{1:032x}-{1:016x}-02",
+        f"00-{0xABC:032x}-{0xDEF:016x}-02",
+        f"00-{'f' * 32}-{'f' * 16}-02",
+    ]
