@@ -8,6 +8,7 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,18 +20,30 @@ LENGTH = b"content-length:"
 
 async def ask(url: str, body: bytes, clients: int, seconds: float) -> int:
     """Requests that were answered with 200, each client asking again at once. Raises RuntimeError for other answers."""
+    end = time.monotonic() + seconds
+    return await _ask(url, body, clients, lambda: time.monotonic() < end)
+
+
+async def ask_times(url: str, body: bytes, clients: int, requests: int) -> None:
+    """So many requests, else as ``ask``."""
+    left = iter(range(requests))
+    await _ask(url, body, clients, lambda: next(left, None) is not None)
+
+
+async def _ask(url: str, body: bytes, clients: int, more: Callable[[], bool]) -> int:
+    """``more``: whether another request is to be sent."""
     place = urlsplit(url)
     head = (
         f"POST {place.path} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
-    request, end = head.encode() + body, time.monotonic() + seconds
+    request = head.encode() + body
 
     async def one() -> int:
         reader, writer = await asyncio.open_connection(place.hostname, place.port)
         answered = 0
         try:
-            while time.monotonic() < end:
+            while more():
                 writer.write(request)
                 head = await reader.readuntil(HEAD_ENDS)
                 answer = await reader.readexactly(_length(head))
