@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
 
     tune = _verb(verbs, "tune", "measure batch sizes and token budgets on the workers' hardware", _TUNE)
     _named(tune)
-    tune.add_argument("--seconds", type=_seconds, default=120.0, help="that it measures; default: 120")
+    tune.add_argument("--seconds", type=_seconds, default=120.0, help="from its start, loading included; default: 120")
     tune.add_argument("--wait", type=_duration, default="10m", help="for room and the image; default: 10m")
     tune.add_argument("--yes", action="store_true", help="though requests wait or a rollout goes on")
     tune.add_argument("--json", action="store_true", help="the worker's own report")

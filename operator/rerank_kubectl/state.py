@@ -8,6 +8,8 @@ from rerank_api.reranker import RejectedRevision, Reranker, RolloutStatus
 ENDED = frozenset({"Promoted", "RolledBack", "Cancelled"})
 USERS_CHECKS = frozenset({"errors", "latency"})
 """What is judged on users' requests."""
+DIFFERENCE = "difference"
+"""What an A/B test tells. It is never a verdict, so a promotion passes over nothing there."""
 
 SERVES, NOT_PROMOTED, GOING_ON = 0, 1, 3
 """How a watched rollout ended; the exit statuses too."""
@@ -57,7 +59,9 @@ def troubles(reranker: Reranker) -> dict[str, str]:
 def unproven(rollout: RolloutStatus) -> list[str]:
     """What a promotion by hand would pass over, a sentence each; empty where everything is passed."""
     left = [
-        f"{check.name} says {check.verdict}: {check.message}" for check in rollout.checks if check.verdict != "pass"
+        f"{check.name} says {check.verdict}: {check.message}"
+        for check in rollout.checks
+        if check.verdict != "pass" and check.name != DIFFERENCE
     ]
     if rollout.phase in ("Starting", "Golden", "Mirror"):
         left.append(f"no user's request has gone to it: it is in phase {rollout.phase}")

@@ -226,6 +226,8 @@ def _paused(state: RolloutStatus, scene: Scene) -> str:
         return "spec.rollout.paused is true"
     if scene.paused:
         return f"the annotation {names.ANNOTATION_ROLLOUT_PAUSED} is true"
+    if scene.rollout.strategy == "ABTest" and state.phase == "Traffic":
+        return ""  # held until a person decides, however long that takes
     if scene.now - time_or_zero(state.started) > units.parse_duration(scene.rollout.deadline):
         return f"it is not decided after {scene.rollout.deadline} (spec.rollout.deadline): promote or abort it"
     return ""

@@ -42,6 +42,7 @@ def test_a_canary_is_one_until_its_rollout_is_over(phase: RolloutPhase, goes_on:
         ("Traffic", [LOADED, SAME_ERRORS, SAME_LATENCY], []),
         ("Traffic", [LOADED, SAME_ERRORS, UNSURE], [f"latency says hold: {UNSURE.message}"]),
         ("Traffic", [LOADED, RolloutCheck("errors", "fail", "9 of 10 failed")], ["errors says fail: 9 of 10 failed"]),
+        ("Traffic", [LOADED, SAME_ERRORS, SAME_LATENCY, RolloutCheck("difference", "hold", "p50 +1 %")], []),
         ("Traffic", [LOADED], ["nothing has been said yet about users' requests"]),
         ("Traffic", [], ["nothing has been said yet about users' requests"]),
         ("Mirror", [LOADED], ["no user's request has gone to it: it is in phase Mirror"]),

@@ -276,6 +276,11 @@ def test_an_ab_test_holds_its_split_whatever_its_figures_say():
     worse = (check("errors", "fail"), check("latency", "hold"))
     world.find(metrics=worse, action="promote", step=1)
     assert (world.rollout["phase"], world.percents) == ("Traffic", {world.a: 50, world.b: 50})
+    # Regression: after a day it was paused by the deadline, and a ticket asked for a decision.
+    world.now += 14 * 86_400
+    world.settle()
+    assert "RolloutPaused" not in told(world)
+    assert not world.rollout.get("paused")
     world.annotate(names.ANNOTATION_ABORT, world.rollout["started"])
     world.settle()
     assert world.rollout["phase"] == "RolledBack"

@@ -430,7 +430,7 @@ def test_without_pyarrow_the_remedy_is_told(run: Run, tmp_path: Path, monkeypatc
     source.write_bytes(b"PAR1")
     code, said = run(source)
     assert code == 71
-    assert "rerank-worker[parquet]" in said
+    assert "pip install pyarrow" in said
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ class Parquet:
             import pyarrow.parquet
         except ImportError as error:
             raise EnvironmentFailure(
-                "reading .parquet needs pyarrow, which is not installed: pip install 'rerank-worker[parquet]', or "
+                "reading .parquet needs pyarrow, which is not installed: pip install pyarrow, or "
                 "convert the file to .jsonl"
             ) from error
         self._arrow: Any = pyarrow

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name != "numpy":
             raise
-        print("simulate: needs numpy, which is not installed: install rerank-operator[simulate]", file=sys.stderr)
+        print("simulate: needs numpy, which is not installed: pip install numpy", file=sys.stderr)
         return BAD_INPUT
     try:
         scenario = read_scenario(options.scenario)

@@ -177,7 +177,7 @@ def test_without_numpy_it_says_what_to_install(scenario: Path):
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 2
-    assert ended.stderr == "simulate: needs numpy, which is not installed: install rerank-operator[simulate]\n"
+    assert ended.stderr == "simulate: needs numpy, which is not installed: pip install numpy\n"
 
 
 def test_a_threshold_of_ours_can_be_set(scenario: Path, capsys: pytest.CaptureFixture):
