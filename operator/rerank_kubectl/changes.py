@@ -47,11 +47,12 @@ def promote(reranker: Reranker, revision: str | None, force: bool, call: Call) -
 
 
 def abort(reranker: Reranker, revision: str | None, call: Call) -> Change:
-    """Never asks twice: going back to what serves is safe. Raises Refused."""
+    """Never asks twice: until a canary is promoted, stable has all its workers. Raises Refused."""
     rollout = _canary(reranker, "abort", revision, call)
+    late = " (some of its workers may have gone: requests wait until they are back)" * (rollout.phase == "Promoting")
     return Change(
-        f"{_of(rollout, reranker)} is to be taken back: {rollout.stable} serves all requests again, and this revision "
-        f"is not tried any more; to try it again: {command('retry', reranker, call)}",
+        f"{_of(rollout, reranker)} is to be taken back: {rollout.stable} serves all requests again{late}, and this "
+        f"revision is not tried any more; to try it again: {command('retry', reranker, call)}",
         {names.ANNOTATION_ABORT: rollout.started, names.ANNOTATION_PROMOTE: None},
     )
 

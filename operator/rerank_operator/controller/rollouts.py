@@ -236,6 +236,7 @@ class Rollouts:
             watched.golden_due = self._wall() + RETRY_SECONDS
             self._found_golden(key, watched, check)
             return
+        watched.golden_due = min(watched.golden_due, self._wall() + RETRY_SECONDS)  # the clock may have gone back
         decided = watched.findings.golden is not None and watched.findings.golden.verdict != "hold"
         if not decided and self._wall() >= watched.golden_due:
             ranking = self._golden(session, watched, observed, rollout)
@@ -313,6 +314,8 @@ class Rollouts:
             found = msgspec.structs.replace(found, stable=Window(), canary=Window())
         else:
             found = await self._poll(session, key, watched, state)
+        if self._watched.get(key) is not watched:
+            return watched.findings  # it has ended meanwhile: its queries are cancelled, and no more are asked
         watched.judge = judge
         if (step := min(state.step, len(judge.weights) - 1)) > judge.step:
             judge.skip_to(step, now)

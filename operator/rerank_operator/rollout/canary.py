@@ -170,7 +170,9 @@ def _walk(state: RolloutStatus, scene: Scene) -> Course:
         reason, message = scene.hopeless
         return _reject(_with_check(state, RolloutCheck("load", "fail", message)), scene, reason, message)
     failed = next((check for check in state.checks if check.verdict == "fail"), None)
-    if failed is not None and scene.rollout.strategy == "ABTest" and failed.name not in BEFORE_TRAFFIC:
+    # In an A/B test figures only tell, and who promotes one has passed over them: no later strategy brings them back.
+    only_told = scene.rollout.strategy == "ABTest" or state.phase == "Promoting"
+    if failed is not None and only_told and failed.name not in BEFORE_TRAFFIC:
         failed = None
     if failed is not None:
         return _reject(state, scene, REASONS.get(failed.name, OWN_METRIC_WORSE), f"{failed.name}: {failed.message}")
@@ -205,8 +207,10 @@ def _with_findings(state: RolloutStatus, findings: Findings) -> RolloutStatus:
 
 
 def _with_checks_asked_for(state: RolloutStatus, rollout: Rollout) -> RolloutStatus:
-    """Without those of queries that are not in the spec any more."""
-    asked = {"load", "difference", *REASONS, *(query.name for query in rollout.prometheus)}
+    """Without those of queries that are not in the spec any more, or of an A/B test that is none any more."""
+    asked = {"load", *REASONS, *(query.name for query in rollout.prometheus)}
+    if rollout.strategy == "ABTest":
+        asked.add("difference")
     return msgspec.structs.replace(state, checks=[check for check in state.checks if check.name in asked])
 
 

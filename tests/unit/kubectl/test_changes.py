@@ -62,6 +62,7 @@ def test_a_canary_is_aborted_in_every_phase_without_asking(phase: RolloutPhase):
     change = changes.abort(reranker(rollout(phase, UNSURE)), None, CALL)
     assert change.annotations == {names.ANNOTATION_ABORT: EARLIER, names.ANNOTATION_PROMOTE: None}
     assert "kubectl rerank retry products" in change.said
+    assert ("requests wait" in change.said) == (phase == "Promoting")
 
 
 @pytest.mark.parametrize("verb", ["promote", "abort"])

@@ -286,6 +286,32 @@ def test_an_ab_test_holds_its_split_whatever_its_figures_say():
     assert world.rollout["phase"] == "RolledBack"
 
 
+def test_what_a_person_has_promoted_is_not_taken_back_for_what_they_passed_over():
+    """Regression: the strategy set back to Canary, while the workers of an A/B test's winner still loaded, made an old
+    verdict strike."""
+    world = Rollout(strategy="ABTest", steps=[50])
+    world.find(golden=check("golden"), mirror=check("mirror"))
+    world.find(metrics=(check("errors"), check("latency", "fail")))
+    world.annotate(names.ANNOTATION_PROMOTE, world.rollout["started"])
+    world.step()
+    assert world.rollout["phase"] == "Promoting"
+    world.findings = None
+    world.want(MODEL_B, replicas=4, rollout=CANARY)
+    world.settle()
+    assert world.rollout["phase"] == "Promoted"
+
+
+def test_an_ab_test_that_becomes_a_canary_waits_for_no_difference():
+    world = Rollout(strategy="ABTest", steps=[50])
+    world.find(golden=check("golden"), mirror=check("mirror"))
+    world.find(metrics=(check("errors"), check("latency"), check("difference", "hold")))
+    world.want(MODEL_B, replicas=4, rollout=CANARY)
+    world.findings = None
+    world.step()
+    assert "difference" not in world.rollout["message"]
+    assert "difference" not in {one["name"] for one in world.rollout["checks"]}
+
+
 def images(world: World) -> dict[str, str]:
     return {
         body["metadata"]["labels"][names.LABEL_REVISION]: body["spec"]["template"]["spec"]["containers"][0]["image"]

@@ -9,7 +9,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 from prometheus_client import REGISTRY
-from rerank_api import wire
+from rerank_api import names, wire
 from rerank_api.answers import ANSWERS_PATH, Answers, Mirrored, MirroredAnswers
 from rerank_api.reranker import RolloutCheck
 from rerank_operator.controller.kinds import PODS
@@ -22,7 +22,14 @@ from unit.operator.test_canary_plans import CANARY, Rollout, check
 class Asked:
     """Rollouts of a world whose pods are one worker that scores as it is told to."""
 
-    def __init__(self, world: Rollout, session: aiohttp.ClientSession, address: str, gateways: list[str]) -> None:
+    def __init__(
+        self,
+        world: Rollout,
+        session: aiohttp.ClientSession,
+        address: str,
+        gateways: list[str],
+        prometheus: str | None = None,
+    ) -> None:
         self.world, self.session, self.api = world, session, Api()
         for pod in world.pods():
             world.put(PODS, pod | {"status": pod["status"] | {"podIP": address}})
@@ -33,6 +40,7 @@ class Asked:
             lambda: True,
             lambda key: None,
             lambda: world.now,
+            prometheus,
         )
 
     async def look(self) -> None:
@@ -57,13 +65,15 @@ class Asked:
 
 
 @asynccontextmanager
-async def asking(world: Rollout, gateways: list[str] | None = None) -> AsyncGenerator[tuple[Asked, Worker]]:
+async def asking(
+    world: Rollout, gateways: list[str] | None = None, prometheus: str | None = None
+) -> AsyncGenerator[tuple[Asked, Worker]]:
     worker = Worker()
     async with (
         listening(web.post(wire.SCORE_PATH, worker.score)) as address,
         aiohttp.ClientSession() as session,
     ):
-        asked = Asked(world, session, address, gateways or [])
+        asked = Asked(world, session, address, gateways or [], prometheus)
         try:
             yield asked, worker
         finally:
@@ -113,6 +123,56 @@ async def test_what_nobody_thought_of_is_told_and_tried_again_after_a_while():
         assert worker.asked == 0
         asked.world.now += RETRY_SECONDS
         await asked.until(lambda: asked.golden is not None and asked.golden.verdict == "pass")
+
+
+async def test_a_clock_that_is_set_back_does_not_keep_a_golden_set_from_being_tried_again():
+    """Regression: a canary in Golden stood still for as long as the clock had gone back."""
+    async with asking(Rollout()) as (asked, _):
+        asked.api.change(json.dumps({"queries": QUERIES[:5]}))
+        await asked.until(lambda: asked.golden is not None)
+        asked.world.now -= 7200
+        await asked.look()
+        asked.api.change(json.dumps({"queries": QUERIES}))
+        asked.world.now += RETRY_SECONDS
+        await asked.until(lambda: asked.golden is not None and asked.golden.verdict == "pass")
+
+
+async def test_a_canary_that_ends_while_its_metric_is_asked_for_ends_nothing_else():
+    """Regression: the query was cancelled, and its result asked for after the gateways had answered; that ended the
+    loop that looks at canaries, and with it the operator."""
+    metric = {"name": "conversion", "query": 'orders{revision="{revision}"}', "maxDecrease": 0.1, "interval": "30s"}
+    world = Rollout(prometheus=[metric])
+    world.find(golden=check("golden"), mirror=check("mirror"))
+    queried, polled, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def hang(request: web.Request) -> web.Response:
+        queried.set()
+        await go_on.wait()
+        return web.json_response({})
+
+    async def tell(request: web.Request) -> web.Response:
+        if queried.is_set():
+            polled.set()
+            await go_on.wait()
+        return web.json_response({"gateway": "g1", "revisions": [], "mirrored": []})
+
+    async with (
+        listening(web.post("/api/v1/query", hang)) as prometheus,
+        listening(web.get(ANSWERS_PATH, tell)) as gateway,
+        asking(world, [gateway], f"http://{prometheus}") as (asked, _),
+    ):
+        await asked.look()
+        world.now += 31
+        await asked.look()
+        await asyncio.wait_for(queried.wait(), 10)
+        looking = asyncio.create_task(asked.look())
+        await asyncio.wait_for(polled.wait(), 10)
+        world.annotate(names.ANNOTATION_ABORT, world.rollout["started"])
+        world.findings = None
+        world.step()
+        assert asked.rollouts.findings(world.observe()) is None
+        go_on.set()
+        await asyncio.wait_for(looking, 10)
 
 
 async def test_a_golden_set_that_is_nested_too_deeply_is_refused():
