@@ -167,7 +167,7 @@ unless {OF_SLI}
 label_replace(
   sum by (namespace, reranker) (max_over_time(rerank_gateway_waiting_requests[2m])) > 0
   unless {OF_RERANKER}
-    sum by (namespace, reranker) (rerank_gateway_endpoints) > 0,
+    sum by (namespace, reranker) (rerank_gateway_serving_endpoints) > 0,
   "sli", "availability", "", ""
 )
 {silent("0m")}
@@ -176,7 +176,8 @@ label_replace(
                 why="""Requests wait, and no worker has been ready for 10 minutes. Where few ask, as after idle
                 time, nothing has failed 10 times yet, so the budget says nothing; and a request that is held has
                 not failed at all. 10 minutes: twice the default of requests.wakeTimeout, and longer than a GPU node
-                takes to come. 2 minutes: between one client that gave up and the next.""",
+                takes to come. A canary without a share of the requests serves nobody. 2 minutes: between one client
+                that gave up and the next.""",
                 summary="nothing serves " + NAME + ", and requests wait",
                 description=NAME + ": {{ $value | humanize }} requests are held, and no worker has been ready for 10 "
                 "minutes. Condition Degraded tells why, in the scheduler's or the worker's words.",

@@ -33,6 +33,11 @@ class LiveGauges(Collector):
             "rerank_gateway_in_flight_requests", "Requests at a worker.", labels=labels.RERANKER
         )
         endpoints = GaugeMetricFamily("rerank_gateway_endpoints", "Workers that are Ready.", labels=labels.REVISION)
+        serving = GaugeMetricFamily(
+            "rerank_gateway_serving_endpoints",
+            "Workers that are Ready and may answer users' requests: not those of a canary that has no share yet.",
+            labels=labels.RERANKER,
+        )
         cached = GaugeMetricFamily(
             "rerank_gateway_cache_bytes", "Memory that cached scores take, all told.", labels=labels.RERANKER
         )
@@ -67,4 +72,5 @@ class LiveGauges(Collector):
                 counts[endpoint.revision] = counts.get(endpoint.revision, 0) + endpoint.ready
             for revision, count in counts.items():
                 endpoints.add_metric((*key, revision), count)
-        yield from (waiting, in_flight, endpoints, cached, objectives, thresholds, maintenance)
+            serving.add_metric(key, sum(endpoint.ready for endpoint in route.endpoints))
+        yield from (waiting, in_flight, endpoints, serving, cached, objectives, thresholds, maintenance)

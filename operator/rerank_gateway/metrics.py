@@ -262,7 +262,7 @@ class Metrics:
 
     def update(self, table: RoutingTable) -> None:
         """The Rerankers and revisions that exist now. Their indicators begin at 0, so that the first bad request is
-        seen as an increase."""
+        seen as an increase, and their answers, so that the first good one is."""
         for key, route in table.routes.items():
             policy, before = route.policy, self._policies.get(key)
             if before is None or before.objectives.threshold != policy.objectives.threshold:
@@ -279,6 +279,8 @@ class Metrics:
 
     def _begin(self, labels: tuple[str, str, str]) -> "_Revision":
         known = _Revision(self._indicator(labels, "availability"), self._indicator(labels, "latency"))
+        if labels[2]:
+            known.codes[200] = self._requests.of((*labels, "200"))
         self._known[labels] = known
         return known
 

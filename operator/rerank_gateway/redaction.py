@@ -20,8 +20,9 @@ _QUERY_STRING = re.compile(r"\?[^\s?=]{1,100}+=\S++")
 _AT = re.compile(r"[@\uff20]")
 _SECRET = re.compile(
     r"((?:passwor[dt]|passwd|passphrase|passcode|pwd|token|secret|authorization|sess(?:ion)?[_-]?id"
-    r"|(?:api|access|auth|private|secret)[ _-]?key)[\\\"']{0,2}\s{0,3}[:=\uff1a\uff1d]\s{0,3})"
-    r"""(?:"(?:[^"\\]|\\.){0,256}+"?|'(?:[^'\\]|\\.){0,256}+'?|(?:(?:basic|bearer)\s{1,3})?\S++)""",
+    r"|(?:api|access|auth|private|secret)[ _-]?key)[\\\"']{0,2}\s{0,3}[:=\uff1a\uff1d]{1,3}+>?+\s{0,3})"
+    r"""(?:"(?:[^"\\]|\\.){0,256}+"?|'(?:[^'\\]|\\.){0,256}+'?|[\u201c\u201e][^\u201c\u201d]{0,256}+[\u201c\u201d]?"""
+    r"""|(?:(?:basic|bearer|token|api-?key|digest|negotiate)\s{1,3})?\S++)""",
     re.IGNORECASE,
 )
 _EMAIL = re.compile(r"(?<!\S)[@\uff20]*+[^\s@\uff20]++[@\uff20]\S++")

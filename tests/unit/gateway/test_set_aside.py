@@ -71,6 +71,15 @@ async def test_its_worker_is_no_way_out_when_all_others_are_broken(house: House)
     assert canary.seen == []
 
 
+async def test_its_worker_is_ready_and_serves_nobody_as_metrics_tell(house: House) -> None:
+    """Regression: RerankNoWorkers stayed silent while a canary without a share was all that was left."""
+    house.serve(await house.worker("canary"), traffic=SHUT_OUT)
+    assert await house.metric("rerank_gateway_endpoints{", 'revision="canary"') == 1
+    assert await house.metric("rerank_gateway_serving_endpoints{") == 0
+    house.serve(await house.worker("stable"), traffic=SHUT_OUT)
+    assert await house.metric("rerank_gateway_serving_endpoints{") == 1
+
+
 async def test_its_worker_gets_nothing_when_the_others_are_gone(house: House) -> None:
     canary, stable = await house.worker("canary"), await house.worker("stable")
     house.serve(canary, stable, traffic=SHUT_OUT)

@@ -236,7 +236,9 @@ def test_late_answers_in_maintenance_are_silent(tmp_path: Path):
 def held(waiting: Spans, ready: Spans) -> list[Series]:
     return [
         gauge("rerank_gateway_waiting_requests", *waiting, **WHO, pod="g1"),
-        gauge("rerank_gateway_endpoints", *ready, **WHO, revision="r1", pod="g1"),
+        gauge("rerank_gateway_serving_endpoints", *ready, **WHO, pod="g1"),
+        # Of a canary that answers no user: Regression, it kept the page silent.
+        gauge("rerank_gateway_endpoints", (200, 1), **WHO, revision="canary", pod="g1"),
         gauge("rerank_worker_requests_in_flight", *ready, **WHO, revision="r1", pod="w1"),
     ]
 
