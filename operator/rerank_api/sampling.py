@@ -17,7 +17,8 @@ TRACESTATE = "tracestate"
 _PARENT = re.compile(r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 """A version to come may say more than the 55 characters of version 00."""
 _SAMPLED = 1
-_FLAGS = tuple(f"{flags:02x}" for flags in range(256))  # to format a number takes as long as the rest of the header
+_FLAGS = tuple(f"{flags:02x}" for flags in range(256))
+"""As the header has them, written once: each request needs one."""
 _IDS = 1 << 64
 """By the lower half of its id a share of the traces is kept."""
 

@@ -223,8 +223,8 @@ class _Ids(RandomIdGenerator):
 
     def begin(self) -> str:
         """Of the trace that begins next, 32 hex digits."""
-        self._begun = begun = getrandbits(128) or 1  # 0 is no id
-        return begun.to_bytes(16).hex()  # a third of the time of formatting it
+        self._begun = begun = getrandbits(128) or 1  # as the SDK draws it; 0 is no id
+        return begun.to_bytes(16).hex()
 
     def generate_trace_id(self) -> int:
         return self._begun

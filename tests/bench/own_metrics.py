@@ -1,4 +1,4 @@
-"""How soon a metric of the user's own decides on a canary, by how often it is beyond its limit; JSON out, a minute.
+"""How soon a metric of the user's own decides on a canary, by how often it is beyond its limit; JSON out, seconds.
 
     python tests/bench/own_metrics.py [--runs 400] [--intervals 400] [--json FILE]
 

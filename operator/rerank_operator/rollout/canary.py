@@ -169,11 +169,10 @@ def _walk(state: RolloutStatus, scene: Scene) -> Course:
     if scene.hopeless is not None and not (state.phase == "Promoting" and scene.ready):
         reason, message = scene.hopeless
         return _reject(_with_check(state, RolloutCheck("load", "fail", message)), scene, reason, message)
-    failed = next((check for check in state.checks if check.verdict == "fail"), None)
     # In an A/B test figures only tell, and who promotes one has passed over them: no later strategy brings them back.
     only_told = scene.rollout.strategy == "ABTest" or state.phase == "Promoting"
-    if failed is not None and only_told and failed.name not in BEFORE_TRAFFIC:
-        failed = None
+    deciding = [check for check in state.checks if not only_told or check.name in BEFORE_TRAFFIC]
+    failed = next((check for check in deciding if check.verdict == "fail"), None)
     if failed is not None:
         return _reject(state, scene, REASONS.get(failed.name, OWN_METRIC_WORSE), f"{failed.name}: {failed.message}")
     if scene.promote == state.started and state.phase != "Promoting":

@@ -119,7 +119,7 @@ class Scenario:
     canary: Arm
 
 
-class _Once(yaml.SafeLoader):
+class _UniqueFields(yaml.SafeLoader):
     """Refuses a field that stands twice in one place: YAML's own rule, of which PyYAML would let the last win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -139,7 +139,7 @@ def read_scenario(path: Path) -> Scenario:
     Raises BadInput with the field.
     """
     try:
-        body = yaml.load(path.read_text("utf-8"), _Once)  # noqa: S506 - a SafeLoader
+        body = yaml.load(path.read_text("utf-8"), _UniqueFields)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}): give the path of a scenario") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
